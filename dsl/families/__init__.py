@@ -1,0 +1,32 @@
+"""Families: the ways to lower a class of single-kernel programs to OpenCL C.
+
+A family is one object with four answers. They are asked in the order of `FAMILIES`, most special first; `naive` comes
+last and fits everything, so every legal program runs.
+"""
+
+from __future__ import annotations
+
+from typing import Protocol
+
+from tilewright.dsl.lowering import Lowering
+from tilewright.dsl.program import Program
+from tilewright.dsl.space import Configuration, Space
+from tilewright.dsl.target import Target
+
+
+class Family(Protocol):
+    """A way to lower programs."""
+
+    name: str
+
+    def refusal(self, program: Program, target: Target) -> str | None:
+        """Why this family cannot lower the program (one clause a person can read), or None if it can."""
+
+    def space(self, program: Program, target: Target) -> Space:
+        """The configurations to search; at least one is legal."""
+
+    def default(self, program: Program, target: Target) -> Configuration:
+        """A legal configuration that should be near the best, from the program and the target alone."""
+
+    def lower(self, program: Program, target: Target, configuration: Configuration) -> Lowering:
+        """The kernels for one configuration of the space."""

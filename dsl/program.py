@@ -1,0 +1,413 @@
+"""The checked tensor program: what was meant, with every name resolved and every size known.
+
+A Program is frozen and hashable. The text of the language (`syntax.py`) becomes one in `check.py`; the operator
+library and fusion build them from the same nodes. Families read Programs and write OpenCL C.
+
+    Program      name, tensors, statements
+    Statement    target[indices] = value          one output element per index tuple
+    Expr         Const | Read | Inside | IndexValue | Call | Cast | Reduce       (a closed set)
+"""
+
+from __future__ import annotations
+
+import hashlib
+import math
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, replace
+from functools import cached_property
+from typing import Union
+
+from tilewright.dsl.affine import Affine
+from tilewright.dsl.dtypes import DType
+
+GENERATOR_VERSION = "1"
+"""Changes whenever the same Program and configuration would give a different kernel."""
+
+
+@dataclass(frozen=True)
+class Tensor:
+    """A tensor in device memory: logical shape plus where each element lies.
+
+    ``strides`` (in elements, per dimension) and ``offset`` say the memory layout: channels-last is a permutation of
+    strides, a slice of a concatenation is an offset. Programs are written in logical indices alone.
+    """
+
+    name: str
+    dtype: DType
+    shape: tuple[int, ...]
+    strides: tuple[int, ...] = ()
+    offset: int = 0
+    pad: float = 0.0
+    """Value that reads outside the shape give."""
+
+    def __post_init__(self) -> None:
+        if not self.strides and self.shape:
+            object.__setattr__(self, "strides", contiguous_strides(self.shape))
+        if len(self.strides) != len(self.shape):
+            raise ValueError(f"tensor {self.name}: {len(self.shape)} sizes but {len(self.strides)} strides")
+
+    @property
+    def size(self) -> int:
+        """Number of elements."""
+        return math.prod(self.shape)
+
+    @property
+    def span(self) -> int:
+        """Elements of memory from the start of the buffer to one past the last element."""
+        if self.size == 0:
+            return 0
+        return self.offset + sum((n - 1) * s for n, s in zip(self.shape, self.strides, strict=True)) + 1
+
+    @property
+    def is_contiguous(self) -> bool:
+        """True if elements lie in row-major order without gaps (size-1 dimensions ignored), from offset 0."""
+        expected = contiguous_strides(self.shape)
+        return self.offset == 0 and all(
+            n == 1 or s == e for n, s, e in zip(self.shape, self.strides, expected, strict=True)
+        )
+
+    def address(self, index: tuple[Affine, ...]) -> Affine:
+        """Element address of ``self[index]`` in the buffer."""
+        total = Affine((), self.offset)
+        for position, stride in zip(index, self.strides, strict=True):
+            total = total + position * stride
+        return total
+
+
+def contiguous_strides(shape: tuple[int, ...]) -> tuple[int, ...]:
+    """Row-major strides, in elements."""
+    strides, step = [], 1
+    for n in reversed(shape):
+        strides.append(step)
+        step *= max(n, 1)
+    return tuple(reversed(strides))
+
+
+@dataclass(frozen=True)
+class Index:
+    """A loop index that runs over ``0 .. extent-1``."""
+
+    name: str
+    extent: int
+
+
+@dataclass(frozen=True)
+class Const:
+    """A literal."""
+
+    value: float | int | bool
+    dtype: DType
+
+
+@dataclass(frozen=True)
+class Read:
+    """``tensor[index]``; outside the tensor's shape it gives the tensor's pad value."""
+
+    tensor: str
+    index: tuple[Affine, ...]
+    dtype: DType
+
+
+@dataclass(frozen=True)
+class Inside:
+    """``inside(tensor[index])``: true where that read lies within the tensor's shape."""
+
+    tensor: str
+    index: tuple[Affine, ...]
+    dtype: DType = DType.BOOL
+
+
+@dataclass(frozen=True)
+class IndexValue:
+    """An index expression used as data."""
+
+    index: Affine
+    dtype: DType = DType.I32
+
+
+@dataclass(frozen=True)
+class Call:
+    """A pointwise function of `functions.FUNCTIONS` (operators included: add, mul, lt, ...)."""
+
+    function: str
+    args: tuple[Expr, ...]
+    dtype: DType
+
+
+@dataclass(frozen=True)
+class Cast:
+    """Conversion to another element type, by C's rules (towards zero for floats to integers)."""
+
+    arg: Expr
+    dtype: DType
+
+
+@dataclass(frozen=True)
+class Reduce:
+    """``kind(indices) body`` with kind one of sum, prod, max, min; over nothing it gives the kind's identity."""
+
+    kind: str
+    indices: tuple[Index, ...]
+    body: Expr
+    dtype: DType
+    """Type of the accumulator and of the result."""
+
+
+Expr = Union[Const, Read, Inside, IndexValue, Call, Cast, Reduce]  # noqa: UP007 - recursive names need the string form
+
+REDUCTION_IDENTITY = {"sum": 0.0, "prod": 1.0, "max": -math.inf, "min": math.inf}
+
+
+@dataclass(frozen=True)
+class Statement:
+    """``target[indices] = value``: the indices name one element each and cover the target's whole shape."""
+
+    target: str
+    indices: tuple[Index, ...]
+    value: Expr
+
+
+@dataclass(frozen=True)
+class TileHint:
+    """``tile m: 32, 64 per item 2, 4``: the values a tuner may try for one index (empty = the family's own)."""
+
+    index: str
+    tile: tuple[int, ...] = ()
+    per_item: tuple[int, ...] = ()
+
+
+@dataclass(frozen=True)
+class Program:
+    """A tensor program with concrete sizes and types.
+
+    Statements run in order; a tensor is written by exactly one statement and never by two, and is read only after it.
+    ``hints`` narrow the tuning space; ``limits`` are the text's `where` conditions on it, kept as checked source text.
+    """
+
+    name: str
+    inputs: tuple[Tensor, ...]
+    outputs: tuple[Tensor, ...]
+    statements: tuple[Statement, ...]
+    intermediates: tuple[Tensor, ...] = ()
+    hints: tuple[TileHint, ...] = ()
+    limits: tuple[str, ...] = ()
+
+    @cached_property
+    def tensors(self) -> Mapping[str, Tensor]:
+        """All tensors by name."""
+        return {t.name: t for t in (*self.inputs, *self.intermediates, *self.outputs)}
+
+    @cached_property
+    def canonical(self) -> Program:
+        """The same program with its names replaced by positions, so that spelling does not matter.
+
+        Tensors become ``t0, t1, ...`` in order of declaration, indices ``i0, i1, ...`` in order of first use.
+        """
+        names = {name: f"t{n}" for n, name in enumerate(self.tensors)}
+
+        def tensor(t: Tensor) -> Tensor:
+            return replace(t, name=names[t.name])
+
+        statements, hints = [], {}
+        for s in self.statements:
+            order = {i.name: f"i{n}" for n, i in enumerate(all_indices(s))}
+            hints.update({h.index: order[h.index] for h in self.hints if h.index in order})
+            statements.append(rename_indices(replace(s, target=names[s.target]), order))
+        return Program(
+            "program",
+            tuple(map(tensor, self.inputs)),
+            tuple(map(tensor, self.outputs)),
+            tuple(replace(s, value=rename_tensors(s.value, names)) for s in statements),
+            tuple(map(tensor, self.intermediates)),
+            tuple(replace(h, index=hints.get(h.index, h.index)) for h in self.hints),
+            self.limits,
+        )
+
+    @cached_property
+    def signature(self) -> str:
+        """Stable identity of what the program computes, on which sizes, types and memory layouts (hex, 16 digits)."""
+        from tilewright.dsl.text import program_text
+
+        return hashlib.sha256(program_text(self.canonical).encode()).hexdigest()[:16]
+
+    @cached_property
+    def structure(self) -> str:
+        """Identity of the program apart from its sizes: programs of one structure differ in `sizes` alone."""
+        from tilewright.dsl.text import structure_text
+
+        return hashlib.sha256(structure_text(self.canonical).encode()).hexdigest()[:16]
+
+    @cached_property
+    def sizes(self) -> tuple[int, ...]:
+        """The extents of all indices, statement by statement, in order of first use."""
+        return tuple(i.extent for s in self.statements for i in all_indices(s))
+
+    @property
+    def operations(self) -> int:
+        """Arithmetic operations of one run: pointwise functions and reduction steps, counted once per index tuple."""
+        return sum(_operations(s.value, math.prod(i.extent for i in s.indices)) for s in self.statements)
+
+    @property
+    def bytes_moved(self) -> int:
+        """Least traffic with device memory in bytes: each input read once, each output written once."""
+        return sum(t.size * t.dtype.itemsize for t in (*self.inputs, *self.outputs))
+
+
+def _operations(e: Expr, times: int) -> int:
+    if isinstance(e, Reduce):
+        times *= math.prod(i.extent for i in e.indices)
+    own = times if isinstance(e, (Call, Reduce)) else 0
+    return own + sum(_operations(c, times) for c in children(e))
+
+
+# --- walking and rewriting ------------------------------------------------------------------------------------------
+
+
+def children(e: Expr) -> tuple[Expr, ...]:
+    """The direct sub-expressions."""
+    match e:
+        case Call():
+            return e.args
+        case Cast():
+            return (e.arg,)
+        case Reduce():
+            return (e.body,)
+        case _:
+            return ()
+
+
+def walk(e: Expr) -> Iterator[Expr]:
+    """The expression and everything below it, parents first, left to right."""
+    yield e
+    for c in children(e):
+        yield from walk(c)
+
+
+def transform(e: Expr, change: Callable[[Expr], Expr]) -> Expr:
+    """Apply `change` to every node, children first; unchanged subtrees come back as the same objects."""
+    match e:
+        case Call():
+            args = tuple(transform(a, change) for a in e.args)
+            e = e if all(a is b for a, b in zip(args, e.args, strict=True)) else replace(e, args=args)
+        case Cast():
+            arg = transform(e.arg, change)
+            e = e if arg is e.arg else replace(e, arg=arg)
+        case Reduce():
+            body = transform(e.body, change)
+            e = e if body is e.body else replace(e, body=body)
+        case _:
+            pass
+    return change(e)
+
+
+def substitute_indices(e: Expr, values: Mapping[str, Affine]) -> Expr:
+    """Replace loop indices in every index expression; reduction indices themselves keep their names."""
+
+    def change(node: Expr) -> Expr:
+        match node:
+            case Read() | Inside():
+                return replace(node, index=tuple(a.substitute(values) for a in node.index))
+            case IndexValue():
+                return replace(node, index=node.index.substitute(values))
+            case _:
+                return node
+
+    return transform(e, change)
+
+
+def rename_reductions(e: Expr, names: Mapping[str, str]) -> Expr:
+    """Rename the indices that reductions of `e` bind, and their uses."""
+
+    def change(node: Expr) -> Expr:
+        if isinstance(node, Reduce):
+            return replace(node, indices=tuple(replace(i, name=names.get(i.name, i.name)) for i in node.indices))
+        return node
+
+    return transform(substitute_indices(e, {old: Affine.index(new) for old, new in names.items()}), change)
+
+
+def rename_indices(s: Statement, names: Mapping[str, str]) -> Statement:
+    """Rename any of a statement's indices, the output's and the reductions'."""
+    indices = tuple(replace(i, name=names.get(i.name, i.name)) for i in s.indices)
+    return Statement(s.target, indices, rename_reductions(s.value, names))
+
+
+def rename_tensors(e: Expr, names: Mapping[str, str]) -> Expr:
+    """Rename the tensors that are read."""
+
+    def change(node: Expr) -> Expr:
+        return replace(node, tensor=names.get(node.tensor, node.tensor)) if isinstance(node, Read | Inside) else node
+
+    return transform(e, change)
+
+
+def all_indices(s: Statement) -> tuple[Index, ...]:
+    """Output indices, then reduction indices in order of appearance (names are unique within a statement)."""
+    return (*s.indices, *(i for e in walk(s.value) if isinstance(e, Reduce) for i in e.indices))
+
+
+def extents(s: Statement) -> dict[str, int]:
+    """Extent of every index of the statement."""
+    return {i.name: i.extent for i in all_indices(s)}
+
+
+def reads(e: Expr) -> list[Read]:
+    """All reads below `e`, in order."""
+    return [n for n in walk(e) if isinstance(n, Read)]
+
+
+def checked_dimensions(index: tuple[Affine, ...], shape: tuple[int, ...], extent: Mapping[str, int]) -> tuple[int, ...]:
+    """The dimensions in which this read can leave the tensor and so needs a range check."""
+    needed = []
+    for d, (position, size) in enumerate(zip(index, shape, strict=True)):
+        low, high = position.range(extent)
+        if low < 0 or high >= size:
+            needed.append(d)
+    return tuple(needed)
+
+
+def uses_only(e: Expr, names: frozenset[str]) -> bool:
+    """True if every index that occurs in `e` (outside its own reductions) is in `names`."""
+    own = {i.name for n in walk(e) if isinstance(n, Reduce) for i in n.indices}
+    used: set[str] = set()
+    for n in walk(e):
+        match n:
+            case Read() | Inside():
+                used.update(name for a in n.index for name in a.names)
+            case IndexValue():
+                used.update(n.index.names)
+            case _:
+                pass
+    return used - own <= names
+
+
+__all__ = [
+    "GENERATOR_VERSION",
+    "REDUCTION_IDENTITY",
+    "Call",
+    "Cast",
+    "Const",
+    "Expr",
+    "Index",
+    "IndexValue",
+    "Inside",
+    "Program",
+    "Read",
+    "Reduce",
+    "Statement",
+    "Tensor",
+    "TileHint",
+    "all_indices",
+    "checked_dimensions",
+    "children",
+    "contiguous_strides",
+    "extents",
+    "reads",
+    "rename_indices",
+    "rename_reductions",
+    "rename_tensors",
+    "substitute_indices",
+    "transform",
+    "uses_only",
+    "walk",
+]

@@ -1,0 +1,137 @@
+"""Spaces of configurations: named parameters with their values, and constraints with their reasons.
+
+A family states its space beside its kernel; the tuner searches it.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import random
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+Value = int | str
+
+
+@dataclass(frozen=True)
+class Configuration(Mapping[str, Value]):
+    """One choice for every parameter of a space; hashable, and the same text whatever order it was made in."""
+
+    items_: tuple[tuple[str, Value], ...]
+
+    @staticmethod
+    def of(values: Mapping[str, Any]) -> Configuration:
+        return Configuration(tuple(sorted(values.items())))
+
+    @staticmethod
+    def from_json(text: str) -> Configuration:
+        return Configuration.of(json.loads(text))
+
+    def to_json(self) -> str:
+        return json.dumps(dict(self.items_), sort_keys=True)
+
+    def integer(self, name: str) -> int:
+        """A parameter's value as an int."""
+        return int(self[name])
+
+    def __getitem__(self, name: str) -> Value:
+        for key, value in self.items_:
+            if key == name:
+                return value
+        raise KeyError(name)
+
+    def __iter__(self) -> Iterator[str]:
+        return (key for key, _ in self.items_)
+
+    def __len__(self) -> int:
+        return len(self.items_)
+
+    def __str__(self) -> str:
+        return ", ".join(f"{key}={value}" for key, value in self.items_)
+
+
+@dataclass(frozen=True)
+class Parameter:
+    """A tunable choice. ``values`` are ordered: neighbours in the tuple are neighbours in the search."""
+
+    name: str
+    values: tuple[Value, ...]
+    meaning: str
+
+
+@dataclass(frozen=True)
+class Constraint:
+    """A condition on configurations, with the reason that is shown when it is not met."""
+
+    reason: str
+    holds: Callable[[Configuration], bool]
+
+
+@dataclass(frozen=True)
+class Space:
+    """All configurations of one family for one program on one target."""
+
+    parameters: tuple[Parameter, ...] = ()
+    constraints: tuple[Constraint, ...] = ()
+
+    @property
+    def raw_size(self) -> int:
+        """Number of points before constraints."""
+        return math.prod(len(p.values) for p in self.parameters)
+
+    def violated(self, configuration: Configuration) -> str | None:
+        """Why a configuration is not in this space, or None if it is."""
+        names = {p.name for p in self.parameters}
+        if set(configuration) != names:
+            odd = sorted(set(configuration) ^ names)
+            return f"parameters {', '.join(odd)} do not match the space's"
+        for p in self.parameters:
+            if configuration[p.name] not in p.values:
+                return f"{p.name}={configuration[p.name]} is not one of {', '.join(map(str, p.values))}"
+        for c in self.constraints:
+            if not c.holds(configuration):
+                return c.reason
+        return None
+
+    def __iter__(self) -> Iterator[Configuration]:
+        """Every legal configuration, in a fixed order."""
+        yield from self._extend({}, 0)
+
+    def _extend(self, chosen: dict[str, Value], depth: int) -> Iterator[Configuration]:
+        if depth == len(self.parameters):
+            candidate = Configuration.of(chosen)
+            if all(c.holds(candidate) for c in self.constraints):
+                yield candidate
+            return
+        for value in self.parameters[depth].values:
+            yield from self._extend({**chosen, self.parameters[depth].name: value}, depth + 1)
+
+    def sample(self, rng: random.Random, attempts: int = 1000) -> Configuration | None:
+        """A legal configuration at random, or None if none was met in `attempts` draws."""
+        for _ in range(attempts):
+            candidate = Configuration.of({p.name: rng.choice(p.values) for p in self.parameters})
+            if self.violated(candidate) is None:
+                return candidate
+        return None
+
+    def neighbours(self, configuration: Configuration) -> list[Configuration]:
+        """Legal configurations that differ in one parameter, by one step for numbers and any value for names."""
+        found = []
+        for p in self.parameters:
+            at = p.values.index(configuration[p.name])
+            steps = range(len(p.values)) if isinstance(p.values[at], str) else (at - 1, at + 1)
+            for other in steps:
+                if other != at and 0 <= other < len(p.values):
+                    candidate = Configuration.of({**configuration, p.name: p.values[other]})
+                    if self.violated(candidate) is None:
+                        found.append(candidate)
+        return found
+
+    def restricted(self, allowed: Mapping[str, tuple[Value, ...]], constraints: tuple[Constraint, ...] = ()) -> Space:
+        """The same space with some parameters limited to the given values (those it has) and more constraints."""
+        parameters = tuple(
+            Parameter(p.name, tuple(v for v in allowed.get(p.name, p.values)), p.meaning) for p in self.parameters
+        )
+        return Space(parameters, self.constraints + constraints)

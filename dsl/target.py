@@ -1,0 +1,51 @@
+"""What a device can do, as plain data: families read it and ask nothing else about the device.
+
+`runtime/devices.py` fills one in per device; tests make their own.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from enum import Enum
+
+
+class Shape(Enum):
+    """Which lowering suits the device."""
+
+    CPU = "cpu"
+    """Few cores, wide vectors, caches: one work-item computes a register tile in vector code."""
+    GPU = "gpu"
+    """Many work-items in work-groups that share local memory."""
+
+
+@dataclass(frozen=True)
+class Target:
+    """A device as the generator sees it. Fields marked (guess) are not reported by OpenCL and are estimated."""
+
+    shape: Shape
+    compute_units: int
+    """Cores of a CPU, multiprocessors of a GPU."""
+    vector_bytes: int
+    """Width of a vector register in bytes: 16 (SSE, NEON), 32 (AVX2), 64 (AVX-512); on GPUs the best load per item."""
+    vector_registers: int
+    """(guess) Vector registers a work-item may use before spilling: 16 or 32 on CPUs."""
+    max_work_group: int
+    local_memory: int
+    """Bytes of local memory a work-group may use."""
+    has_real_local_memory: bool
+    """False where local memory is emulated in ordinary memory (CPUs)."""
+    sub_group: int
+    """Work-items that run in lockstep; 1 on CPUs."""
+    fma: str
+    """How a multiply-add is spelled: 'fma(a, b, c)' or 'a * b + c' (left to the compiler to contract)."""
+    has_f16: bool
+    has_f64: bool
+    l1_bytes: int = 32 << 10
+    """(guess) First-level data cache per core."""
+    l2_bytes: int = 512 << 10
+    """(guess) Second-level cache per core."""
+    build_options: str = ""
+
+    def lanes(self, itemsize: int) -> int:
+        """Elements of `itemsize` bytes in one vector register, at most 16."""
+        return max(1, min(16, self.vector_bytes // itemsize))

@@ -1,0 +1,92 @@
+"""Programs back to text: for people, and (with or without sizes) for identities."""
+
+from __future__ import annotations
+
+from tilewright.dsl.functions import OPERATOR_SIGNS
+from tilewright.dsl.program import (
+    Call,
+    Cast,
+    Const,
+    Expr,
+    Index,
+    IndexValue,
+    Inside,
+    Program,
+    Read,
+    Reduce,
+    Statement,
+    Tensor,
+    TileHint,
+)
+
+
+def program_text(program: Program) -> str:
+    """The whole program with every size, stride and type: equal text means equal meaning."""
+    return _text(program, sizes=True)
+
+
+def structure_text(program: Program) -> str:
+    """The program with its sizes left out and strides reduced to their order: what shapes of one op share."""
+    return _text(program, sizes=False)
+
+
+def _text(program: Program, sizes: bool) -> str:
+    inputs = ", ".join(_tensor(t, sizes) for t in program.inputs)
+    outputs = ", ".join(_tensor(t, sizes) for t in program.outputs)
+    lines = [f"op {program.name}({inputs}) -> {outputs}:"]
+    lines += [f"    # intermediate {_tensor(t, sizes)}" for t in program.intermediates]
+    lines += [f"    {statement_text(s, sizes)}" for s in program.statements]
+    lines += [f"    {_hint(h)}" for h in program.hints]
+    lines += [f"    where {limit}" for limit in program.limits]
+    return "\n".join(lines) + "\n"
+
+
+def statement_text(s: Statement, sizes: bool = False) -> str:
+    """One statement; with `sizes`, each index carries its extent (`n:8`)."""
+    return f"{s.target}[{_indices(s.indices, sizes)}] = {expression_text(s.value, sizes)}"
+
+
+def expression_text(e: Expr, sizes: bool = False) -> str:
+    """An expression in the language's own notation, fully parenthesised."""
+    match e:
+        case Const():
+            return f"{e.value!r}"
+        case Read():
+            return f"{e.tensor}[{', '.join(map(str, e.index))}]"
+        case Inside():
+            return f"inside({e.tensor}[{', '.join(map(str, e.index))}])"
+        case IndexValue():
+            return f"index({e.index})"
+        case Cast():
+            return f"{e.dtype.value}({expression_text(e.arg, sizes)})"
+        case Reduce():
+            return f"({e.kind}({_indices(e.indices, sizes)}) {expression_text(e.body, sizes)})"
+        case Call():
+            args = [expression_text(a, sizes) for a in e.args]
+            sign = OPERATOR_SIGNS.get(e.function)
+            return f"({args[0]} {sign} {args[1]})" if sign else f"{e.function}({', '.join(args)})"
+
+
+def _indices(indices: tuple[Index, ...], sizes: bool) -> str:
+    return ",".join(f"{i.name}:{i.extent}" if sizes else i.name for i in indices)
+
+
+def _tensor(t: Tensor, sizes: bool) -> str:
+    if not sizes:
+        order = sorted(range(len(t.shape)), key=lambda d: (-t.strides[d], d))
+        return f"{t.name}[{len(t.shape)}]: {t.dtype.value} pad {t.pad} order {order}"
+    text = f"{t.name}[{', '.join(map(str, t.shape))}]: {t.dtype.value}"
+    if t.pad:
+        text += f" pad {t.pad}"
+    if not t.is_contiguous:
+        text += f" strides {list(t.strides)} offset {t.offset}"
+    return text
+
+
+def _hint(h: TileHint) -> str:
+    text = f"tile {h.index}:"
+    if h.tile:
+        text += " " + ", ".join(map(str, h.tile))
+    if h.per_item:
+        text += " per item " + ", ".join(map(str, h.per_item))
+    return text
