@@ -1,0 +1,266 @@
+"""Composing Programs: inline intermediates, fuse a producer with its consumer, split into single-kernel stages.
+
+Fusion is composition followed by inlining: the consumer's reads of the producer's output are replaced by the
+producer's expression. Two rules keep that from ever doing more work than it saves:
+
+* a value with a reduction in it is inlined only into one statement that reads each of its elements exactly once, at
+  one place (an epilogue: ``relu(sum(k) a*b + bias)``);
+* a pointwise value is inlined where it is read at one place only (a prologue or a chain of pointwise operations).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import replace
+
+from tilewright.dsl.affine import Affine
+from tilewright.dsl.dtypes import DType
+from tilewright.dsl.program import (
+    Call,
+    Cast,
+    Const,
+    Expr,
+    Index,
+    IndexValue,
+    Inside,
+    Program,
+    Read,
+    Reduce,
+    Statement,
+    Tensor,
+    all_indices,
+    checked_dimensions,
+    children,
+    extents,
+    reads,
+    rename_reductions,
+    rename_tensors,
+    substitute_indices,
+    transform,
+    walk,
+)
+
+MAX_NODES = 400
+"""Expressions larger than this are not inlined further: compilers slow down, and duplicated chains would explode."""
+
+
+def fuse(producer: Program, consumer: Program, connect: Mapping[str, str], keep: tuple[str, ...] = ()) -> Program:
+    """One program that computes `producer` and then `consumer`, with intermediates inlined where that pays.
+
+    ``connect`` maps outputs of the producer to the inputs of the consumer that they feed; apart from these, tensors
+    of the same name in both programs are the same tensor. Producer outputs are no longer outputs unless listed in
+    ``keep``. Raises ValueError if connected tensors differ in shape or dtype.
+    """
+    renamed = rename(consumer, {theirs: ours for ours, theirs in connect.items()})
+    made = {t.name: t for t in producer.outputs}
+    for t in renamed.inputs:
+        if t.name in made and (t.shape, t.dtype) != (made[t.name].shape, made[t.name].dtype):
+            found, expected = made[t.name], t
+            raise ValueError(f"{t.name} is {found.dtype.value}{found.shape} but read as {expected.dtype.value}{t.shape}")
+    pads = {t.name: t.pad for t in renamed.inputs}
+    inputs = {t.name: t for t in (*producer.inputs, *(t for t in renamed.inputs if t.name not in made))}
+    dropped = tuple(
+        Tensor(t.name, t.dtype, t.shape, pad=pads.get(t.name, 0.0)) for t in producer.outputs if t.name not in keep
+    )
+    program = Program(
+        f"{producer.name}_{consumer.name}",
+        tuple(inputs.values()),
+        (*(t for t in producer.outputs if t.name in keep), *renamed.outputs),
+        (*producer.statements, *renamed.statements),
+        (*producer.intermediates, *dropped, *renamed.intermediates),
+        (*producer.hints, *renamed.hints),
+        (*producer.limits, *renamed.limits),
+    )
+    return inline(program)
+
+
+def rename(program: Program, names: Mapping[str, str]) -> Program:
+    """The same program with tensors renamed."""
+
+    def tensors(group: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
+        return tuple(replace(t, name=names.get(t.name, t.name)) for t in group)
+
+    statements = tuple(
+        replace(s, target=names.get(s.target, s.target), value=rename_tensors(s.value, names))
+        for s in program.statements
+    )
+    return replace(
+        program,
+        inputs=tensors(program.inputs),
+        outputs=tensors(program.outputs),
+        intermediates=tensors(program.intermediates),
+        statements=statements,
+    )
+
+
+def inline(program: Program) -> Program:
+    """Replace reads of intermediates by what they hold, by the two rules above; drop the statements that then are dead."""
+    statements = list(program.statements)
+    hidden = {t.name: t for t in program.intermediates}
+    position = 0
+    while position < len(statements):
+        made = statements[position]
+        if made.target in hidden:
+            readers = [n for n, s in enumerate(statements) if any(r.tensor == made.target for r in _touches(s.value))]
+            if not readers:
+                del statements[position]
+                del hidden[made.target]
+                continue
+            if len(readers) == 1 and _may_inline(made, statements[readers[0]]):
+                statements[readers[0]] = _inlined(made, statements[readers[0]], hidden.pop(made.target))
+                del statements[position]
+                continue
+        position += 1
+    return _rebuilt(program, tuple(statements), tuple(hidden.values()))
+
+
+def _rebuilt(program: Program, statements: tuple[Statement, ...], intermediates: tuple[Tensor, ...]) -> Program:
+    names = {i.name for s in statements for i in all_indices(s)}
+    return replace(
+        program,
+        statements=statements,
+        intermediates=intermediates,
+        hints=tuple(h for h in program.hints if h.index in names),
+    )
+
+
+def _touches(e: Expr) -> list[Read | Inside]:
+    return [n for n in walk(e) if isinstance(n, Read | Inside)]
+
+
+def _may_inline(made: Statement, reader: Statement) -> bool:
+    """Whether `reader` reads `made` at one place, and only once per element if `made` reduces."""
+    found = [r for r in _touches(reader.value) if r.tensor == made.target]
+    if any(isinstance(r, Inside) for r in found) or len({r.index for r in found}) != 1:
+        return False
+    if (_nodes(made.value) - 1) * len(found) + _nodes(reader.value) > MAX_NODES:
+        return False
+    if not any(isinstance(n, Reduce) for n in walk(made.value)):
+        return True
+    index = found[0].index
+    singles = [a.single for a in index]
+    own = {i.name: i.extent for i in reader.indices}
+    covers = (
+        all(name in own for name in singles)
+        and len(set(singles)) == len(singles) == len(own)
+        and all(own[str(name)] == i.extent for name, i in zip(singles, made.indices, strict=True))
+    )
+    inside_reduction = any(
+        r.tensor == made.target for n in walk(reader.value) if isinstance(n, Reduce) for r in reads(n.body)
+    )
+    return covers and not inside_reduction
+
+
+def _nodes(e: Expr) -> int:
+    return 1 + sum(_nodes(c) for c in children(e))
+
+
+def _inlined(made: Statement, reader: Statement, tensor: Tensor) -> Statement:
+    taken = {i.name for i in all_indices(reader)}
+    fresh = {}
+    for i in all_indices(made):
+        if i not in made.indices and i.name in taken:
+            fresh[i.name] = _unused(i.name, taken | set(fresh.values()))
+    body = rename_reductions(made.value, fresh)
+    extent = extents(reader)
+
+    def change(node: Expr) -> Expr:
+        if not isinstance(node, Read) or node.tensor != made.target:
+            return node
+        places = {i.name: a for i, a in zip(made.indices, node.index, strict=True)}
+        value = substitute_indices(body, places)
+        needed = checked_dimensions(node.index, tensor.shape, extent)
+        return _guarded(value, node, tensor, needed) if needed else value
+
+    return replace(reader, value=transform(reader.value, change))
+
+
+def _unused(name: str, taken: set[str]) -> str:
+    number = 2
+    while f"{name}_{number}" in taken:
+        number += 1
+    return f"{name}_{number}"
+
+
+def _guarded(value: Expr, read: Read, tensor: Tensor, dimensions: tuple[int, ...]) -> Expr:
+    """`value` where the read it replaces lies inside the tensor, else the pad value."""
+    condition: Expr | None = None
+    for d in dimensions:
+        at = IndexValue(read.index[d])
+        for test in (
+            Call("ge", (at, Const(0, DType.I32)), DType.BOOL),
+            Call("lt", (at, Const(tensor.shape[d], DType.I32)), DType.BOOL),
+        ):
+            condition = test if condition is None else Call("and", (condition, test), DType.BOOL)
+    assert condition is not None
+    return Call("where", (condition, value, Const(tensor.pad, value.dtype)), value.dtype)
+
+
+def split(program: Program) -> tuple[Program, ...]:
+    """The program as stages in order: Programs that one kernel each can compute.
+
+    A stage is one statement, or neighbouring statements over the same output indices whose reductions run over the
+    same ranges and that do not read each other (``sum`` and ``sum of squares`` in one pass). Tensors keep their names;
+    an intermediate becomes the output of one stage and an input of later ones.
+    """
+    program = inline(program)
+    groups: list[list[Statement]] = []
+    for s in program.statements:
+        if groups and _siblings(groups[-1], s):
+            groups[-1].append(s)
+        else:
+            groups.append([s])
+    return tuple(_stage(program, group) for group in groups)
+
+
+def _siblings(group: list[Statement], s: Statement) -> bool:
+    first = group[0]
+    made = {g.target for g in group}
+    return (
+        _loops(first) == _loops(s)
+        and bool(_loops(s)[1])
+        and not any(r.tensor in made for r in _touches(s.value))
+    )
+
+
+def _loops(s: Statement) -> tuple[tuple[int, ...], tuple[tuple[int, ...], ...]]:
+    """Extents of the output indices, and of each distinct reduction."""
+    ranges = {tuple(i.extent for i in n.indices) for n in walk(s.value) if isinstance(n, Reduce)}
+    return tuple(i.extent for i in s.indices), tuple(sorted(ranges))
+
+
+def _stage(program: Program, group: list[Statement]) -> Program:
+    group = [_aligned(s, group[0].indices) for s in group]
+    written = [s.target for s in group]
+    touched = dict.fromkeys(r.tensor for s in group for r in _touches(s.value))
+    names = {i.name for s in group for i in all_indices(s)}
+    return Program(
+        program.name,
+        tuple(program.tensors[name] for name in touched),
+        tuple(replace(program.tensors[name], pad=0.0) for name in written),
+        tuple(group),
+        hints=tuple(h for h in program.hints if h.index in names),
+        limits=program.limits,
+    )
+
+
+def _aligned(s: Statement, indices: tuple[Index, ...]) -> Statement:
+    """The statement with its output indices named as in `indices` (its reductions are renamed out of their way)."""
+    if s.indices == indices:
+        return s
+    wanted = {i.name: j.name for i, j in zip(s.indices, indices, strict=True)}
+    taken = {j.name for j in indices}
+    clash = {}
+    for i in all_indices(s)[len(s.indices) :]:
+        if i.name in taken:
+            clash[i.name] = _unused(i.name, taken | set(clash.values()))
+    value = rename_reductions(s.value, clash)
+    value = substitute_indices(value, {old: Affine.index(new) for old, new in wanted.items()})
+    return Statement(s.target, indices, value)
+
+
+def strip_casts(e: Expr) -> Expr:
+    """The expression below any conversions at its top."""
+    while isinstance(e, Cast):
+        e = e.arg
+    return e
