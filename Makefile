@@ -1,0 +1,48 @@
+# make demo | test | lint | bench: each makes .venv first, from PyPI, and again when pyproject.toml changes.
+# PYTHON is the interpreter to start from (3.11 or newer), VENV the folder of the environment.
+
+PYTHON ?= $(shell command -v python3.11 || command -v python3)
+VENV ?= .venv
+JOBS ?= 2
+STAMP := $(VENV)/installed
+RUN := $(VENV)/bin/python -m
+
+.PHONY: help install demo test lint format bench clean
+
+help:
+	@echo "make demo    classify a photo with tuned kernels, beside onnxruntime (a few minutes)"
+	@echo "make test    the test suite, on every OpenCL driver present (JOBS=$(JOBS) at a time)"
+	@echo "make lint    style, types and the direction of imports"
+	@echo "make bench   GEMM beside NumPy and networks beside onnxruntime"
+	@echo "make clean   remove $(VENV) and what builds leave behind"
+
+install: $(STAMP)
+
+$(STAMP): pyproject.toml
+	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "tilewright needs Python 3.11 or newer: make PYTHON=/path/to/python3.11")'
+	$(PYTHON) -m venv $(VENV)
+	$(RUN) pip install --quiet --disable-pip-version-check -e '.[dev]'
+	@touch $@
+
+demo: $(STAMP)
+	$(RUN) tilewright demo
+
+test: $(STAMP)
+	$(RUN) pytest -n $(JOBS)
+
+lint: $(STAMP)
+	$(RUN) ruff check .
+	$(RUN) ruff format --check .
+	$(RUN) mypy
+	$(VENV)/bin/lint-imports --no-cache
+
+format: $(STAMP)
+	$(RUN) ruff check --fix .
+	$(RUN) ruff format .
+
+bench: $(STAMP)
+	$(VENV)/bin/python benchmarks/gemm.py
+	$(VENV)/bin/python benchmarks/networks.py
+
+clean:
+	rm -rf $(VENV) build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis .import_linter_cache

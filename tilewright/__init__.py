@@ -1,0 +1,81 @@
+"""tilewright: short tensor programs to tuned OpenCL kernels, and ONNX networks on any OpenCL device.
+
+    import tilewright as tw
+
+    relu = tw.op("op relu(x[N,C], b[C]) -> y[N,C]:\\n    y[n,c] = max(x[n,c] + b[c], 0)")
+    y = relu(x, b)                               # NumPy in, NumPy out
+    session = tw.InferenceSession("model.onnx")  # onnxruntime's interface
+    tw.devices()                                 # what there is to run on
+
+Names are imported on first use, so that `import tilewright` loads neither an OpenCL driver nor onnx.
+"""
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+from tilewright.errors import (
+    DatabaseError,
+    DeviceError,
+    InputError,
+    KernelError,
+    LanguageError,
+    ModelError,
+    ShapeError,
+    TilewrightError,
+    UnsupportedError,
+    UnsupportedOperatorError,
+)
+
+if TYPE_CHECKING:
+    from tilewright.api import Array, Op, asarray, op
+    from tilewright.graph.session import InferenceSession
+    from tilewright.runtime import Device, devices, select_device
+
+__version__ = "0.1.0"
+
+_LAZY = {
+    "Array": "tilewright.api",
+    "Device": "tilewright.runtime",
+    "InferenceSession": "tilewright.graph.session",
+    "Op": "tilewright.api",
+    "asarray": "tilewright.api",
+    "devices": "tilewright.runtime",
+    "op": "tilewright.api",
+    "select_device": "tilewright.runtime",
+}
+
+__all__ = [
+    "Array",
+    "DatabaseError",
+    "Device",
+    "DeviceError",
+    "InferenceSession",
+    "InputError",
+    "KernelError",
+    "LanguageError",
+    "ModelError",
+    "Op",
+    "ShapeError",
+    "TilewrightError",
+    "UnsupportedError",
+    "UnsupportedOperatorError",
+    "__version__",
+    "asarray",
+    "devices",
+    "op",
+    "select_device",
+]
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _LAZY:
+        raise AttributeError(f"module 'tilewright' has no attribute {name!r}")
+    value = getattr(import_module(_LAZY[name]), name)
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})
