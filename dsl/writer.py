@@ -1,20 +1,24 @@
 """Writes OpenCL C: indented lines, literals, addresses, and expressions as scalar or vector code.
 
 Every family goes through here, so that types, NaN rules and name safety hold everywhere. All names in the source are
-generated: tensors are `t0, t1, ...` style arguments prefixed by `g_`, loop variables `i_<name>`; nothing that a user
-wrote reaches OpenCL C except as digits or as a checked identifier behind such a prefix.
+generated: tensors become arguments prefixed by `g_`, loop variables `i_<name>`; nothing that a user wrote reaches
+OpenCL C except as digits or as a checked identifier behind such a prefix, or in a comment made safe by `comment`.
+
+Values in registers. f16 is computed as `float` (loads and stores convert; that needs no extension). A truth value is an
+`int` that is 0 or 1 in scalar code, and an `int<W>` mask whose lanes are 0 or -1 in vector code.
 """
 
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from tilewright.dsl.affine import Affine
-from tilewright.dsl.dtypes import DType
-from tilewright.dsl.functions import FUNCTIONS
+from tilewright.dsl.dtypes import DType, promote
+from tilewright.dsl.functions import FUNCTIONS, Result
 from tilewright.dsl.program import (
     Call,
     Cast,
@@ -26,7 +30,14 @@ from tilewright.dsl.program import (
     Read,
     Reduce,
     Tensor,
+    children,
 )
+
+LANE = "<lane>"
+"""Pseudo index: the position within a vector. Its coefficient in an address is the stride between lanes."""
+
+_SMALL = (DType.I8, DType.I16, DType.U8, DType.U16)
+_SIGNED = {1: "char", 2: "short", 4: "int", 8: "long"}
 
 
 class Source:
@@ -51,7 +62,9 @@ class Source:
         self.line("}")
 
     @contextmanager
-    def loop(self, variable: str, count: int, step: int = 1, ctype: str = "int", unroll: bool = False) -> Iterator[None]:
+    def loop(
+        self, variable: str, count: int, step: int = 1, ctype: str = "int", unroll: bool = False
+    ) -> Iterator[None]:
         """A counting loop from 0 to `count`."""
         if unroll:
             self.line("#pragma unroll")
@@ -63,9 +76,34 @@ class Source:
         return "\n".join(self._lines) + "\n"
 
 
+# --- names, types and literals --------------------------------------------------------------------------------------
+
+
+def identifier(name: str) -> str:
+    """`name` with everything that C does not allow in an identifier spelled as its code point."""
+    return re.sub(r"[^A-Za-z0-9_]", lambda m: f"_{ord(m.group()):x}_", name)
+
+
+def argument(tensor: str) -> str:
+    """The kernel argument that holds a tensor or a scratch buffer."""
+    return f"g_{identifier(tensor)}"
+
+
+def variable(index: str) -> str:
+    """The C variable of a loop index."""
+    return f"i_{identifier(index)}"
+
+
+def comment(text: str) -> str:
+    """`text` as line comments; backslashes and trigraphs, which could continue a line, are taken out."""
+    safe = re.sub(r"[^\x20-\x7e\n]", "?", text).replace("\\", "/").replace("??", "? ?")
+    return "\n".join(f"// {line}".rstrip() for line in safe.split("\n"))
+
+
 def vector_type(dtype: DType, width: int) -> str:
-    """`float` for width 1, `float8` for width 8."""
-    return dtype.opencl if width == 1 else f"{dtype.opencl}{width}"
+    """The C type of a value in registers: `float` for width 1, `float8` for width 8; f16 is computed as float."""
+    name = {DType.F16: "float", DType.BOOL: "int"}.get(dtype, dtype.opencl)
+    return name if width == 1 else f"{name}{width}"
 
 
 def literal(value: float | int | bool, dtype: DType) -> str:
@@ -73,7 +111,7 @@ def literal(value: float | int | bool, dtype: DType) -> str:
     if dtype is DType.BOOL:
         return "1" if value else "0"
     if not dtype.is_float:
-        return {DType.I64: f"({int(value)}L)", DType.U64: f"({int(value)}UL)"}.get(dtype, f"({int(value)})")
+        return _integer(int(value), dtype)
     if math.isnan(value):
         text = "NAN"
     elif math.isinf(value):
@@ -82,21 +120,41 @@ def literal(value: float | int | bool, dtype: DType) -> str:
         text = float(value).hex()
     else:
         text = f"{float(value)!r}f"
-    return f"({dtype.opencl})({text})" if dtype is not DType.F32 or text.startswith("-") else text
+    return f"({vector_type(dtype, 1)})({text})" if dtype is DType.F64 or text.startswith("-") else text
+
+
+def _integer(value: int, dtype: DType) -> str:
+    suffix = {DType.I64: "L", DType.U64: "UL", DType.U32: "u"}.get(dtype, "")
+    if dtype in (DType.I32, DType.I64) and value == -(2 ** (8 * dtype.itemsize - 1)):
+        return f"({value + 1}{suffix} - 1)"
+    return f"({value}{suffix})"
+
+
+def identity(kind: str, dtype: DType) -> str:
+    """What a reduction over nothing gives, in the accumulator's type."""
+    if kind in ("sum", "prod"):
+        return literal(0 if kind == "sum" else 1, dtype)
+    if dtype.is_float:
+        return literal(-math.inf if kind == "max" else math.inf, dtype)
+    if dtype is DType.BOOL:
+        return "0" if kind == "max" else "1"
+    bits = 8 * dtype.itemsize
+    unsigned = dtype.value.startswith("u")
+    low, high = (0, 2**bits - 1) if unsigned else (-(2 ** (bits - 1)), 2 ** (bits - 1) - 1)
+    return literal(low if kind == "max" else high, dtype)
 
 
 def affine(a: Affine, names: Mapping[str, str]) -> str:
     """An index expression in C; `names` gives the C variable of each index."""
-    return str(a.substitute({})) if not a.terms else str(_renamed(a, names))
-
-
-def _renamed(a: Affine, names: Mapping[str, str]) -> Affine:
-    return Affine(tuple((names[name], c) for name, c in a.terms), a.constant)
+    return str(Affine(tuple((names[name], c) for name, c in a.terms), a.constant))
 
 
 def in_range(index: tuple[Affine, ...], tensor: Tensor, dimensions: tuple[int, ...], names: Mapping[str, str]) -> str:
     """C condition that `index` lies within the tensor in the given dimensions (one unsigned comparison each)."""
-    tests = [f"(uint)({affine(index[d], names)}) < {tensor.shape[d]}u" for d in dimensions]
+    tests = []
+    for d in dimensions:
+        unsigned, suffix = ("uint", "u") if tensor.shape[d] < 2**31 else ("ulong", "UL")
+        tests.append(f"({unsigned})({affine(index[d], names)}) < {tensor.shape[d]}{suffix}")
     return " && ".join(tests) if tests else "1"
 
 
@@ -104,12 +162,8 @@ def index_type(program: Program) -> str:
     """`int`, or `long` where an address or an index of the program needs more than 31 bits."""
     reach = max((t.span for t in program.tensors.values()), default=0)
     count = max((math.prod(i.extent for i in s.indices) for s in program.statements), default=0)
-    return "int" if max(reach, count) < 2**31 else "long"
-
-
-def argument(tensor: str) -> str:
-    """The kernel argument that holds a tensor or a scratch buffer."""
-    return f"g_{tensor}"
+    # An index may run past the last element by a tile before it is checked.
+    return "int" if max(reach, count) < 2**31 - 2**20 else "long"
 
 
 def signature(kernel: str, program: Program, writes: tuple[str, ...], extra: tuple[str, ...] = ()) -> str:
@@ -121,13 +175,17 @@ def signature(kernel: str, program: Program, writes: tuple[str, ...], extra: tup
     return f"__kernel void {kernel}({', '.join((*parameters, *extra))})"
 
 
+# --- expressions ----------------------------------------------------------------------------------------------------
+
+
 @dataclass
 class Expressions:
     """Renders expressions at one vector width.
 
     ``read`` gives the C text of a tensor read at that width (already broadcast if it is scalar), ``reduce`` the
     variable that holds a finished reduction, ``names`` the C variable of each index. ``helpers`` collects the helper
-    functions used; their text goes in front of the kernel.
+    functions used; their text goes in front of the kernel. In vector code the position of a lane is the pseudo index
+    `LANE`. With ``source``, reads and values that occur several times are kept in variables declared there.
     """
 
     read: Callable[[Read], str]
@@ -136,24 +194,51 @@ class Expressions:
     reduce: Callable[[Reduce], str] | None = None
     width: int = 1
     helpers: dict[str, str] = field(default_factory=dict)
+    source: Source | None = None
+    prefix: str = "v"
+    """First letters of the variables declared in ``source``."""
+    _known: dict[Expr, str] = field(default_factory=dict)
+    _uses: dict[Expr, int] = field(default_factory=dict)
 
     def __call__(self, e: Expr) -> str:
+        if self.source is not None and e not in self._uses:
+            self._count(e)
+        return self._render(e)
+
+    def _count(self, e: Expr) -> None:
+        self._uses[e] = self._uses.get(e, 0) + 1
+        if self._uses[e] == 1 and not isinstance(e, Reduce):
+            for c in children(e):
+                self._count(c)
+
+    def _render(self, e: Expr) -> str:
+        if e in self._known:
+            return self._known[e]
+        text = self._text(e)
+        keep = isinstance(e, Read) or (isinstance(e, Call | Cast) and self._uses.get(e, 0) > 1)
+        if self.source is None or not keep:
+            return text
+        name = f"{self.prefix}{len(self._known)}"
+        self.source.line(f"const {vector_type(e.dtype, self.width)} {name} = {text};")
+        self._known[e] = name
+        return name
+
+    def _text(self, e: Expr) -> str:
         match e:
             case Const():
-                return self.splat(literal(e.value, e.dtype), e.dtype)
+                return self._constant(e)
             case Read():
                 return self.read(e)
             case Inside():
-                every = tuple(range(len(e.index)))
-                return f"({in_range(e.index, self.tensors[e.tensor], every, self.names)})"
+                return self._inside(e)
             case IndexValue():
-                return self.splat(f"({e.dtype.opencl})({affine(e.index, self.names)})", e.dtype)
+                return self._index_value(e)
             case Reduce():
                 if self.reduce is None:
                     raise ValueError("a reduction reached code that renders pointwise expressions only")
                 return self.reduce(e)
             case Cast():
-                return self._cast(e)
+                return self.converted(self._render(e.arg), e.arg.dtype, e.dtype, rounds=True)
             case Call():
                 return self._call(e)
 
@@ -161,36 +246,172 @@ class Expressions:
         """A scalar as a value of the current width."""
         return scalar if self.width == 1 else f"({vector_type(dtype, self.width)})({scalar})"
 
-    def _cast(self, e: Cast) -> str:
-        inner = self(e.arg)
-        if e.arg.dtype is e.dtype:
-            return inner
-        if e.dtype is DType.BOOL:
-            return f"({inner} != 0)"
+    def converted(self, text: str, source: DType, to: DType, rounds: bool = False) -> str:
+        """A value of type `source` as one of type `to`; with `rounds`, f16 is rounded to what it can store."""
+        if source is to:
+            return text
+        w = self.width
+        if to is DType.BOOL:
+            return f"({text} != 0)" if w == 1 else self._mask(f"({text} != 0)", source.itemsize)
+        if source is DType.BOOL and w > 1:
+            text, source = f"({text} & 1)", DType.I32
+        if to is DType.F16 and rounds:
+            return self._rounded(self.converted(text, source, DType.F32))
+        if vector_type(source, w) == vector_type(to, w):
+            return text
+        return f"({vector_type(to, 1)})({text})" if w == 1 else f"convert_{vector_type(to, w)}({text})"
+
+    def _rounded(self, text: str) -> str:
+        """A float rounded to f16's precision and range, by way of memory: that needs no extension."""
+        vector, suffix = vector_type(DType.F32, self.width), "" if self.width == 1 else str(self.width)
+        name = f"tw_round_f16_{vector}"
+        self.helpers[name] = (
+            f"static inline {vector} {name}({vector} a) {{ ushort bits[{self.width}]; "
+            f"vstore_half{suffix}(a, 0, (half*)bits); return vload_half{suffix}(0, (const half*)bits); }}"
+        )
+        return f"{name}({text})"
+
+    def _mask(self, text: str, itemsize: int) -> str:
+        """The result of a vector comparison of `itemsize`-byte elements as an int mask."""
+        return text if itemsize == 4 else f"convert_int{self.width}({text})"
+
+    def _constant(self, e: Const) -> str:
+        if e.dtype is DType.BOOL and self.width > 1:
+            return f"(int{self.width})({-1 if e.value else 0})"
+        return self.splat(literal(e.value, e.dtype), e.dtype)
+
+    def _inside(self, e: Inside) -> str:
+        every = tuple(range(len(e.index)))
+        tensor = self.tensors[e.tensor]
         if self.width == 1:
-            return f"({e.dtype.opencl})({inner})"
-        return f"convert_{vector_type(e.dtype, self.width)}({inner})"
+            return f"({in_range(e.index, tensor, every, self.names)})"
+        if not any(a.coefficient(LANE) for a in e.index):
+            return f"(int{self.width})(-({in_range(e.index, tensor, every, self.names)}))"
+        lanes = [f"-({in_range(at_lane(e.index, lane), tensor, every, self.names)})" for lane in range(self.width)]
+        return f"(int{self.width})({', '.join(lanes)})"
+
+    def _index_value(self, e: IndexValue) -> str:
+        step = e.index.coefficient(LANE)
+        first = f"({affine(e.index.without(LANE), self.names)})"
+        if self.width == 1:
+            return f"({vector_type(e.dtype, 1)}){first}"
+        vector = vector_type(DType.I64 if e.dtype.itemsize == 8 else DType.I32, self.width)
+        text = f"({vector}){first}"
+        if step:
+            text = f"({text} + ({vector})({', '.join(str(step * lane) for lane in range(self.width))}))"
+        wanted = vector_type(e.dtype, self.width)
+        return text if wanted == vector else f"convert_{wanted}({text})"
 
     def _call(self, e: Call) -> str:
         function = FUNCTIONS[e.function]
-        args = [self(a) for a in e.args]
-        result = vector_type(e.dtype, self.width)
-        if not function.repeats:
-            return f"({function.spelling.format(*args, t=result)})"
-        operand = vector_type(e.args[-1].dtype, self.width)
-        name = f"tw_{e.function}_{operand}"
-        parameters = ", ".join(f"{operand} {letter}" for letter in "abc"[: function.arity])
-        returns = operand if e.dtype is not DType.BOOL else "int" if self.width == 1 else f"int{self.width}"
-        body = function.spelling.format(*"abc"[: function.arity], t=operand)
+        if e.function == "where":
+            return self._where(e)
+        if function.result is Result.BOOL and e.function in ("and", "or", "not"):
+            operand = DType.BOOL
+        elif function.result is Result.BOOL:
+            operand = _common(e.args)
+        else:
+            operand = e.dtype
+        logical = e.function in ("and", "or", "not")
+        if operand is DType.BOOL and not logical:
+            operand = DType.I32
+        args = [self.converted(self._render(a), a.dtype, operand) for a in e.args]
+        text = self._power(e, args) or self._spelled(e.function, args, operand)
+        if function.result is Result.BOOL:
+            return text if self.width == 1 or logical else self._mask(text, _register_size(operand))
+        if operand in _SMALL and self.width == 1:
+            return f"({operand.opencl}){text}"
+        return self.converted(text, operand, e.dtype)
+
+    def _power(self, e: Call, args: list[str]) -> str | None:
+        """Small whole powers as products."""
+        if e.function != "pow" or not isinstance(e.args[1], Const) or e.args[1].value not in (1, 2, 3, 4):
+            return None
+        times = int(e.args[1].value)
+        vector = vector_type(e.dtype, self.width)
+        name = f"tw_pow{times}_{vector}"
+        body = {1: "a", 2: "a * a", 3: "a * a * a", 4: "(a * a) * (a * a)"}[times]
+        self.helpers[name] = f"static inline {vector} {name}({vector} a) {{ return {body}; }}"
+        return f"{name}({args[0]})"
+
+    def _where(self, e: Call) -> str:
+        condition = self.converted(self._render(e.args[0]), e.args[0].dtype, DType.BOOL)
+        yes, no = (self.converted(self._render(a), a.dtype, e.dtype) for a in e.args[1:])
+        size = _register_size(e.dtype)
+        if self.width > 1 and size != 4:
+            condition = f"convert_{_SIGNED[size]}{self.width}({condition})"
+        return f"({condition} ? {yes} : {no})"
+
+    def _spelled(self, function: str, args: list[str], operand: DType) -> str:
+        """A function of the table applied to arguments of the type `operand`."""
+        f = FUNCTIONS[function]
+        vector = vector_type(operand, self.width)
+        if not f.repeats:
+            return f"({f.spelling.format(*args, t=vector)})"
+        name = f"tw_{function}_{vector}"
+        parameters = ", ".join(f"{vector} {letter}" for letter in "abc"[: f.arity])
+        returns = vector
+        if f.result is Result.BOOL:
+            returns = "int" if self.width == 1 else f"{_SIGNED[_register_size(operand)]}{self.width}"
+        body = f.spelling.format(*"abc"[: f.arity], t=vector)
         self.helpers[name] = f"static inline {returns} {name}({parameters}) {{ return {body}; }}"
         return f"{name}({', '.join(args)})"
+
+    def combined(self, kind: str, total: str, value: str, dtype: DType) -> str:
+        """`total` and `value` combined by a reduction's kind, as an expression."""
+        if dtype is DType.BOOL:
+            return f"({total} {'|' if kind in ('sum', 'max') else '&'} {value})"
+        if kind in ("sum", "prod"):
+            return f"({total} {'+' if kind == 'sum' else '*'} {value})"
+        return self._spelled(kind, [total, value], dtype)
+
+    def identity(self, kind: str, dtype: DType) -> str:
+        """The value an accumulator starts from."""
+        return _splat_of(identity(kind, dtype), dtype, self.width)
+
+    def accumulate(self, kind: str, total: str, value: str, dtype: DType) -> str:
+        """The C statement that adds `value` to the accumulator `total`."""
+        if kind in ("sum", "prod") and dtype is not DType.BOOL:
+            return f"{total} {'+' if kind == 'sum' else '*'}= {value};"
+        return f"{total} = {self.combined(kind, total, value, dtype)};"
+
+
+def _register_size(dtype: DType) -> int:
+    """Bytes per element of a value in registers."""
+    return 4 if dtype in (DType.F16, DType.BOOL) else dtype.itemsize
+
+
+def _common(args: tuple[Expr, ...]) -> DType:
+    common = args[0].dtype
+    for a in args[1:]:
+        common = promote(common, a.dtype)
+    return common
+
+
+def multiply_add(fma: str, a: str, b: str, c: str) -> str:
+    """``a * b + c`` in the target's spelling (`Target.fma`)."""
+    return f"fma({a}, {b}, {c})" if fma.startswith("fma") else f"{a} * {b} + {c}"
+
+
+# --- reads and writes -----------------------------------------------------------------------------------------------
+
+
+def at_lane(index: tuple[Affine, ...], lane: int) -> tuple[Affine, ...]:
+    """An index tuple at one position of the vector."""
+    return tuple(a.without(LANE) + a.coefficient(LANE) * lane for a in index)
+
+
+def element(pointer: str, address: str, dtype: DType) -> str:
+    """The element at an address, as a value in registers."""
+    return f"vload_half({address}, {pointer})" if dtype is DType.F16 else f"{pointer}[{address}]"
 
 
 def scalar_read(
     e: Read, tensor: Tensor, names: Mapping[str, str], dimensions: tuple[int, ...], prefix: str = ""
 ) -> str:
     """One element, with the range check that the given dimensions need."""
-    value = f"{argument(e.tensor)}[{prefix}{affine(tensor.address(e.index), names)}]"
+    address = affine(tensor.address(e.index), names)
+    value = element(argument(e.tensor), f"{prefix}{address}", tensor.dtype)
     if not dimensions:
         return value
     return f"(({in_range(e.index, tensor, dimensions, names)}) ? {value} : {literal(tensor.pad, tensor.dtype)})"
@@ -199,24 +420,124 @@ def scalar_read(
 def vector_read(
     e: Read, tensor: Tensor, names: Mapping[str, str], dimensions: tuple[int, ...], along: str, width: int
 ) -> str:
-    """`width` elements along index `along`: one load, a broadcast or a gather, by the stride.
+    """`width` elements along index `along`, whose C variable holds the first lane's position; see `lanes_read`."""
+    step = {along: Affine.of({along: 1, LANE: 1})}
+    return lanes_read(replace(e, index=tuple(a.substitute(step) for a in e.index)), tensor, names, dimensions, width)
 
-    The checked dimensions must not depend on `along` unless the stride is 0 there: a vector is in range as a whole.
+
+def lanes_read(e: Read, tensor: Tensor, names: Mapping[str, str], dimensions: tuple[int, ...], width: int) -> str:
+    """`width` elements at lanes 0, 1, ... of `LANE`: one load, a broadcast or a gather, by the stride.
+
+    ``dimensions`` are those that need a range check. Where that depends on the lane, the vector is loaded as a whole
+    if it lies inside as a whole (known while generating, or tested by the kernel), else lane by lane.
     """
+    if width == 1:
+        return _as_value(scalar_read(_first(e), tensor, names, dimensions), tensor.dtype, 1)
     address = tensor.address(e.index)
-    stride = address.coefficient(along)
-    vector = vector_type(tensor.dtype, width)
-    if stride == 0 or width == 1:
-        value = scalar_read(e, tensor, names, dimensions)
-        return value if width == 1 else f"({vector})({value})"
-    start = affine(address, names)
-    pointer = argument(e.tensor)
+    by_lane = tuple(d for d in dimensions if e.index[d].coefficient(LANE))
+    uniform = tuple(d for d in dimensions if d not in by_lane)
+    pad = _splat_of(literal(tensor.pad, tensor.dtype), tensor.dtype, width)
+    value = load(argument(e.tensor), address, names, tensor.dtype, width)
+    if by_lane:
+        apart = _lanes_apart(e, tensor, names, by_lane, width)
+        if all(not e.index[d].without(LANE).terms for d in by_lane):
+            value = apart
+        else:
+            ends = [in_range(at_lane(e.index, lane), tensor, by_lane, names) for lane in (0, width - 1)]
+            value = f"(({' && '.join(ends)}) ? {value} : {apart})"
+    if uniform:
+        value = f"(({in_range(e.index, tensor, uniform, names)}) ? {value} : {pad})"
+    return value
+
+
+def _first(e: Read) -> Read:
+    return replace(e, index=at_lane(e.index, 0))
+
+
+def _lanes_apart(e: Read, tensor: Tensor, names: Mapping[str, str], by_lane: tuple[int, ...], width: int) -> str:
+    """Each lane read for itself; those known to lie outside are the pad value."""
+    lanes = []
+    for lane in range(width):
+        index = at_lane(e.index, lane)
+        known = [d for d in by_lane if not index[d].terms]
+        if any(not 0 <= index[d].constant < tensor.shape[d] for d in known):
+            lanes.append(literal(tensor.pad, tensor.dtype))
+        else:
+            left = tuple(d for d in by_lane if d not in known)
+            lanes.append(scalar_read(replace(e, index=index), tensor, names, left))
+    return _as_value(f"({_memory_vector(tensor.dtype, width)})({', '.join(lanes)})", tensor.dtype, width)
+
+
+def _memory_vector(dtype: DType, width: int) -> str:
+    """The vector type of loaded elements, before truth values become masks."""
+    return f"uchar{width}" if dtype is DType.BOOL else vector_type(dtype, width)
+
+
+def _as_value(loaded: str, dtype: DType, width: int) -> str:
+    if dtype is not DType.BOOL:
+        return loaded
+    return f"({loaded} != 0)" if width == 1 else f"(convert_int{width}({loaded}) != 0)"
+
+
+def _splat_of(scalar: str, dtype: DType, width: int) -> str:
+    if width == 1:
+        return scalar
+    return f"(int{width})(-({scalar}))" if dtype is DType.BOOL else f"({vector_type(dtype, width)})({scalar})"
+
+
+def load(pointer: str, address: Affine, names: Mapping[str, str], dtype: DType, width: int) -> str:
+    """`width` elements at `address`, whose coefficient of `LANE` is the stride, as a value in registers."""
+    stride = address.coefficient(LANE)
+    start = affine(address.without(LANE), names)
+    if width == 1:
+        return _as_value(element(pointer, start, dtype), dtype, 1)
+    if stride == 0:
+        return _splat_of(_as_value(element(pointer, start, dtype), dtype, 1), dtype, width)
+    loader = f"vload_half{width}" if dtype is DType.F16 else f"vload{width}"
     if stride == 1:
-        value = f"vload{width}(0, {pointer} + {start})"
-    else:
-        lanes = ", ".join(f"{pointer}[{start} + {lane * stride}]" for lane in range(width))
-        value = f"({vector})({lanes})"
-    if not dimensions:
-        return value
-    pad = f"({vector})({literal(tensor.pad, tensor.dtype)})"
-    return f"(({in_range(e.index, tensor, dimensions, names)}) ? {value} : {pad})"
+        return _as_value(f"{loader}(0, {_at(pointer, start)})", dtype, width)
+    if stride == 2:
+        # The second load starts one element early, so that nothing behind the last lane is touched.
+        second = affine(address.without(LANE) + (width - 1), names)
+        halves = f"{loader}(0, {_at(pointer, start)}).even, {loader}(0, {_at(pointer, second)}).odd"
+        return _as_value(f"({_memory_vector(dtype, width)})({halves})", dtype, width)
+    lanes = [element(pointer, affine(address.without(LANE) + lane * stride, names), dtype) for lane in range(width)]
+    return _as_value(f"({_memory_vector(dtype, width)})({', '.join(lanes)})", dtype, width)
+
+
+def store(pointer: str, address: Affine, names: Mapping[str, str], dtype: DType, width: int, value: str) -> str:
+    """The C statement that writes a register value at `address`; `LANE`'s coefficient there is the stride.
+
+    With a stride other than 1, `value` is written lane by lane and so must be a variable.
+    """
+    stride = address.coefficient(LANE)
+    start = affine(address.without(LANE), names)
+    if width == 1:
+        if dtype is DType.F16:
+            return f"vstore_half({value}, {start}, {pointer});"
+        return f"{pointer}[{start}] = {value};"
+    value_text = f"convert_uchar{width}({value} & 1)" if dtype is DType.BOOL else value
+    if stride == 1:
+        storer = f"vstore_half{width}" if dtype is DType.F16 else f"vstore{width}"
+        return f"{storer}({value_text}, 0, {_at(pointer, start)});"
+    lines = []
+    for lane in range(width):
+        one = f"{value}.s{lane:x}" if dtype is not DType.BOOL else f"({value}.s{lane:x} & 1)"
+        lines.append(store(pointer, at_lane((address,), lane)[0], names, dtype, 1, one))
+    return "\n".join(lines)
+
+
+def _at(pointer: str, start: str) -> str:
+    return pointer if start == "0" else f"{pointer} + {start}"
+
+
+# --- whole kernels --------------------------------------------------------------------------------------------------
+
+
+def preamble(program: Program, helpers: Mapping[str, str]) -> str:
+    """What stands in front of a kernel: the extensions its types need and the helper functions it calls."""
+    lines = []
+    if any(t.dtype is DType.F64 for t in program.tensors.values()):
+        lines.append("#pragma OPENCL EXTENSION cl_khr_fp64 : enable")
+    lines += [helpers[name] for name in sorted(helpers)]
+    return "\n".join(lines) + "\n\n" if lines else ""

@@ -8,10 +8,12 @@ from __future__ import annotations
 
 from typing import Protocol
 
+from tilewright.dsl.families.naive import NAIVE
 from tilewright.dsl.lowering import Lowering
 from tilewright.dsl.program import Program
 from tilewright.dsl.space import Configuration, Space
 from tilewright.dsl.target import Target
+from tilewright.errors import UnsupportedError
 
 
 class Family(Protocol):
@@ -30,3 +32,24 @@ class Family(Protocol):
 
     def lower(self, program: Program, target: Target, configuration: Configuration) -> Lowering:
         """The kernels for one configuration of the space."""
+
+
+FAMILIES: tuple[Family, ...] = (NAIVE,)
+"""Every family, most special first."""
+
+
+def fitting(stage: Program, target: Target) -> tuple[Family, ...]:
+    """The families that can lower a stage, most special first; UnsupportedError with the reason if none can."""
+    found = tuple(f for f in FAMILIES if f.refusal(stage, target) is None)
+    if not found:
+        reason = FAMILIES[-1].refusal(stage, target)
+        raise UnsupportedError(f"{stage.name} cannot run on this device: {reason}; cast to a type the device has")
+    return found
+
+
+def by_name(name: str) -> Family:
+    """The family called `name`; UnsupportedError if there is none."""
+    for family in FAMILIES:
+        if family.name == name:
+            return family
+    raise UnsupportedError(f"there is no family {name!r}; the families are {', '.join(f.name for f in FAMILIES)}")

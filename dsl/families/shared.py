@@ -1,0 +1,249 @@
+"""What the families have in common: names, banners, geometry, and the collapsing of dimensions that lie together."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, replace
+
+from tilewright.dsl.affine import Affine
+from tilewright.dsl.dtypes import DType
+from tilewright.dsl.lowering import Launch
+from tilewright.dsl.program import (
+    Expr,
+    IndexValue,
+    Inside,
+    Program,
+    Read,
+    Reduce,
+    Statement,
+    all_indices,
+    checked_dimensions,
+    rename_indices,
+    walk,
+)
+from tilewright.dsl.space import Configuration
+from tilewright.dsl.target import Target
+from tilewright.dsl.text import statement_text
+from tilewright.dsl.writer import Source, comment, identifier, preamble, signature
+
+
+def ceil_div(a: int, b: int) -> int:
+    """The quotient rounded up."""
+    return -(-a // b)
+
+
+def round_up(a: int, b: int) -> int:
+    """The smallest multiple of `b` that is at least `a`."""
+    return ceil_div(a, b) * b
+
+
+def power_below(n: int) -> int:
+    """The largest power of two that is at most `n` (n >= 1)."""
+    return 1 << (n.bit_length() - 1)
+
+
+def needs_f64(program: Program, target: Target) -> str | None:
+    """A refusal if the program holds f64 values and the device does not."""
+    if target.has_f64:
+        return None
+    values = {t.dtype for t in program.tensors.values()} | {n.dtype for s in program.statements for n in walk(s.value)}
+    return "the device has no f64" if DType.F64 in values else None
+
+
+def kernel_name(family: str, program: Program, part: str = "") -> str:
+    """The kernel's name, which profilers show."""
+    return f"tw_{family}_{identifier(program.name)[:40]}{part}"
+
+
+def banner(family: str, program: Program, configuration: Configuration, remark: str = "") -> str:
+    """The comment on top of a kernel: what it computes, by which family, in which configuration."""
+    lines = [statement_text(s) for s in program.statements]
+    lines.append(f"family {family}" + (f": {configuration}" if len(configuration) else ""))
+    if remark:
+        lines.append(remark)
+    return comment("\n".join(line if len(line) <= 400 else line[:397] + "..." for line in lines))
+
+
+@dataclass(frozen=True)
+class Geometry:
+    """How a kernel is launched; sizes in work-items."""
+
+    global_size: tuple[int, ...]
+    local_size: tuple[int, ...]
+
+
+def cpu_geometry(items: int) -> Geometry:
+    """One work-item per work-group."""
+    return Geometry((items,), (1,))
+
+
+def gpu_geometry(items: int, work_group: int) -> Geometry:
+    """At least `items` work-items in groups of `work_group`."""
+    return Geometry((round_up(max(items, 1), work_group),), (work_group,))
+
+
+def launch(
+    kernel: str,
+    program: Program,
+    geometry: Geometry,
+    body: Source,
+    helpers: Mapping[str, str],
+    top: str,
+    scratch: tuple[tuple[str, str], ...] = (),
+    writes: tuple[str, ...] | None = None,
+) -> Launch:
+    """A whole launch from a kernel's body.
+
+    ``scratch`` are further buffers as (name, whole C parameter); ``writes`` are the outputs unless given.
+    """
+    written = tuple(t.name for t in program.outputs) if writes is None else writes
+    fixed = ", ".join(str(n) for n in (*geometry.local_size, 1, 1)[:3])
+    source = Source()
+    head = signature(kernel, program, written, tuple(text for _, text in scratch))
+    with source.block(f"__attribute__((reqd_work_group_size({fixed})))\n{head}"):
+        source.line(body.text.rstrip("\n"))
+    arguments = (*program.tensors, *(name for name, _ in scratch))
+    text = f"{preamble(program, helpers)}{top}\n{source.text}"
+    return Launch(kernel, text, geometry.global_size, geometry.local_size, arguments, written)
+
+
+def decode(source: Source, flat: str, indices: Iterable[tuple[str, int]], ctype: str) -> None:
+    """Declare the C variables of several loop variables (name, extent), the last one fastest, from a flat number."""
+    remaining = list(indices)
+    while remaining:
+        name, extent = remaining.pop()
+        if extent == 1:
+            value = "0"
+        elif all(n == 1 for _, n in remaining):
+            value = flat
+        else:
+            value = f"{flat} % {extent}"
+        source.line(f"const {ctype} {name} = {value};")
+        if extent > 1 and any(n > 1 for _, n in remaining):
+            following = f"{flat.split('_', maxsplit=1)[0]}_{len(remaining)}"
+            source.line(f"const {ctype} {following} = {flat} / {extent};")
+            flat = following
+
+
+# --- collapsing -----------------------------------------------------------------------------------------------------
+
+
+def aligned(program: Program) -> tuple[Statement, ...]:
+    """The program's statements with their output indices named as the first statement's, position by position."""
+    first = program.statements[0]
+    result = [first]
+    for number, s in enumerate(program.statements[1:], 2):
+        apart = {i.name: f"{i.name}~{number}" for i in all_indices(s)}
+        moved = rename_indices(s, apart)
+        back = {mine.name: theirs.name for mine, theirs in zip(moved.indices, first.indices, strict=True)}
+        result.append(rename_indices(moved, back))
+    return tuple(result)
+
+
+def same_outputs(program: Program) -> str | None:
+    """A refusal unless all statements run over the same output extents and none reads what another writes."""
+    sizes = {tuple(i.extent for i in s.indices) for s in program.statements}
+    if len(sizes) != 1:
+        return "its statements have different output sizes"
+    targets = {s.target for s in program.statements}
+    touched = {n.tensor for s in program.statements for n in walk(s.value) if isinstance(n, Read | Inside)}
+    if targets & touched or program.intermediates:
+        return "a statement reads what another one writes"
+    return None
+
+
+@dataclass(frozen=True)
+class Dimension:
+    """A loop of the kernel: one index, or several that lie together in every tensor."""
+
+    name: str
+    extent: int
+
+
+@dataclass(frozen=True)
+class Collapsed:
+    """Loops and the addresses of all accesses in terms of them.
+
+    ``reads`` and ``writes`` give each access's address in elements as an `Affine` of dimension names.
+    """
+
+    kept: tuple[Dimension, ...]
+    reduced: tuple[Dimension, ...]
+    reads: Mapping[Read, Affine]
+    writes: Mapping[str, Affine]
+
+    def extents(self) -> dict[str, int]:
+        """Extent of every dimension by name."""
+        return {d.name: d.extent for d in (*self.kept, *self.reduced)}
+
+
+def collapse(program: Program, statements: tuple[Statement, ...]) -> Collapsed:
+    """Order the loops by the memory they walk over, and join neighbours that act as one loop in every access.
+
+    Kept dimensions follow the first output's strides, reduced ones the largest read's; extents of 1 are dropped.
+    Indices used in range checks or as data stay as they are.
+    """
+    extent = {i.name: i.extent for s in statements for i in all_indices(s)}
+    zero = {name: Affine((), 0) for name, n in extent.items() if n == 1}
+    outputs = {
+        s.target: program.tensors[s.target].address(tuple(Affine.index(i.name) for i in s.indices)).substitute(zero)
+        for s in statements
+    }
+    every = list(dict.fromkeys(n for s in statements for n in walk(s.value)))
+    reads = {n: program.tensors[n.tensor].address(n.index).substitute(zero) for n in every if isinstance(n, Read)}
+    fixed = _fixed_indices(program, every, extent)
+    kept = [i.name for i in statements[0].indices if i.extent > 1]
+    first = outputs[statements[0].target]
+    kept.sort(key=lambda name: -abs(first.coefficient(name)))
+    inner = {i.name for n in every if isinstance(n, Reduce) for i in n.indices if i.extent > 1}
+    largest = max(reads.values(), key=lambda a: len([name for name in a.names if name in inner]), default=Affine())
+    reduced = sorted((name for name in extent if name in inner), key=lambda name: -abs(largest.coefficient(name)))
+    accesses = [*outputs.values(), *reads.values()]
+    joined: dict[str, Affine] = {}
+    kept_loops = _join(kept, extent, accesses, fixed, joined)
+    reduced_loops = _join(reduced, extent, accesses, fixed, joined)
+    return Collapsed(
+        kept_loops,
+        reduced_loops,
+        {read: address.substitute(joined) for read, address in reads.items()},
+        {name: address.substitute(joined) for name, address in outputs.items()},
+    )
+
+
+def _fixed_indices(program: Program, every: list[Expr], extent: Mapping[str, int]) -> set[str]:
+    """Indices that range checks or index values mention; they cannot be joined with others."""
+    fixed: set[str] = set()
+    for n in every:
+        match n:
+            case Read():
+                needed = checked_dimensions(n.index, program.tensors[n.tensor].shape, extent)
+                fixed.update(name for d in needed for name in n.index[d].names)
+            case Inside():
+                fixed.update(name for a in n.index for name in a.names)
+            case IndexValue():
+                fixed.update(n.index.names)
+            case _:
+                pass
+    return fixed
+
+
+def _join(
+    names: list[str], extent: Mapping[str, int], accesses: list[Affine], fixed: set[str], joined: dict[str, Affine]
+) -> tuple[Dimension, ...]:
+    """Join neighbours (outer, inner); `joined` gets each outer index that vanished, as 0, since the inner one goes on.
+
+    An outer index is absorbed by its inner neighbour where every address moves by extent(inner) inner steps for it.
+    """
+    loops: list[Dimension] = []
+    for name in reversed(names):
+        if loops:
+            inner = loops[-1]
+            together = not {name, inner.name} & fixed and all(
+                a.coefficient(name) == a.coefficient(inner.name) * inner.extent for a in accesses
+            )
+            if together:
+                joined[name] = Affine((), 0)
+                loops[-1] = replace(inner, extent=inner.extent * extent[name])
+                continue
+        loops.append(Dimension(name, extent[name]))
+    return tuple(reversed(loops))
