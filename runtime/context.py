@@ -1,0 +1,344 @@
+"""Running kernels on a device: building, binding, launching, timing, and moving arrays.
+
+One `Context` per device and process. All methods may be called from several threads; a sequence handed to
+`enqueue` is never interleaved with another thread's.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import math
+import threading
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from tilewright.dsl.dtypes import DType
+from tilewright.dsl.lowering import Launch
+from tilewright.errors import DeviceError, KernelError
+from tilewright.runtime import border, timing
+from tilewright.runtime.cache import ProgramCache
+from tilewright.runtime.devices import Device, handle_of
+from tilewright.runtime.pool import Buffer, Pool
+from tilewright.runtime.programs import Module, build_program
+
+if TYPE_CHECKING:
+    import pyopencl
+
+_registry: dict[str, Context] = {}
+_registry_lock = threading.Lock()
+
+
+@dataclass(frozen=True, eq=False)
+class BoundLaunch:
+    """A kernel with its arguments set, ready to be enqueued any number of times.
+
+    It keeps the buffers alive. ``run`` and ``run_profiled`` enqueue it on either queue of its context.
+    """
+
+    name: str
+    global_size: tuple[int, ...]
+    local_size: tuple[int, ...] | None
+    local_memory: int
+    """Bytes of local memory a work-group uses."""
+    run: Callable[[], Any]
+    run_profiled: Callable[[], Any]
+    buffers: tuple[Buffer, ...]
+
+    @property
+    def is_empty(self) -> bool:
+        """True if there are no work-items; nothing is enqueued then."""
+        return 0 in self.global_size
+
+
+def context(device: Device) -> Context:
+    """The context of a device, made on the first call and again after a fault of the device has destroyed it."""
+    border.refuse_after_fork()
+    with _registry_lock:
+        present = _registry.get(device.name)
+        if present is None or present.lost:
+            present = _registry[device.name] = Context(device)
+        return present
+
+
+class Context:
+    """Everything one device offers; use `context(device)` to get it."""
+
+    def __init__(self, device: Device) -> None:
+        cl = border.opencl()
+        self.device = device
+        self.lost = False
+        """True after a fault that makes the context useless; `context(device)` then makes a new one."""
+        self.keeps_binaries = True
+        """False stops writing program binaries to disk, for tuners that build thousands of kernels once."""
+        self._handle = handle_of(device)
+        with border.guard(f"use the device {device.name}"):
+            self._context = cl.Context([self._handle])
+            self._queue = cl.CommandQueue(self._context)
+            # profiling makes every launch dearer (12.4 instead of 6.7 µs on NVIDIA), hence a queue of its own
+            self._profiling_queue = cl.CommandQueue(
+                self._context, properties=cl.command_queue_properties.PROFILING_ENABLE
+            )
+            self.alignment = max(int(self._handle.mem_base_addr_align) // 8, 16)
+        self.pool = Pool(self._context, device.name, device.global_memory, device.max_allocation)
+        self.cache = ProgramCache()
+        self._modules: dict[str, Module] = {}
+        self._lock = threading.RLock()
+        self._enqueue_kernel = cl._cl.enqueue_nd_range_kernel
+        self._error = cl.Error
+
+    def allocate(self, nbytes: int) -> Buffer:
+        """Uninitialised memory of `nbytes` bytes (0 is allowed); DeviceError if there is not enough."""
+        border.refuse_after_fork()
+        return self.pool.allocate(nbytes)
+
+    def trim(self) -> int:
+        """Hand memory that waits for reuse back to the driver; the number of bytes."""
+        border.refuse_after_fork()
+        self.finish()
+        return self.pool.trim()
+
+    def view(self, buffer: Buffer, offset_bytes: int, nbytes: int) -> Buffer:
+        """A part of a buffer as a buffer that shares its memory.
+
+        `offset_bytes` must be a multiple of `alignment`; DeviceError otherwise, or where the part leaves the buffer.
+        """
+        border.refuse_after_fork()
+        _check_range(buffer, offset_bytes, nbytes)
+        if offset_bytes % self.alignment:
+            raise DeviceError(
+                f"a view starts at byte {offset_bytes}, but {self.device.name} needs a multiple of {self.alignment}"
+            )
+        root = buffer if buffer.base is None else buffer.base
+        start = buffer.offset + offset_bytes
+        if nbytes == 0:
+            return Buffer(root.memory, 0, self.pool, 0, root, start)
+        with border.guard(f"make a view of {nbytes} bytes at {start}"):
+            handle = root.memory.get_sub_region(start, nbytes)
+        return Buffer(handle, nbytes, self.pool, 0, root, start)
+
+    def write(self, buffer: Buffer, array: np.ndarray[Any, Any], offset_bytes: int = 0) -> None:
+        """Copy an array into a buffer in C order and native byte order; returns when the array may be changed."""
+        border.refuse_after_fork()
+        source = np.asarray(array)
+        if source.dtype.hasobject:
+            raise DeviceError(f"an array of dtype {source.dtype} has no bytes to copy to a device")
+        source = np.ascontiguousarray(source, dtype=source.dtype.newbyteorder("="))
+        _check_range(buffer, offset_bytes, source.nbytes)
+        if source.nbytes:
+            with self._synchronising(f"copy {source.nbytes} bytes to the device"):
+                cl = border.opencl()
+                cl._cl._enqueue_write_buffer(self._queue, buffer.memory, _bytes(source), offset_bytes, None, True)
+
+    def read(self, buffer: Buffer, shape: Sequence[int], dtype: object, offset_bytes: int = 0) -> np.ndarray[Any, Any]:
+        """A new array of `shape` and `dtype` (NumPy's or the language's) with a buffer's content in C order."""
+        border.refuse_after_fork()
+        wanted = dtype.numpy if isinstance(dtype, DType) else np.dtype(dtype)  # type: ignore[call-overload]
+        result: np.ndarray[Any, Any] = np.empty(tuple(shape), wanted)
+        _check_range(buffer, offset_bytes, result.nbytes)
+        if result.nbytes:
+            with self._synchronising(f"copy {result.nbytes} bytes from the device"):
+                cl = border.opencl()
+                cl._cl._enqueue_read_buffer(self._queue, buffer.memory, _bytes(result), offset_bytes, None, True)
+        return result
+
+    def fill(self, buffer: Buffer, value: float, dtype: DType) -> None:
+        """Set every element of a buffer, without waiting; bytes that make no whole element at the end stay."""
+        border.refuse_after_fork()
+        size = buffer.nbytes // dtype.itemsize * dtype.itemsize
+        if size:
+            pattern = np.array([value]).astype(dtype.numpy)
+            with self._lock, border.guard(f"fill {size} bytes"):
+                border.opencl()._cl._enqueue_fill_buffer(self._queue, buffer.memory, _bytes(pattern), 0, size, None)
+
+    def build(self, source: str, options: str = "") -> Module:
+        """Compile OpenCL C, or find it in memory or on disk; KernelError with the trimmed log if that fails.
+
+        `options` are added to those of the device's target.
+        """
+        border.refuse_after_fork()
+        every = f"{self.device.target.build_options} {options}".strip()
+        key = self._program_key(source, every)
+        with self._lock:
+            module = self._modules.get(key)
+            if module is None:
+                cache = self.cache
+                module = build_program(self._context, self._handle, source, every, key, cache, self.keeps_binaries)
+                self._modules[key] = module
+            return module
+
+    def _program_key(self, source: str, options: str) -> str:
+        device = self.device
+        fields = (source, options, device.identity, device.driver, device.opencl_version, device.platform)
+        return hashlib.sha256("\0".join(fields).encode()).hexdigest()
+
+    def bind(self, launch: Launch, buffers: Mapping[str, Buffer]) -> BoundLaunch:
+        """Build a launch's kernel and set its arguments to `buffers` (by the names in ``launch.arguments``).
+
+        Everything that could fail or crash a driver at the launch is checked here: argument names and count, the
+        work-group's size and its local memory. Raises KernelError.
+        """
+        module = self.build(launch.source)
+        kernel = module.kernel(launch.kernel)
+        missing = [name for name in launch.arguments if name not in buffers]
+        if missing:
+            raise KernelError(f"kernel {launch.kernel} has no buffer for {', '.join(missing)}")
+        used = tuple(buffers[name] for name in launch.arguments)
+        local_memory = self._check_limits(launch, kernel)
+        with border.guard(f"set the arguments of kernel {launch.kernel}", KernelError):
+            for index, buffer in enumerate(used):
+                kernel.set_arg(index, buffer.memory)
+        run: Callable[[], Any] = _nothing
+        run_profiled: Callable[[], Any] = _nothing
+        if 0 not in launch.global_size:
+            run = self._launcher(self._queue, kernel, launch)
+            run_profiled = self._launcher(self._profiling_queue, kernel, launch)
+        return BoundLaunch(launch.kernel, launch.global_size, launch.local_size, local_memory, run, run_profiled, used)
+
+    def _launcher(self, queue: pyopencl.CommandQueue, kernel: pyopencl.Kernel, launch: Launch) -> Callable[[], Any]:
+        """A call without arguments that enqueues: the cheapest one from Python (keyword arguments cost twice)."""
+        enqueue, size, group = self._enqueue_kernel, launch.global_size, launch.local_size
+        return lambda: enqueue(queue, kernel, size, group, None, None, False, False)
+
+    def _check_limits(self, launch: Launch, kernel: pyopencl.Kernel) -> int:
+        """The launch's local memory in bytes; KernelError where the device cannot run it."""
+        cl = border.opencl()
+        info = cl.kernel_work_group_info
+        with border.guard(f"examine kernel {launch.kernel}", KernelError):
+            count = int(kernel.num_args)
+            limit = int(kernel.get_work_group_info(info.WORK_GROUP_SIZE, self._handle))
+            local_memory = int(kernel.get_work_group_info(info.LOCAL_MEM_SIZE, self._handle))
+        if count != len(launch.arguments):
+            raise KernelError(f"kernel {launch.kernel} takes {count} arguments, but {len(launch.arguments)} are given")
+        _check_sizes(launch)
+        target = self.device.target
+        limit = min(limit, target.max_work_group)
+        group = math.prod(launch.local_size or (1,))
+        if group > limit:
+            raise KernelError(
+                f"kernel {launch.kernel} has {group} work-items in a work-group, but {self.device.name} runs at most "
+                f"{limit} of this kernel; use a smaller local size"
+            )
+        # some drivers end the process instead of refusing such a launch
+        if local_memory > target.local_memory:
+            raise KernelError(
+                f"kernel {launch.kernel} uses {local_memory} bytes of local memory, but {self.device.name} has "
+                f"{target.local_memory}; use smaller tiles"
+            )
+        return local_memory
+
+    def enqueue(self, launches: Sequence[BoundLaunch]) -> None:
+        """Start launches in order and return at once; KernelError naming the one that cannot start."""
+        border.refuse_after_fork()
+        launch = None
+        try:
+            with self._lock:
+                for launch in launches:
+                    launch.run()
+        except self._error as error:
+            raise self.launch_error(error, launch) from error
+
+    def launch_error(self, error: Exception, launch: BoundLaunch | None) -> KernelError:
+        """The error of a launch, with the context marked as lost where it is."""
+        self.lost = self.lost or border.error_code(error) in border.LOST_CODES
+        name = launch.name if launch else "?"
+        return KernelError(f"kernel {name} cannot be launched: {border.describe(error)}{self._advice()}")
+
+    def finish(self) -> None:
+        """Wait until everything enqueued is done; DeviceError if a kernel failed meanwhile."""
+        border.refuse_after_fork()
+        with self._synchronising("finish the work on the device", exclusive=False):
+            self._queue.finish()
+
+    def time(self, launches: Sequence[BoundLaunch], repeats: int, warmup: int = 1) -> list[float]:
+        """Seconds for the whole sequence, once per repeat, after `warmup` runs that are not counted.
+
+        On GPUs the sum of the kernels' own times by device events; on CPUs the wall time of launching and waiting,
+        which is what a user sees. Short sequences are run several times per sample and the mean is returned.
+        """
+        border.refuse_after_fork()
+        with self._synchronising("time kernels"):
+            if self.device.kind == "gpu":
+                return timing.by_events(self, launches, repeats, warmup)
+            return timing.by_clock(self, launches, repeats, warmup)
+
+    def profile(self, launches: Sequence[BoundLaunch]) -> list[float]:
+        """Seconds per launch by device events, from one run; 0.0 for a launch without work-items."""
+        border.refuse_after_fork()
+        with self._synchronising("profile kernels"):
+            return timing.each(self, launches)
+
+    def enqueue_profiled(self, launches: Sequence[BoundLaunch]) -> list[Any]:
+        """Start launches on the profiling queue; their events (None for those without work-items)."""
+        launch = None
+        events = []
+        try:
+            for launch in launches:
+                events.append(launch.run_profiled())
+        except self._error as error:
+            raise self.launch_error(error, launch) from error
+        return events
+
+    def finish_profiled(self) -> None:
+        """Wait for the profiling queue."""
+        self._profiling_queue.finish()
+
+    def _synchronising(self, action: str, exclusive: bool = True) -> _Synchronising:
+        return _Synchronising(self, action, exclusive)
+
+    def _advice(self) -> str:
+        if not self.lost:
+            return ""
+        return "; the device stopped after a fault (a kernel left its memory or ran too long), its buffers are lost"
+
+
+class _Synchronising:
+    """Errors of blocking calls as DeviceError; a fault of an earlier kernel shows up at these."""
+
+    def __init__(self, owner: Context, action: str, exclusive: bool) -> None:
+        self._owner = owner
+        self._action = action
+        self._exclusive = exclusive
+
+    def __enter__(self) -> None:
+        if self._exclusive:
+            self._owner._lock.acquire()
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, _trace: object) -> None:
+        owner = self._owner
+        if self._exclusive:
+            owner._lock.release()
+        if isinstance(error, owner._error):
+            code = border.error_code(error)
+            fault = code in border.LOST_CODES or (code == border.OUT_OF_RESOURCES and owner.device.kind == "gpu")
+            owner.lost = owner.lost or fault
+            raise DeviceError(f"cannot {self._action}: {border.describe(error)}{owner._advice()}") from error
+
+
+def _nothing() -> None:
+    """Stands for a launch without work-items."""
+
+
+def _bytes(array: np.ndarray[Any, Any]) -> np.ndarray[Any, np.dtype[np.uint8]]:
+    """The bytes of a contiguous array, for dtypes that have no buffer interface of their own."""
+    return array.reshape(-1).view(np.uint8)
+
+
+def _check_range(buffer: Buffer, offset: int, nbytes: int) -> None:
+    if offset < 0 or nbytes < 0 or offset + nbytes > buffer.nbytes:
+        raise DeviceError(f"{nbytes} bytes at offset {offset} do not fit into a buffer of {buffer.nbytes} bytes")
+
+
+def _check_sizes(launch: Launch) -> None:
+    """KernelError for a launch geometry that OpenCL 1.2 does not allow (drivers hang or crash on some of them)."""
+    sizes, group = launch.global_size, launch.local_size
+    if not 1 <= len(sizes) <= 3 or any(not 0 <= size < 1 << 48 for size in sizes):
+        raise KernelError(f"kernel {launch.kernel} has the global size {sizes}; it needs 1 to 3 sizes below 2**48")
+    if group is None:
+        return
+    if len(group) != len(sizes) or any(part < 1 or size % part for size, part in zip(sizes, group, strict=False)):
+        raise KernelError(
+            f"kernel {launch.kernel} has the global size {sizes}, which the local size {group} does not divide"
+        )

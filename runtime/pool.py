@@ -1,0 +1,186 @@
+"""Device memory: buffers from a pool with size classes.
+
+Networks and tuners ask for the same few sizes again and again, and drivers take up to milliseconds to make a buffer,
+so released memory is kept for the next request of its size class.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections import deque
+from typing import TYPE_CHECKING, Any
+
+from tilewright.errors import DeviceError
+from tilewright.runtime import border
+
+if TYPE_CHECKING:
+    import pyopencl
+
+SMALLEST_CLASS = 256
+_STEPS = 8
+
+
+def size_class(nbytes: int) -> int:
+    """The bytes really allocated for a request: eight classes per power of two (at most 1/8 more), 256 at least."""
+    if nbytes <= SMALLEST_CLASS:
+        return SMALLEST_CLASS
+    step = max(SMALLEST_CLASS, (1 << (nbytes - 1).bit_length() - 1) // _STEPS)
+    return -(-nbytes // step) * step
+
+
+class Buffer:
+    """Device memory of ``nbytes`` bytes; uninitialised when it is new.
+
+    Memory goes back to the pool on `release()` or when the last reference is gone, and launches that were enqueued
+    before that still see it: the queue runs in order.
+    """
+
+    __slots__ = ("__weakref__", "_block", "_pool", "base", "handle", "nbytes", "offset")
+
+    def __init__(
+        self, handle: pyopencl.Buffer, nbytes: int, pool: Pool, block: int, base: Buffer | None = None, offset: int = 0
+    ) -> None:
+        self.handle: pyopencl.Buffer | None = handle
+        self.nbytes = nbytes
+        self.base = base
+        """The buffer of which this one is a view, else None."""
+        self.offset = offset
+        """Where this view starts in its base, in bytes."""
+        self._pool = pool
+        self._block = block
+
+    @property
+    def memory(self) -> pyopencl.Buffer:
+        """OpenCL's object; DeviceError after `release()`."""
+        root = self if self.base is None else self.base
+        if self.handle is None or root.handle is None:
+            raise DeviceError(f"a buffer of {self.nbytes} bytes was used after its release")
+        return self.handle
+
+    def release(self) -> None:
+        """Give the memory back; a second call does nothing. A view gives back nothing, its base does."""
+        handle, self.handle = self.handle, None
+        if handle is not None and self.base is None:
+            self._pool.take_back(handle, self._block)
+
+    def __del__(self) -> None:
+        # a failed constructor leaves no handle
+        if getattr(self, "handle", None) is not None:
+            self.release()
+
+    def __repr__(self) -> str:
+        return f"<Buffer of {self.nbytes} bytes{'' if self.base is None else f' at {self.offset} of another'}>"
+
+
+class Pool:
+    """Buffers of one device. Safe to use from several threads.
+
+    ``limit`` bounds the bytes kept for reuse (not those in use).
+    """
+
+    def __init__(self, context: pyopencl.Context, name: str, global_memory: int, max_allocation: int) -> None:
+        self._context = context
+        self._name = name
+        self._global_memory = global_memory
+        self._max_allocation = max_allocation
+        self.limit = global_memory // 4
+        self._lock = threading.Lock()
+        self._free: dict[int, list[pyopencl.Buffer]] = {}
+        # `__del__` may run at any point, also while this thread holds the lock, so it only appends here (atomic)
+        self._returned: deque[tuple[Any, int]] = deque()
+        self._kept = 0
+        self._allocated = 0
+
+    @property
+    def kept(self) -> int:
+        """Bytes that wait for reuse."""
+        with self._lock:
+            self._collect()
+            return self._kept
+
+    @property
+    def in_use(self) -> int:
+        """Bytes in buffers that are alive."""
+        with self._lock:
+            self._collect()
+            return self._allocated - self._kept
+
+    def allocate(self, nbytes: int) -> Buffer:
+        """A buffer of `nbytes` bytes (0 is allowed); DeviceError naming needed and available bytes if impossible."""
+        if nbytes < 0:
+            raise DeviceError(f"a buffer cannot have {nbytes} bytes")
+        if nbytes > self._max_allocation:
+            raise DeviceError(
+                f"{nbytes} bytes are needed in one buffer, but {self._name} allows {self._max_allocation} bytes; "
+                "use smaller tensors or another device"
+            )
+        block = min(size_class(nbytes), max(self._max_allocation, SMALLEST_CLASS))
+        with self._lock:
+            self._collect()
+            free = self._free.get(block)
+            if free:
+                self._kept -= block
+                return Buffer(free.pop(), nbytes, self, block)
+            handle = self._create(block)
+            self._allocated += block
+        return Buffer(handle, nbytes, self, block)
+
+    def trim(self) -> int:
+        """Hand everything that waits for reuse back to the driver; the number of bytes."""
+        with self._lock:
+            self._collect()
+            return self._drop()
+
+    def take_back(self, handle: pyopencl.Buffer, block: int) -> None:
+        """Accept the memory of a released buffer."""
+        # In a forked child the list only keeps the object alive: releasing it would call the driver, which hangs.
+        self._returned.append((handle, block))
+
+    def _collect(self) -> None:
+        """Sort returned blocks into the free lists, and let go of those above the limit."""
+        while True:
+            try:
+                handle, block = self._returned.popleft()
+            except IndexError:
+                return
+            if self._kept + block > self.limit:
+                handle.release()
+                self._allocated -= block
+            else:
+                self._free.setdefault(block, []).append(handle)
+                self._kept += block
+
+    def _drop(self) -> int:
+        freed = self._kept
+        for handles in self._free.values():
+            for handle in handles:
+                handle.release()
+        self._free.clear()
+        self._allocated -= freed
+        self._kept = 0
+        return freed
+
+    def _create(self, block: int) -> pyopencl.Buffer:
+        """Memory from the driver; once more without what is kept for reuse if it does not suffice."""
+        # CPU drivers promise more than there is and the system ends the process when it is touched: count ourselves
+        if self._allocated + block > self._global_memory:
+            self._drop()
+        if self._allocated + block > self._global_memory:
+            raise self._exhausted(block, "")
+        cl = border.opencl()
+        for last in (False, True):
+            try:
+                handle: pyopencl.Buffer = cl.Buffer(self._context, cl.mem_flags.READ_WRITE, block)
+                return handle
+            except cl.Error as error:
+                if last:
+                    raise self._exhausted(block, f" ({border.describe(error)})") from error
+                self._drop()
+        raise AssertionError("unreachable")
+
+    def _exhausted(self, block: int, reason: str) -> DeviceError:
+        available = max(0, self._global_memory - self._allocated)
+        return DeviceError(
+            f"out of memory on {self._name}: {block} bytes are needed and at most {available} of "
+            f"{self._global_memory} bytes are available{reason}; use a smaller batch or release what is not needed"
+        )

@@ -1,0 +1,88 @@
+"""Devices for the tests, and folders of their own.
+
+`--device NAME` (repeatable, or several names separated by commas) chooses where the numbers are tested; without it
+they are tested on every CPU driver that is installed.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+
+import hypothesis
+import pytest
+
+from tilewright.errors import DeviceError
+from tilewright.runtime import Context, Device, context, devices, select_device
+
+hypothesis.settings.register_profile("tilewright", deadline=None, max_examples=20, derandomize=True)
+hypothesis.settings.load_profile("tilewright")
+
+_HOME = pytest.StashKey[Path]()
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    """Offer `--device`."""
+    parser.addoption(
+        "--device", action="append", default=[], metavar="NAME", help="test on this device (default: all CPU drivers)"
+    )
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    """Point cache and database to a folder of this session, before any test asks for a device.
+
+    Workers of pytest-xdist inherit the variables and share the folder; the process that made it removes it.
+    """
+    if hasattr(config, "workerinput"):
+        return
+    home = Path(tempfile.mkdtemp(prefix="tilewright-tests-"))
+    config.stash[_HOME] = home
+    os.environ["TILEWRIGHT_CACHE"] = str(home / "cache")
+    os.environ["TILEWRIGHT_DB"] = str(home / "tuning.sqlite")
+    os.environ.pop("TILEWRIGHT_DEVICE", None)
+
+
+def pytest_unconfigure(config: pytest.Config) -> None:
+    """Remove the session's folder."""
+    home = config.stash.get(_HOME, None)
+    if home is not None:
+        shutil.rmtree(home, ignore_errors=True)
+
+
+def chosen_devices(config: pytest.Config) -> list[Device]:
+    """The devices of `--device`, else all CPU drivers; a usage error for an unknown name."""
+    names = [name.strip() for given in config.getoption("--device") for name in given.split(",") if name.strip()]
+    try:
+        if names:
+            return [select_device(name) for name in names]
+        return [device for device in devices() if device.kind == "cpu"]
+    except DeviceError as error:
+        if names:
+            raise pytest.UsageError(str(error)) from error
+        return []
+
+
+def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
+    """Run every test that asks for `device` (or `ctx`) on each chosen device."""
+    if "device" in metafunc.fixturenames:
+        chosen = chosen_devices(metafunc.config)
+        metafunc.parametrize("device", chosen, ids=[device.name for device in chosen], scope="session", indirect=True)
+
+
+@pytest.fixture(scope="session")
+def device(request: pytest.FixtureRequest) -> Device:
+    """A device to compute on."""
+    chosen: Device = request.param
+    return chosen
+
+
+@pytest.fixture
+def ctx(device: Device) -> Iterator[Context]:
+    """The context of `device`, idle again after the test."""
+    opened = context(device)
+    yield opened
+    if not opened.lost:
+        opened.finish()
