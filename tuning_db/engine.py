@@ -1,0 +1,265 @@
+"""Opening the database: where it lies, how SQLite is set up, and SQLAlchemy's errors in our words.
+
+SQLite runs in write-ahead mode: readers never wait, a killed process loses nothing that was committed. Writers take
+their lock when the transaction begins (BEGIN IMMEDIATE), wait for each other, and try again a few times.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import random
+import sqlite3
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, TypeVar
+from urllib.parse import quote
+
+import platformdirs
+from sqlalchemy import URL, Connection, Engine, create_engine, event, make_url
+from sqlalchemy.exc import ArgumentError, DBAPIError, IntegrityError, OperationalError, SQLAlchemyError
+from sqlalchemy.pool import StaticPool
+
+from tilewright.errors import DatabaseError
+from tilewright.tuning_db.schema import bring_up_to_date, check_version, stored_version
+
+log = logging.getLogger("tilewright.tuning_db")
+
+BUSY_SECONDS = 10.0
+"""How long SQLite waits for another process's transaction before it reports a lock."""
+ATTEMPTS = 6
+"""How often a transaction that met a lock, or lost a race for a unique row, is tried."""
+
+_Result = TypeVar("_Result")
+
+
+@dataclass(frozen=True)
+class Place:
+    """An open database."""
+
+    engine: Engine
+    url: str
+    """For people: without a password."""
+    path: Path | None
+    """The file, where there is one."""
+    read_only: bool
+
+
+def default_path() -> Path:
+    """The user's own database file (not created)."""
+    return Path(platformdirs.user_data_dir("tilewright", appauthor=False)) / "tuning.sqlite"
+
+
+def open_place(where: str | Path | None, read_only: bool = False) -> Place:
+    """Open or create the database at a path or SQLAlchemy URL (None: $TILEWRIGHT_DB, else the user's own).
+
+    A file that exists but cannot be written is opened for reading, with a warning in the log. If the user's own
+    default file cannot be created, the database lives in memory, with a warning. DatabaseError for everything else
+    that prevents its use.
+    """
+    named = where if where is not None else os.environ.get("TILEWRIGHT_DB") or None
+    url = _parse(named if named is not None else default_path())
+    shown = url.render_as_string(hide_password=True)
+    if url.get_backend_name() != "sqlite":
+        return _open_server(url, shown, read_only)
+    if not url.database or url.database == ":memory:":
+        return _open_memory()
+    path = Path(url.database)
+    try:
+        return _open_file(path, shown, read_only)
+    except _CannotCreateError as e:
+        if named is not None:
+            raise DatabaseError(f"the tuning database {path} cannot be created: {e}; name a writable place") from e
+        log.warning("the tuning database %s cannot be created (%s): results are kept in memory only", path, e)
+        return _open_memory()
+
+
+class _CannotCreateError(Exception):
+    """The file does not exist and its place does not let us make it."""
+
+
+def _parse(where: str | Path) -> URL:
+    text = str(where)
+    if "://" not in text:
+        return URL.create("sqlite", database=str(Path(text).expanduser()))
+    try:
+        return make_url(text)
+    except (ArgumentError, ValueError) as e:
+        raise DatabaseError(f"{text!r} is neither a path nor a database URL: {e}") from e
+
+
+def _open_memory() -> Place:
+    engine = create_engine("sqlite://", poolclass=StaticPool, connect_args={"check_same_thread": False})
+    _set_up_sqlite(engine)
+    with engine.connect() as c, c.begin():
+        bring_up_to_date(c)
+    return Place(engine, "sqlite://", None, False)
+
+
+def _open_server(url: URL, shown: str, read_only: bool) -> Place:
+    with translated(shown):
+        try:
+            engine = create_engine(url, pool_pre_ping=True)
+        except ModuleNotFoundError as e:
+            raise DatabaseError(f"{shown} needs the Python package {e.name}: pip install {e.name}") from e
+        with engine.connect() as c, c.begin():
+            bring_up_to_date(c)
+        return Place(engine, shown, None, read_only)
+
+
+def _open_file(path: Path, shown: str, read_only: bool) -> Place:
+    if path.is_dir():
+        raise DatabaseError(f"the tuning database {path} is a folder; name a file in it")
+    if not path.exists():
+        if read_only:
+            raise DatabaseError(f"the tuning database {path} does not exist")
+        _create(path)
+    if read_only or not (_may_write(path) and _may_write(path.parent)):
+        if not read_only:
+            log.warning("the tuning database %s cannot be written: it is read, and new results are refused", path)
+        return _open_read_only(path, shown)
+    with translated(shown):
+        engine = create_engine(URL.create("sqlite", database=str(path)), connect_args={"timeout": BUSY_SECONDS})
+        _set_up_sqlite(engine)
+        try:
+            _prepare(engine)
+        except BaseException:
+            engine.dispose()
+            raise
+        return Place(engine, shown, path, False)
+
+
+def _may_write(path: Path) -> bool:
+    return os.access(path, os.W_OK, effective_ids=os.access in os.supports_effective_ids)
+
+
+def _create(path: Path) -> None:
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.touch()
+    except OSError as e:
+        raise _CannotCreateError(e.strerror or str(e)) from e
+
+
+def _prepare(engine: Engine) -> None:
+    """Write-ahead mode and the tables; another process may be doing the same."""
+
+    def write_ahead() -> None:
+        # Switching modes does not wait for other processes by itself, so it goes through our retries.
+        raw = engine.raw_connection()
+        try:
+            raw.cursor().execute("PRAGMA journal_mode=WAL")
+        finally:
+            raw.close()
+
+    with engine.connect() as c, c.begin():
+        version = stored_version(c)
+        if version is not None:
+            check_version(version)
+    with_retries(write_ahead)
+    with_retries(lambda: _in_transaction(engine, bring_up_to_date))
+
+
+def _in_transaction(engine: Engine, work: Callable[[Connection], None]) -> None:
+    with engine.connect().execution_options(tilewright_write=True) as c, c.begin():
+        work(c)
+
+
+def _open_read_only(path: Path, shown: str) -> Place:
+    """Without any write to the folder: as a live file if SQLite can share it, else as one that nobody changes."""
+    failure: SQLAlchemyError | None = None
+    for mode in ("mode=ro", "mode=ro&immutable=1"):
+        uri = f"file:{quote(str(path.absolute()))}?{mode}&uri=true"
+        engine = create_engine(f"sqlite:///{uri}", connect_args={"timeout": BUSY_SECONDS})
+        _set_up_sqlite(engine)
+        try:
+            with engine.connect() as c, c.begin():
+                version = stored_version(c)
+                if version is None:
+                    raise DatabaseError(f"the tuning database {path} is empty and cannot be written")
+                check_version(version)
+            return Place(engine, shown, path, True)
+        except OperationalError as e:
+            engine.dispose()
+            failure = e
+        except DatabaseError as e:
+            engine.dispose()
+            raise DatabaseError(f"the tuning database {shown} cannot be used: {e}") from e
+        except SQLAlchemyError as e:
+            engine.dispose()
+            raise _in_our_words(e, shown) from e
+    assert failure is not None
+    raise _in_our_words(failure, shown) from failure
+
+
+def _set_up_sqlite(engine: Engine) -> None:
+    @event.listens_for(engine, "connect")
+    def connect(connection: Any, record: Any) -> None:
+        connection.isolation_level = None  # transactions begin where we say, below
+        cursor = connection.cursor()
+        cursor.execute("PRAGMA foreign_keys=ON")
+        cursor.execute("PRAGMA synchronous=NORMAL")  # with write-ahead: a killed process loses nothing
+        cursor.close()
+
+    @event.listens_for(engine, "begin")
+    def begin(connection: Connection) -> None:
+        writes = connection.get_execution_options().get("tilewright_write")
+        connection.exec_driver_sql("BEGIN IMMEDIATE" if writes else "BEGIN")
+
+
+def with_retries(work: Callable[[], _Result]) -> _Result:
+    """Run a whole transaction; again if it met a lock or lost a race for a unique row."""
+    for attempt in range(ATTEMPTS):
+        try:
+            return work()
+        except (OperationalError, IntegrityError, sqlite3.OperationalError) as e:
+            if attempt == ATTEMPTS - 1 or not _is_passing(e):
+                raise
+            time.sleep(random.uniform(0.01, 0.05) * 2**attempt)
+    raise AssertionError("unreachable")
+
+
+def _is_passing(error: Exception) -> bool:
+    text = str(error).lower()
+    return isinstance(error, IntegrityError) or any(
+        word in text for word in ("database is locked", "table is locked", "deadlock", "serialize access")
+    )
+
+
+@contextmanager
+def translated(where: str) -> Iterator[None]:
+    """Turn the database layer's errors into DatabaseError with the place and a way out."""
+    try:
+        yield
+    except DatabaseError as e:
+        if where in str(e):
+            raise
+        raise DatabaseError(f"the tuning database {where} cannot be used: {e}") from e
+    except (SQLAlchemyError, sqlite3.Error) as e:
+        raise _in_our_words(e, where) from e
+
+
+_ADVICE = (
+    (
+        ("not a database", "malformed", "corrupt"),
+        "is damaged or no database; move the file aside (nothing was changed in it) or name another with TILEWRIGHT_DB",
+    ),
+    (("disk is full", "no space"), "is on a full disk; make room: everything recorded before is kept"),
+    (("readonly", "read-only"), "cannot be written; name a writable one with TILEWRIGHT_DB"),
+    (("locked", "busy"), "stays locked by another process; wait for it or end it"),
+    (("unable to open",), "cannot be opened; check that the folder exists and may be entered"),
+)
+
+
+def _in_our_words(error: Exception, where: str) -> DatabaseError:
+    detail = str(error.orig) if isinstance(error, DBAPIError) and error.orig is not None else str(error)
+    for words, advice in _ADVICE:
+        if any(w in detail.lower() for w in words):
+            return DatabaseError(f"the tuning database {where} {advice} ({detail})")
+    return DatabaseError(f"the tuning database {where} failed: {detail.splitlines()[0] if detail else error!r}")
+
+
+__all__ = ["Place", "default_path", "open_place", "translated", "with_retries"]

@@ -1,0 +1,112 @@
+"""JSON Lines: how databases are exchanged, and how winners are shipped.
+
+The first line names the format and its version; every other line is one run or one measurement with all its fields.
+A measurement is identified by all of its fields, so importing a file twice changes nothing.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import tempfile
+from collections.abc import Iterable, Iterator
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+from tilewright.errors import DatabaseError
+from tilewright.tuning_db.records import Measurement, Run
+
+FORMAT = "tilewright-tuning"
+VERSION = 1
+
+
+def write_file(path: Path, records: Iterable[Run | Measurement]) -> int:
+    """Write a whole file or none; the number of records. DatabaseError if it cannot be written."""
+    count = 0
+    try:
+        handle, name = tempfile.mkstemp(dir=path.parent, prefix=path.name, suffix=".part")
+        try:
+            with os.fdopen(handle, "w", encoding="utf-8") as out:
+                out.write(json.dumps({"format": FORMAT, "version": VERSION}) + "\n")
+                for record in records:
+                    out.write(json.dumps(_as_json(record), ensure_ascii=True, allow_nan=False) + "\n")
+                    count += 1
+            os.chmod(name, 0o644)  # mkstemp keeps files private; an export is meant to be passed on
+            os.replace(name, path)
+        except BaseException:
+            os.unlink(name)
+            raise
+    except OSError as e:
+        raise DatabaseError(f"the export {path} cannot be written: {e.strerror or e}") from e
+    return count
+
+
+def _as_json(record: Run | Measurement) -> dict[str, Any]:
+    if isinstance(record, Run):
+        return {"kind": "run", **asdict(record)}
+    return {"kind": "measurement", **record.to_record()}
+
+
+def read_file(path: Path) -> list[Run | Measurement]:
+    """Every record of a file; DatabaseError naming the line for anything that is not one."""
+    try:
+        with path.open(encoding="utf-8") as lines:
+            return list(parse_lines(lines, str(path)))
+    except (OSError, UnicodeDecodeError) as e:
+        raise DatabaseError(f"{path} cannot be read: {e}") from e
+
+
+def parse_lines(lines: Iterable[str], place: str) -> Iterator[Run | Measurement]:
+    """Records from lines of text; ``place`` names them in errors."""
+    for number, line in enumerate(lines, 1):
+        if not line.strip():
+            continue
+        try:
+            values = json.loads(line, parse_constant=_refuse)
+        except (ValueError, RecursionError) as e:
+            raise DatabaseError(f"{place}, line {number}: not JSON ({e}); the file may be cut off") from e
+        try:
+            if number == 1:
+                _check_header(values)
+            else:
+                yield _record(values)
+        except (DatabaseError, TypeError) as e:
+            raise DatabaseError(f"{place}, line {number}: {e}") from e
+
+
+def measurements_of(records: Iterable[Run | Measurement]) -> Iterator[Measurement]:
+    """Only the measurements."""
+    return (r for r in records if isinstance(r, Measurement))
+
+
+def _refuse(constant: str) -> float:
+    raise ValueError(f"{constant} is no JSON number")
+
+
+def _check_header(values: Any) -> None:
+    if not isinstance(values, dict) or values.get("format") != FORMAT:
+        raise DatabaseError(f'not an export of tuning results (the first line must have "format": "{FORMAT}")')
+    version = values.get("version")
+    if not isinstance(version, int) or version > VERSION:
+        raise DatabaseError(f"format version {version}, but this tilewright reads up to {VERSION}; update tilewright")
+
+
+def _record(values: Any) -> Run | Measurement:
+    if not isinstance(values, dict):
+        raise DatabaseError("a line must be a JSON object")
+    fields = {k: v for k, v in values.items() if k != "kind"}
+    match values.get("kind"):
+        case "measurement":
+            return Measurement.from_record(fields)
+        case "run":
+            if set(fields) != {"id", "started", "host", "budget"} or not all(
+                isinstance(v, str) for v in fields.values()
+            ):
+                raise DatabaseError("a run must have exactly the texts id, started, host and budget")
+            return Run(**fields)
+        case kind:
+            raise DatabaseError(f"unknown kind of record {kind!r}")
+
+
+__all__ = ["measurements_of", "parse_lines", "read_file", "write_file"]

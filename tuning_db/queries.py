@@ -1,0 +1,142 @@
+"""The queries that decide, built once and run with parameters.
+
+The winner of (program, driver, generator) is the fastest configuration whose newest row is ok. Configurations that
+were timed in turns share a `round`; the newest round decides over everything measured before it, because its times
+were taken side by side. Rows measured after that round compete with it.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from sqlalchemy import ColumnElement, Select, and_, bindparam, exists, func, or_, select
+from sqlalchemy.sql.selectable import FromClause
+
+from tilewright.tuning_db.records import Status
+from tilewright.tuning_db.schema import CONFIGURATIONS, DEVICES, DRIVERS, MEASUREMENTS, PROGRAMS
+
+
+def _of_key(m: FromClause) -> ColumnElement[bool]:
+    return and_(
+        m.c.program_id == bindparam("program"),
+        m.c.driver_id == bindparam("driver"),
+        m.c.generator == bindparam("generator"),
+    )
+
+
+def _winner() -> Select[Any]:
+    m = MEASUREMENTS
+    in_rounds, deciding, later = m.alias("in_rounds"), m.alias("deciding"), m.alias("later")
+    newest_round = (
+        select(in_rounds.c.round)
+        .where(_of_key(in_rounds), in_rounds.c.round != "", in_rounds.c.status == Status.OK.value)
+        .order_by(in_rounds.c.created.desc(), in_rounds.c.id.desc())
+        .limit(1)
+        .scalar_subquery()
+    )
+    decided = (
+        select(func.max(deciding.c.created))
+        .where(_of_key(deciding), deciding.c.round == newest_round)
+        .scalar_subquery()
+    )
+    replaced = exists().where(
+        _of_key(later),
+        later.c.configuration_id == m.c.configuration_id,
+        or_(later.c.created > m.c.created, and_(later.c.created == m.c.created, later.c.id > m.c.id)),
+    )
+    competes = or_(newest_round.is_(None), m.c.round == newest_round, m.c.created > decided)
+    return (
+        select(CONFIGURATIONS.c.family, CONFIGURATIONS.c.parameters, m.c.seconds, m.c.created)
+        .join_from(m, CONFIGURATIONS)
+        .where(_of_key(m), m.c.status == Status.OK.value, m.c.seconds > 0, competes, ~replaced)
+        .order_by(m.c.seconds, m.c.id)
+        .limit(1)
+    )
+
+
+WINNER = _winner()
+"""One row (family, parameters, seconds, created); parameters program, driver (ids) and generator."""
+
+DRIVERS_OF = (
+    select(DRIVERS.c.id, DRIVERS.c.version)
+    .join_from(DRIVERS, DEVICES)
+    .where(DEVICES.c.identity == bindparam("device"))
+    .order_by(DRIVERS.c.id.desc())
+)
+"""The driver versions of a device, the one first seen last coming first."""
+
+PROGRAM = select(PROGRAMS.c.id, PROGRAMS.c.structure, PROGRAMS.c.sizes, PROGRAMS.c.text).where(
+    PROGRAMS.c.signature == bindparam("signature")
+)
+
+SHAPES = (
+    select(PROGRAMS.c.id, PROGRAMS.c.signature, PROGRAMS.c.sizes, PROGRAMS.c.text, DRIVERS.c.id, DRIVERS.c.version)
+    .join_from(PROGRAMS, DRIVERS, PROGRAMS.c.id > 0)
+    .join(DEVICES, DRIVERS.c.device_id == DEVICES.c.id)
+    .where(
+        PROGRAMS.c.structure == bindparam("structure"),
+        DEVICES.c.identity == bindparam("device"),
+        exists().where(
+            MEASUREMENTS.c.program_id == PROGRAMS.c.id,
+            MEASUREMENTS.c.driver_id == DRIVERS.c.id,
+            MEASUREMENTS.c.generator == bindparam("generator"),
+            MEASUREMENTS.c.status == Status.OK.value,
+        ),
+    )
+)
+"""Every (program, driver) of a structure that has a working configuration on a device."""
+
+ROWS = (
+    select(
+        MEASUREMENTS,
+        DEVICES.c.identity,
+        DRIVERS.c.version,
+        PROGRAMS.c.signature,
+        PROGRAMS.c.structure,
+        PROGRAMS.c.sizes,
+        PROGRAMS.c.text,
+        CONFIGURATIONS.c.family,
+        CONFIGURATIONS.c.parameters,
+    )
+    .join_from(MEASUREMENTS, DRIVERS)
+    .join(DEVICES, DRIVERS.c.device_id == DEVICES.c.id)
+    .join(PROGRAMS, MEASUREMENTS.c.program_id == PROGRAMS.c.id)
+    .join(CONFIGURATIONS, MEASUREMENTS.c.configuration_id == CONFIGURATIONS.c.id)
+    .order_by(MEASUREMENTS.c.id)
+)
+"""Whole measurements, in the order in which they were stored."""
+
+TRIED = (
+    ROWS.where(
+        DEVICES.c.identity == bindparam("device"),
+        DRIVERS.c.version == bindparam("version"),
+        MEASUREMENTS.c.generator == bindparam("generator"),
+        PROGRAMS.c.signature == bindparam("signature"),
+    )
+    .order_by(None)
+    .order_by(MEASUREMENTS.c.created, MEASUREMENTS.c.id)
+)
+"""All measurements of one program on one device and driver, oldest first."""
+
+KEYS = (
+    select(
+        DEVICES.c.identity,
+        DRIVERS.c.id,
+        DRIVERS.c.version,
+        MEASUREMENTS.c.generator,
+        PROGRAMS.c.id,
+        PROGRAMS.c.signature,
+        PROGRAMS.c.structure,
+        PROGRAMS.c.sizes,
+        PROGRAMS.c.text,
+    )
+    .join_from(MEASUREMENTS, DRIVERS)
+    .join(DEVICES, DRIVERS.c.device_id == DEVICES.c.id)
+    .join(PROGRAMS, MEASUREMENTS.c.program_id == PROGRAMS.c.id)
+    .where(MEASUREMENTS.c.status == Status.OK.value)
+    .distinct()
+    .order_by(DEVICES.c.identity, DRIVERS.c.version, PROGRAMS.c.signature, MEASUREMENTS.c.generator)
+)
+"""Everything that has a winner."""
+
+__all__ = ["DRIVERS_OF", "KEYS", "PROGRAM", "ROWS", "SHAPES", "TRIED", "WINNER"]

@@ -1,0 +1,193 @@
+"""What the store holds, as plain frozen data: measurements, winners, runs, and figures about the store itself."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import math
+import platform
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field, fields
+from datetime import UTC, datetime
+from enum import StrEnum
+from typing import Any
+
+from tilewright.errors import DatabaseError
+
+
+class Status(StrEnum):
+    """How the measurement of one configuration ended."""
+
+    OK = "ok"
+    WRONG = "wrong"
+    """Ran, but its numbers differ from the reference, or it wrote where it must not."""
+    BUILD_FAILED = "build_failed"
+    LAUNCH_FAILED = "launch_failed"
+    TIMED_OUT = "timed_out"
+    CRASHED = "crashed"
+    """Took the measuring process with it."""
+    OUT_OF_RESOURCES = "out_of_resources"
+    """Asks for more local memory, work-items, registers or device memory than there is."""
+
+
+def now() -> str:
+    """The present time in UTC, to the microsecond; such texts sort by time."""
+    return datetime.now(UTC).isoformat(timespec="microseconds")
+
+
+@dataclass(frozen=True)
+class Measurement:
+    """One configuration of one program, measured once on one device; failures are measurements too.
+
+    DatabaseError is raised for values that cannot be: a time that is not a positive finite number, an `ok` without
+    a time, a failure with one, sizes that are not whole numbers.
+    """
+
+    device: str
+    """Identity of the device: what decides its speed, without the driver's version."""
+    driver: str
+    """Driver version text."""
+    signature: str
+    """Identity of the program with its sizes, types and layouts."""
+    structure: str
+    """Identity of the program without its sizes."""
+    sizes: tuple[int, ...]
+    program: str
+    """The program's text, for people."""
+    family: str
+    configuration: str
+    """The parameters as JSON with sorted keys."""
+    generator: str
+    """Version of the code generator: other versions make other kernels."""
+    status: Status
+    seconds: float | None = None
+    """Median of `samples`; None unless the status is ok."""
+    samples: tuple[float, ...] = ()
+    """Every timed run, in seconds."""
+    error: float | None = None
+    """Largest difference from the reference, relative to the reference's largest magnitude; None if not compared."""
+    message: str = ""
+    build_seconds: float | None = None
+    host: str = field(default_factory=platform.node)
+    created: str = field(default_factory=now)
+    run: str = ""
+    """Id of the tuning run, empty for a measurement made by hand."""
+    round: str = ""
+    """Id shared by the configurations that were timed in turns to decide between them; empty while searching."""
+
+    def __post_init__(self) -> None:
+        problem = self._problem()
+        if problem:
+            raise DatabaseError(f"a measurement of {self.family} {self.configuration} cannot be stored: {problem}")
+
+    def _problem(self) -> str | None:
+        texts = (self.device, self.driver, self.signature, self.structure, self.program, self.family, self.generator)
+        if not all(isinstance(t, str) for t in (*texts, self.message, self.host, self.created, self.run, self.round)):
+            return "one of its texts is not a text"
+        if self.status is Status.OK and self.seconds is None:
+            return "it is ok but has no time"
+        if self.status is not Status.OK and self.seconds is not None:
+            return f"it is {self.status} but has a time"
+        times = [t for t in (self.seconds, *self.samples) if t is not None]
+        if not all(_is_number(t) and t > 0 for t in times):
+            return "one of its times is not a positive finite number of seconds"
+        if not all(_is_number(v) and v >= 0 for v in (self.error, self.build_seconds) if v is not None):
+            return "its error or build time is negative or not finite"
+        if not all(isinstance(n, int) and not isinstance(n, bool) and n >= 0 for n in self.sizes):
+            return "one of its sizes is not a whole number"
+        return _configuration_problem(self.configuration)
+
+    def to_record(self) -> dict[str, Any]:
+        """The fields as JSON values."""
+        return {**asdict(self), "status": str(self.status), "sizes": list(self.sizes), "samples": list(self.samples)}
+
+    @staticmethod
+    def from_record(record: Mapping[str, Any]) -> Measurement:
+        """The inverse of `to_record`; DatabaseError if a field is missing, unknown, or of the wrong type."""
+        names = {f.name for f in fields(Measurement)}
+        odd = sorted(set(record) ^ names)
+        if odd:
+            raise DatabaseError(f"a stored measurement has missing or unknown fields: {', '.join(odd)}")
+        try:
+            status = Status(record["status"])
+            sizes, samples = tuple(record["sizes"]), tuple(record["samples"])
+        except (TypeError, ValueError) as e:
+            raise DatabaseError(f"a stored measurement has a field of the wrong type: {e}") from e
+        return Measurement(**{**record, "status": status, "sizes": sizes, "samples": samples})
+
+    @property
+    def digest(self) -> str:
+        """Identity of this measurement: equal only if every field is (hex, 64 digits)."""
+        text = json.dumps(self.to_record(), sort_keys=True, ensure_ascii=True, allow_nan=False)
+        return hashlib.sha256(text.encode()).hexdigest()
+
+
+def _is_number(value: object) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
+
+
+def _configuration_problem(text: object) -> str | None:
+    try:
+        values = json.loads(text) if isinstance(text, str) else None
+    except ValueError:
+        values = None
+    if not isinstance(values, dict):
+        return "its configuration is not a JSON object"
+    if not all(isinstance(v, int | str) and not isinstance(v, bool) for v in values.values()):
+        return "its configuration has a value that is neither a whole number nor a text"
+    return None
+
+
+@dataclass(frozen=True)
+class Winner:
+    """The fastest known configuration of one program on one device."""
+
+    device: str
+    driver: str
+    """The driver it was measured on; see `exact`."""
+    signature: str
+    structure: str
+    sizes: tuple[int, ...]
+    program: str
+    family: str
+    configuration: str
+    generator: str
+    seconds: float
+    created: str
+    exact: bool = True
+    """Measured on the very driver that was asked for; False if on another version of it."""
+    shipped: bool = False
+    """Came with tilewright; False if it is from the user's own database."""
+    distance: float = 0.0
+    """Sum over the sizes of the absolute log2 ratio to what was asked for."""
+
+
+@dataclass(frozen=True)
+class Run:
+    """One call of the tuner."""
+
+    id: str
+    started: str
+    host: str
+    budget: str
+
+
+@dataclass(frozen=True)
+class Stats:
+    """Figures about a store."""
+
+    url: str
+    schema_version: int
+    read_only: bool
+    bytes: int | None
+    """Size of the file, None where the database is not a file."""
+    devices: int
+    drivers: int
+    programs: int
+    configurations: int
+    runs: int
+    measurements: int
+    statuses: Mapping[str, int]
+
+
+__all__ = ["Measurement", "Run", "Stats", "Status", "Winner", "now"]
