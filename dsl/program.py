@@ -245,7 +245,7 @@ class Program:
     @property
     def operations(self) -> int:
         """Arithmetic operations of one run: pointwise functions and reduction steps, counted once per index tuple."""
-        return sum(_operations(s.value, math.prod(i.extent for i in s.indices)) for s in self.statements)
+        return sum(_operations(s.value, math.prod(i.extent for i in s.indices), set()) for s in self.statements)
 
     @property
     def bytes_moved(self) -> int:
@@ -253,11 +253,14 @@ class Program:
         return sum(t.size * t.dtype.itemsize for t in (*self.inputs, *self.outputs))
 
 
-def _operations(e: Expr, times: int) -> int:
+def _operations(e: Expr, times: int, done: set[Expr]) -> int:
     if isinstance(e, Reduce):
+        if e in done:
+            return 0
+        done.add(e)
         times *= math.prod(i.extent for i in e.indices)
     own = times if isinstance(e, (Call, Reduce)) else 0
-    return own + sum(_operations(c, times) for c in children(e))
+    return own + sum(_operations(c, times, done) for c in children(e))
 
 
 # --- walking and rewriting ------------------------------------------------------------------------------------------
@@ -342,8 +345,11 @@ def rename_tensors(e: Expr, names: Mapping[str, str]) -> Expr:
 
 
 def all_indices(s: Statement) -> tuple[Index, ...]:
-    """Output indices, then reduction indices in order of appearance (names are unique within a statement)."""
-    return (*s.indices, *(i for e in walk(s.value) if isinstance(e, Reduce) for i in e.indices))
+    """Output indices, then reduction indices in order of appearance.
+
+    Names are unique within a statement, but for a reduction that occurs twice as a whole: that is computed once.
+    """
+    return tuple(dict.fromkeys((*s.indices, *(i for e in walk(s.value) if isinstance(e, Reduce) for i in e.indices))))
 
 
 def extents(s: Statement) -> dict[str, int]:

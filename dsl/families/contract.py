@@ -1,0 +1,244 @@
+"""The `contract` family: GEMM, batched and grouped GEMM, implicit-GEMM convolution, matrix-vector products.
+
+`contraction.py` says what a program must look like, `contract_cpu.py` and `contract_gpu.py` write the kernels; here
+are the spaces of configurations and the choice that is made without tuning.
+"""
+
+from __future__ import annotations
+
+from tilewright.dsl.families import contract_cpu, contract_gpu
+from tilewright.dsl.families.contraction import Contraction, linear_stride, recognise
+from tilewright.dsl.lowering import Lowering
+from tilewright.dsl.program import Program
+from tilewright.dsl.space import Configuration, Constraint, Parameter, Space
+from tilewright.dsl.target import Shape, Target
+
+
+class Contract:
+    """Sums of products with rows and columns of their own."""
+
+    name = "contract"
+
+    def refusal(self, program: Program, target: Target) -> str | None:
+        """Why the program is no contraction, or None."""
+        found = recognise(program)
+        return found if isinstance(found, str) else None
+
+    def space(self, program: Program, target: Target) -> Space:
+        """Tile sizes, packing and loop order on CPUs; work-group and item tiles on GPUs."""
+        views = _views(program)
+        space = _cpu_space(views, target) if target.shape is Shape.CPU else _gpu_space(views, target)
+        return _hinted(space, views[0], program)
+
+    def default(self, program: Program, target: Target) -> Configuration:
+        """The configuration that a model of registers and waste prefers; the space's first one if hints forbid it."""
+        views = _views(program)
+        space = self.space(program, target)
+        make = _cpu_default if target.shape is Shape.CPU else _gpu_default
+        wanted = make(views[0], target)
+        if space.violated(wanted) is None:
+            return wanted
+        return next(iter(space))
+
+    def lower(self, program: Program, target: Target, configuration: Configuration) -> Lowering:
+        """The kernels of one configuration."""
+        view = _views(program)[configuration.integer("view")]
+        generator = contract_cpu if target.shape is Shape.CPU else contract_gpu
+        return generator.lower(view, program, target, configuration)
+
+
+CONTRACT = Contract()
+
+
+def _views(program: Program) -> tuple[Contraction, ...]:
+    found = recognise(program)
+    if isinstance(found, str):
+        raise ValueError(f"program {program.name} is no contraction: {found}")
+    return found
+
+
+_VIEW = "which operand's own indices are computed in vectors (0 = the expected better)"
+
+
+# --- CPUs -----------------------------------------------------------------------------------------------------------
+
+
+def _cpu_space(views: tuple[Contraction, ...], target: Target) -> Space:
+    lanes = target.lanes(views[0].dtype.itemsize)
+    registers = target.vector_registers
+
+    def fits(c: Configuration) -> bool:
+        rows, vectors = c.integer("item_m"), c.integer("item_n")
+        return rows * vectors + vectors + 1 <= registers + registers // 8
+
+    def a_in_place(c: Configuration) -> bool:
+        return bool(c["pack_a"]) or views[c.integer("view")].a.read is not None
+
+    def b_in_place(c: Configuration) -> bool:
+        view = views[c.integer("view")]
+        return bool(c["pack_b"]) or _reads_b_in_place(view, c.integer("item_n") * lanes)
+
+    def interior_matters(c: Configuration) -> bool:
+        view = views[c.integer("view")]
+        return not c["interior"] or (not c["pack_a"] and _a_is_checked(view))
+
+    def reaches(c: Configuration) -> bool:
+        view = views[c.integer("view")]
+        too_tall = c.integer("item_m") * c.integer("tiles_m") >= 2 * view.m + 2
+        return not too_tall and (c.integer("item_n") - 1) * lanes < view.n
+
+    return Space(
+        (
+            Parameter("view", tuple(range(len(views))), _VIEW),
+            Parameter("item_m", (1, 2, 3, 4, 5, 6, 7, 8, 10, 12, 14), "rows of a register tile (6-8 AVX2, 8-14 AVX-512)"),
+            Parameter("item_n", (1, 2, 3, 4, 6, 8), "vectors of columns in a register tile"),
+            Parameter("tiles_m", (1, 2, 4, 8), "register tiles per work-item, one below the other"),
+            Parameter("unroll_k", (1, 2, 4, 8), "depth steps per turn of the inner loop"),
+            Parameter("pack_a", (0, 1), "copy A into panels first"),
+            Parameter("pack_b", (0, 1), "copy B into panels first (weights: once, ahead of time)"),
+            Parameter("interior", (0, 1), "a loop without range checks for tiles inside the image"),
+            Parameter("order", ("m", "n"), "which blocks neighbouring work-items walk: rows (B's panel stays) or columns"),
+        ),
+        (
+            Constraint("the register tile needs more vector registers than there are", fits),
+            Constraint("A is an expression and must be packed", a_in_place),
+            Constraint("B can only be read in place where its columns are contiguous and divide evenly", b_in_place),
+            Constraint("there are no range checks to avoid", interior_matters),
+            Constraint("the tile is larger than the product", reaches),
+        ),
+    )
+
+
+def _reads_b_in_place(c: Contraction, width: int) -> bool:
+    if c.b.read is None or c.b.read.dtype is not c.dtype or c.n % width:
+        return False
+    place = c.access(c.b.read)
+    return not place.checks and linear_stride(place.address, c.columns) == 1
+
+
+def _a_is_checked(c: Contraction) -> bool:
+    return c.a.read is not None and bool(c.access(c.a.read).checks)
+
+
+def _cpu_default(c: Contraction, target: Target) -> Configuration:
+    lanes = target.lanes(c.dtype.itemsize)
+    rows, vectors = _register_tile(c.m, c.n, lanes, target.vector_registers)
+    checked = _a_is_checked(c)
+    in_place = c.m <= 2 * rows and _reads_b_in_place(c, vectors * lanes)
+    inner = c.depth[-1].extent if c.depth else 1
+    return Configuration.of(
+        {
+            "view": 0,
+            "item_m": rows,
+            "item_n": vectors,
+            "tiles_m": 1,
+            "unroll_k": 4,
+            "pack_a": int(c.a.read is None),
+            "pack_b": int(not in_place),
+            "interior": int(checked and c.a.read is not None and inner < 32),
+            "order": "m",
+        }
+    )
+
+
+def _register_tile(m: int, n: int, lanes: int, registers: int) -> tuple[int, int]:
+    """Rows and vectors that waste least on this size and keep the multiply-adds busy.
+
+    A tile of r x v vectors does r*v multiply-adds for r + v loads; fewer than 8 accumulators cannot hide the latency
+    of a multiply-add. Work on rows and columns beyond the edge counts as lost.
+    """
+    best, choice = 0.0, (1, 1)
+    for vectors in (1, 2, 3, 4, 6, 8):
+        if (vectors - 1) * lanes >= n:
+            continue
+        for rows in (1, 2, 3, 4, 5, 6, 7, 8, 10, 12, 14):
+            if rows * vectors + vectors + 1 > registers or rows > m:
+                continue
+            useful = (m / (-(-m // rows) * rows)) * (n / (-(-n // (vectors * lanes)) * vectors * lanes))
+            density = rows * vectors / (rows + vectors)
+            score = useful * min(1.0, rows * vectors / 8) * density / (density + 0.6)
+            if score > best:
+                best, choice = score, (rows, vectors)
+    return choice
+
+
+# --- GPUs -----------------------------------------------------------------------------------------------------------
+
+
+def _gpu_space(views: tuple[Contraction, ...], target: Target) -> Space:
+    itemsize = views[0].dtype.itemsize
+
+    def items(c: Configuration) -> int:
+        return (c.integer("tile_m") // c.integer("item_m")) * (c.integer("tile_n") // c.integer("item_n"))
+
+    def whole(c: Configuration) -> bool:
+        return c.integer("tile_m") % c.integer("item_m") == 0 and c.integer("tile_n") % c.integer("item_n") == 0
+
+    def group(c: Configuration) -> bool:
+        return max(target.sub_group, 1) <= items(c) <= min(target.max_work_group, 1024)
+
+    def loads(c: Configuration) -> bool:
+        count = items(c)
+        return all(count % d == 0 for d in (c.integer("tile_k"),)) and count >= c.integer("tile_k")
+
+    def local(c: Configuration) -> bool:
+        return contract_gpu.local_bytes(c, itemsize) <= target.local_memory
+
+    def registers(c: Configuration) -> bool:
+        return c.integer("item_m") * c.integer("item_n") <= 96
+
+    return Space(
+        (
+            Parameter("view", tuple(range(len(views))), _VIEW),
+            Parameter("tile_m", (16, 32, 64, 128), "rows of a work-group's tile"),
+            Parameter("tile_n", (16, 32, 64, 128), "columns of a work-group's tile"),
+            Parameter("tile_k", (8, 16, 32), "depth held in local memory at a time"),
+            Parameter("item_m", (1, 2, 4, 8), "rows of a work-item's tile"),
+            Parameter("item_n", (1, 2, 4, 8), "columns of a work-item's tile"),
+            Parameter("pad_local", (0, 1), "one spare element per row of local memory, against bank conflicts"),
+        ),
+        (
+            Constraint("an item's tile must divide the group's", whole),
+            Constraint("the work-group's size is not allowed on this device", group),
+            Constraint("the work-group must load whole depth steps", loads),
+            Constraint("the tiles need more local memory than there is", local),
+            Constraint("an item's accumulators would spill", registers),
+        ),
+    )
+
+
+def _gpu_default(c: Contraction, target: Target) -> Configuration:
+    def tile(extent: int) -> int:
+        return next((t for t in (16, 32) if extent <= t), 64)
+
+    tile_m, tile_n = tile(c.m), tile(c.n)
+    blocks = -(-c.m // tile_m) * -(-c.n // tile_n) * c.g
+    if blocks < target.compute_units and tile_m == tile_n == 64:
+        tile_m = tile_n = 32
+    item_m, item_n = max(1, tile_m // 16), max(1, tile_n // 16)
+    limit = min(target.max_work_group, 1024)
+    while (tile_m // item_m) * (tile_n // item_n) > limit and item_m < tile_m:
+        item_m *= 2
+    values = {"view": 0, "tile_m": tile_m, "tile_n": tile_n, "tile_k": 16, "item_m": item_m, "item_n": item_n}
+    return Configuration.of({**values, "pad_local": 1})
+
+
+# --- hints ----------------------------------------------------------------------------------------------------------
+
+
+def _hinted(space: Space, c: Contraction, program: Program) -> Space:
+    """Narrow the space by the program's `tile` lines; a line that would leave nothing on this target does not apply."""
+    places = {"m": c.rows, "n": c.columns, "k": c.depth}
+    for hint in program.hints:
+        for letter, indices in places.items():
+            if hint.index in {i.name for i in indices}:
+                for name, values in ((f"tile_{letter}", hint.tile), (f"item_{letter}", hint.per_item)):
+                    space = _narrowed(space, name, values)
+    return space
+
+
+def _narrowed(space: Space, name: str, values: tuple[int, ...]) -> Space:
+    if not values or all(p.name != name for p in space.parameters):
+        return space
+    narrowed = space.restricted({name: values})
+    return narrowed if next(iter(narrowed), None) is not None else space

@@ -1,0 +1,520 @@
+"""Contractions on CPUs: one work-item computes register tiles of the product in vector code.
+
+    for each register tile of item_m rows x item_n vectors of columns:
+        accumulators = 0
+        for every depth index:  load item_n vectors of B, broadcast item_m elements of A, multiply-add
+        epilogue, store
+
+B is packed into panels of one tile's width, so that the inner loop reads it as one stream; weights are packed once,
+ahead of time. A is read in place through one pointer per row (for a convolution: one per pixel); where the pointer
+would leave the image it is turned to a row of pad values instead, so the inner loop has no range checks. The idea of
+turning pointers rather than copying patches is that of Dukhan, "The Indirect Convolution Algorithm" (2019).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+
+from tilewright.dsl.families.contraction import (
+    NAMES,
+    Access,
+    Contraction,
+    LoopNames,
+    Operand,
+    checked,
+    conditions,
+    decompose,
+    element,
+    linear_stride,
+    multiply_add,
+    parted,
+)
+from tilewright.dsl.lowering import Launch, Lowering, Scratch
+from tilewright.dsl.program import Index, Program, Read, reads
+from tilewright.dsl.space import Configuration
+from tilewright.dsl.target import Target
+from tilewright.dsl.text import statement_text
+from tilewright.dsl.writer import Expressions, Source, affine, argument, index_type, vector_type
+
+PAD_ROW_LIMIT = 16384
+"""Longest row of pad values, in elements; beyond it the pointer's step is set to 0 instead."""
+
+_KERNEL = "__attribute__((reqd_work_group_size(1, 1, 1)))\n__kernel void"
+
+
+@dataclass(frozen=True)
+class Tile:
+    """A contraction with the numbers of one configuration."""
+
+    c: Contraction
+    program: Program
+    target: Target
+    rows: int
+    """Rows of a register tile."""
+    vectors: int
+    """Vectors of columns in a register tile."""
+    lanes: int
+    tiles: int
+    """Register tiles, one below the other, per work-item."""
+    unroll: int
+    pack_a: bool
+    pack_b: bool
+    interior: bool
+    """Whether tiles that never leave the image have a loop of their own."""
+    columns_first: bool
+    ctype: str
+    text: str
+    """The configuration, for the kernel's comment."""
+
+    @property
+    def width(self) -> int:
+        """Columns of a register tile."""
+        return self.vectors * self.lanes
+
+    @property
+    def row_blocks(self) -> int:
+        """Work-items along the rows."""
+        return -(-self.c.m // (self.rows * self.tiles))
+
+    @property
+    def column_blocks(self) -> int:
+        """Work-items along the columns; also panels of B."""
+        return -(-self.c.n // self.width)
+
+    @property
+    def vector(self) -> str:
+        """OpenCL type of an accumulator."""
+        return vector_type(self.c.dtype, self.lanes)
+
+    @property
+    def scalar(self) -> str:
+        """OpenCL type of an accumulator's element."""
+        return self.c.dtype.opencl
+
+    @property
+    def a(self) -> Access:
+        """Where A is read in place (only without pack_a)."""
+        assert self.c.a.read is not None
+        return self.c.access(self.c.a.read)
+
+    @property
+    def b(self) -> Access:
+        """Where B is read in place (only without pack_b)."""
+        assert self.c.b.read is not None
+        return self.c.access(self.c.b.read)
+
+
+def lower(c: Contraction, program: Program, target: Target, configuration: Configuration) -> Lowering:
+    """The kernels of one configuration: packing of A and B where asked for, then the product."""
+    tile = Tile(
+        c,
+        program,
+        target,
+        rows=configuration.integer("item_m"),
+        vectors=configuration.integer("item_n"),
+        lanes=target.lanes(c.dtype.itemsize),
+        tiles=configuration.integer("tiles_m"),
+        unroll=configuration.integer("unroll_k"),
+        pack_a=bool(configuration["pack_a"]),
+        pack_b=bool(configuration["pack_b"]),
+        interior=bool(configuration["interior"]),
+        columns_first=configuration["order"] == "n",
+        ctype=index_type(program),
+        text=str(configuration),
+    )
+    launches, scratch = [], []
+    if tile.pack_a:
+        panels = tile.row_blocks * tile.tiles
+        scratch.append(Scratch("packed_a", c.dtype, c.g * panels * c.k * tile.rows))
+        launches.append(_pack(tile, c.a, "packed_a", panels, tile.rows))
+    if tile.pack_b:
+        scratch.append(Scratch("packed_b", c.dtype, c.g * tile.column_blocks * c.k * tile.width))
+        launches.append(_pack(tile, c.b, "packed_b", tile.column_blocks, tile.width))
+    if _turned(tile):
+        fill = tile.a.tensor.pad
+        scratch.append(Scratch("pad_row", tile.a.tensor.dtype, _pad_row(tile), fill=fill))
+    return Lowering((*launches, _product(tile)), tuple(scratch))
+
+
+def _turned(tile: Tile) -> bool:
+    """Whether pointers into A may have to be turned to the pad row."""
+    return not tile.pack_a and bool(tile.a.checks)
+
+
+# --- packing --------------------------------------------------------------------------------------------------------
+
+
+def _pack(tile: Tile, operand: Operand, into: str, panels: int, width: int) -> Launch:
+    """Copies an operand to `into[group][panel][depth][width]`; places beyond the last row or column become 0."""
+    c = tile.c
+    across, total = (c.rows, c.m) if into == "packed_a" else (c.columns, c.n)
+    inputs = tuple(dict.fromkeys(r.tensor for r in reads(operand.value)))
+    parameters = [f"__global const {tile.program.tensors[n].dtype.opencl}* restrict {argument(n)}" for n in inputs]
+    parameters.append(f"__global {tile.scalar}* restrict {argument(into)}")
+    helpers: dict[str, str] = {}
+    body = Source()
+    with body.block(f"{_KERNEL} {into}({', '.join(parameters)})"):
+        body.line(f"const {tile.ctype} panel = get_global_id(0), group = get_global_id(1);")
+        for text in decompose("group", c.groups, lambda i: NAMES[i.name], tile.ctype):
+            body.line(text)
+        start = f"(group * {panels} + panel) * ({tile.ctype}){c.k * width}"
+        body.line(f"__global {tile.scalar}* to = {argument(into)} + {start};")
+        step = _step(tile, operand, across)
+        if step is None:
+            _pack_each(tile, body, operand, across, width, total, helpers)
+        else:
+            _pack_strided(tile, body, operand, across, width, total, step)
+    src = Source()
+    src.line(f"// Operand {into[-1].upper()} as panels of {width}, one after the other, depth by depth.")
+    for text in helpers.values():
+        src.line(text)
+    src.line(body.text)
+    return Launch(into, src.text, (panels, c.g), (1, 1), (*inputs, into), (into,))
+
+
+def _step(tile: Tile, operand: Operand, across: tuple[Index, ...]) -> int | None:
+    """The step across the panel of an operand that is one unchecked read; None if it is not that simple."""
+    if operand.read is None:
+        return None
+    place = tile.c.access(operand.read)
+    return None if place.checks else linear_stride(place.address, across)
+
+
+def _pack_strided(
+    tile: Tile, body: Source, operand: Operand, across: tuple[Index, ...], width: int, total: int, step: int
+) -> None:
+    assert operand.read is not None
+    place = tile.c.access(operand.read)
+    address, _ = parted(place.address, [i.name for i in across])
+    base, inner = parted(address, [i.name for i in tile.c.depth])
+    source, dtype = argument(place.tensor.name), place.tensor.dtype.opencl
+    body.line(f"const int count = max(0, min({width}, {total} - (int)panel * {width}));")
+    body.line(f"__global const {dtype}* from = {source} + {affine(base, NAMES)} + panel * {width * step};")
+
+    def copy(count: str) -> Callable[[], None]:
+        def write() -> None:
+            value = f"({tile.scalar})from[{affine(inner, NAMES)} + lane * {step}]"
+            body.line(f"for (int lane = 0; lane < {count}; ++lane) to[lane] = {value};")
+            if count == "count":
+                body.line(f"for (int lane = count; lane < {width}; ++lane) to[lane] = 0;")
+            body.line(f"to += {width};")
+
+        return write
+
+    with body.block(f"if (count == {width})"):
+        _nest(body, tile.c.depth, copy(str(width)), tile.ctype)
+    with body.block("else"):
+        _nest(body, tile.c.depth, copy("count"), tile.ctype)
+
+
+def _pack_each(
+    tile: Tile, body: Source, operand: Operand, across: tuple[Index, ...], width: int, total: int, helpers: dict[str, str]
+) -> None:
+    def write() -> None:
+        with body.block(f"for (int lane = 0; lane < {width}; ++lane)"):
+            body.line(f"const {tile.ctype} flat = panel * {width} + lane;")
+            for text in decompose("flat", across, lambda i: NAMES[i.name], tile.ctype):
+                body.line(text)
+            value = element(tile.c, operand.value, NAMES, tile.program, helpers)
+            body.line(f"to[lane] = flat < {total} ? {value} : 0;")
+        body.line(f"to += {width};")
+
+    _nest(body, tile.c.depth, write, tile.ctype)
+
+
+def _nest(body: Source, indices: tuple[Index, ...], inside: Callable[[], None], ctype: str) -> None:
+    """Loops over `indices` around what `inside` writes."""
+    if not indices:
+        inside()
+        return
+    with body.loop(NAMES[indices[0].name], indices[0].extent, ctype=ctype):
+        _nest(body, indices[1:], inside, ctype)
+
+
+# --- the product ----------------------------------------------------------------------------------------------------
+
+
+def _product(tile: Tile) -> Launch:
+    c = tile.c
+    helpers: dict[str, str] = {}
+    names = _arguments(tile)
+    parameters = [_parameter(tile, n) for n in names]
+    body = Source()
+    with body.block(f"{_KERNEL} contract({', '.join(parameters)})"):
+        first, second = ("column_block", "row_block") if tile.columns_first else ("row_block", "column_block")
+        body.line(f"const {tile.ctype} {first} = get_global_id(0), {second} = get_global_id(1);")
+        body.line(f"const {tile.ctype} group = get_global_id(2), n0 = column_block * {tile.width};")
+        for text in decompose("group", c.groups, lambda i: NAMES[i.name], tile.ctype):
+            body.line(text)
+        with body.block(f"for (int tile = 0; tile < {tile.tiles}; ++tile)" if tile.tiles > 1 else ""):
+            at = f"row_block * {tile.tiles} + tile" if tile.tiles > 1 else "row_block"
+            body.line(f"const {tile.ctype} row_tile = {at}, m0 = row_tile * {tile.rows};")
+            if tile.tiles > 1:
+                body.line(f"if (m0 >= {c.m}) break;")
+            _accumulate(tile, body)
+            _store(tile, body, helpers)
+    src = Source()
+    src.line(f"// {statement_text(c.statement)}".replace("\\", ""))
+    src.line(f"// contract: {c.m} rows x {c.n} columns x {c.k} deep, {c.g} groups; {tile.text}")
+    for text in helpers.values():
+        src.line(text)
+    src.line(body.text)
+    blocks = (tile.row_blocks, tile.column_blocks)
+    size = (*(blocks[::-1] if tile.columns_first else blocks), c.g)
+    return Launch("contract", src.text, size, (1, 1, 1), names, (c.statement.target,))
+
+
+def _arguments(tile: Tile) -> tuple[str, ...]:
+    c = tile.c
+    names = dict.fromkeys(["packed_a"] if tile.pack_a else [r.tensor for r in reads(c.a.value)])
+    names.update(dict.fromkeys(["packed_b"] if tile.pack_b else [r.tensor for r in reads(c.b.value)]))
+    names.update(dict.fromkeys(r.tensor for r in c.epilogue_reads()))
+    if _turned(tile):
+        names["pad_row"] = None
+    names[c.statement.target] = None
+    return tuple(names)
+
+
+def _parameter(tile: Tile, name: str) -> str:
+    if name == tile.c.statement.target:
+        return f"__global {tile.c.output.tensor.dtype.opencl}* restrict {argument(name)}"
+    if name in ("packed_a", "packed_b"):
+        return f"__global const {tile.scalar}* restrict {argument(name)}"
+    dtype = tile.a.tensor.dtype if name == "pad_row" else tile.program.tensors[name].dtype
+    # The pad row and A stand in for each other, so neither may be restrict.
+    free = name == "pad_row" or (_turned(tile) and name == tile.a.tensor.name)
+    return f"__global const {dtype.opencl}* {'' if free else 'restrict '}{argument(name)}"
+
+
+def _accumulate(tile: Tile, body: Source) -> None:
+    """Declare the accumulators and write the loops over the depth."""
+    zeros = ", ".join(f"c{i}_{j} = 0" for i in range(tile.rows) for j in range(tile.vectors))
+    body.line(f"{tile.vector} {zeros};")
+    if tile.pack_b:
+        panel = f"(group * {tile.column_blocks} + column_block) * ({tile.ctype}){tile.c.k * tile.width}"
+        body.line(f"__global const {tile.scalar}* b = {argument('packed_b')} + {panel};")
+    else:
+        outer, _ = parted(tile.b.address, [i.name for i in (*tile.c.columns, *tile.c.depth)])
+        body.line(f"__global const {tile.scalar}* b = {argument(tile.b.tensor.name)} + n0 + {affine(outer, NAMES)};")
+    if tile.pack_a:
+        panel = f"(group * {tile.row_blocks * tile.tiles} + row_tile) * ({tile.ctype}){tile.c.k * tile.rows}"
+        body.line(f"__global const {tile.scalar}* a = {argument('packed_a')} + {panel};")
+        _loops(tile, body, replace(tile.c, depth=_merged_depth(tile)).depth, turned=False)
+        return
+    _row_bases(tile, body)
+    if not tile.a.checks:
+        _loops(tile, body, tile.c.depth, turned=False)
+    elif tile.interior:
+        with body.block(f"if ({_interior(tile)})"):
+            _loops(tile, body, tile.c.depth, turned=False)
+        with body.block("else"):
+            _loops(tile, body, _checked_depth(tile), turned=True)
+    else:
+        _loops(tile, body, _checked_depth(tile), turned=True)
+
+
+def _merged_depth(tile: Tile) -> tuple[Index, ...]:
+    """With both operands packed the depth is one run; B in place keeps its loops."""
+    return (Index("k", tile.c.k),) if tile.pack_b else tile.c.depth
+
+
+def _checked_depth(tile: Tile) -> tuple[Index, ...]:
+    """Depth indices with one at the end that no range check depends on."""
+    depth = tile.c.depth
+    return depth if depth and depth[-1].name not in tile.a.checked_names else (*depth, Index("one", 1))
+
+
+def _row_names(tile: Tile, row: int) -> LoopNames:
+    return LoopNames({i.name: f"i_{i.name}_{row}" for i in tile.c.rows})
+
+
+def _row_indices(tile: Tile, body: Source, row: int) -> None:
+    """Declare the row indices of one row; rows beyond the last one repeat it (they are not stored)."""
+    flat = f"m0 + {row}" if tile.c.m % tile.rows == 0 else f"min(m0 + {row}, ({tile.ctype}){tile.c.m - 1})"
+    names = _row_names(tile, row)
+    if len(tile.c.rows) > 1:
+        body.line(f"const {tile.ctype} m_{row} = {flat};")
+        flat = f"m_{row}"
+    for text in decompose(flat, tile.c.rows, lambda i: names[i.name], tile.ctype):
+        body.line(text)
+
+
+def _row_bases(tile: Tile, body: Source) -> None:
+    outer, _ = parted(tile.a.address, [i.name for i in tile.c.depth])
+    for row in range(tile.rows):
+        _row_indices(tile, body, row)
+        body.line(f"const {tile.ctype} base_{row} = {affine(outer, _row_names(tile, row))};")
+
+
+def _interior(tile: Tile) -> str:
+    """C condition that no row of the tile leaves the tensor at any depth."""
+    extent = {i.name: i.extent for i in tile.c.depth}
+    tests = []
+    for position, size in tile.a.checks:
+        outer, inner = parted(position, extent)
+        low, high = inner.range(extent)
+        for row in range(tile.rows):
+            at = affine(outer, _row_names(tile, row))
+            tests.append(f"{at} >= {-low} && {at} < {size - high}")
+    return " && ".join(dict.fromkeys(tests))
+
+
+def _pad_row(tile: Tile) -> int:
+    """Elements of the pad row: one inner loop's reach where that is short, else 1."""
+    last = _checked_depth(tile)[-1]
+    reach = (last.extent - 1) * abs(tile.a.address.coefficient(last.name)) + 1
+    return reach if reach <= PAD_ROW_LIMIT and tile.a.address.coefficient(last.name) >= 0 else 1
+
+
+def _loops(tile: Tile, body: Source, depth: tuple[Index, ...], turned: bool) -> None:
+    """The depth loops; with `turned`, pointers that leave the tensor go to the pad row."""
+    outer, inner = depth[:-1], depth[-1] if depth else Index("one", 1)
+    bound: set[str] = set()
+
+    def level(remaining: tuple[Index, ...]) -> None:
+        if remaining:
+            with body.loop(NAMES[remaining[0].name], remaining[0].extent, ctype=tile.ctype):
+                bound.add(remaining[0].name)
+                level(remaining[1:])
+            return
+        _pointers(tile, body, tuple(bound), inner, turned)
+        _inner(tile, body, inner, turned)
+
+    level(outer)
+
+
+def _pointers(tile: Tile, body: Source, bound: tuple[str, ...], inner: Index, turned: bool) -> None:
+    if not tile.pack_b:
+        _, walked = parted(tile.b.address, bound)
+        body.line(f"__global const {tile.scalar}* bk = b + {affine(walked, NAMES)};")
+    if tile.pack_a:
+        return
+    a = tile.a
+    dtype, source = a.tensor.dtype.opencl, argument(a.tensor.name)
+    _, walked = parted(a.address, bound)
+    for row in range(tile.rows):
+        place = f"{source} + base_{row}" + (f" + {affine(walked, NAMES)}" if walked.terms else "")
+        if not turned:
+            body.line(f"__global const {dtype}* a{row} = {place};")
+            continue
+        body.line(f"const int in{row} = {conditions(a.checks, _row_names(tile, row))};")
+        body.line(f"__global const {dtype}* a{row} = in{row} ? {place} : {argument('pad_row')};")
+        if _pad_row(tile) == 1 and inner.extent > 1:
+            body.line(f"const int step{row} = in{row} ? {a.address.coefficient(inner.name)} : 0;")
+
+
+def _inner(tile: Tile, body: Source, inner: Index, turned: bool) -> None:
+    """The innermost loop: `unroll` steps at a time, then the rest."""
+    unroll = min(tile.unroll, inner.extent)
+    whole = inner.extent - inner.extent % unroll
+    if whole > unroll:
+        with body.loop("k", whole, step=unroll, ctype=tile.ctype):
+            for u in range(unroll):
+                _step_of_depth(tile, body, inner, f"k + {u}" if u else "k", turned)
+    else:
+        for u in range(whole):
+            _step_of_depth(tile, body, inner, str(u), turned)
+    for u in range(whole, inner.extent):
+        _step_of_depth(tile, body, inner, str(u), turned)
+    if tile.pack_b:
+        body.line(f"b += {inner.extent * tile.width};")
+    if tile.pack_a:
+        body.line(f"a += {inner.extent * tile.rows};")
+
+
+def _step_of_depth(tile: Tile, body: Source, inner: Index, k: str, turned: bool) -> None:
+    """One depth index: the outer product of a column of A and a row of B."""
+    c = tile.c
+    with body.block(""):
+        stream, pitch = ("b", tile.width) if tile.pack_b else ("bk", tile.b.address.coefficient(inner.name))
+        for j in range(tile.vectors):
+            value = f"vload{tile.lanes}(0, {stream} + ({k}) * {pitch} + {j * tile.lanes})"
+            if tile.lanes == 1:
+                value = f"{stream}[({k}) * {pitch} + {j}]"
+            body.line(f"const {tile.vector} b{j} = {value};")
+        for row in range(tile.rows):
+            body.line(f"const {tile.vector} x{row} = ({tile.vector})({_a_element(tile, inner, row, k, turned)});")
+            for j in range(tile.vectors):
+                body.line(f"c{row}_{j} = {multiply_add(tile.target, c.dtype, f'x{row}', f'b{j}', f'c{row}_{j}')};")
+
+
+def _a_element(tile: Tile, inner: Index, row: int, k: str, turned: bool) -> str:
+    if tile.pack_a:
+        return f"a[({k}) * {tile.rows} + {row}]"
+    step = str(tile.a.address.coefficient(inner.name))
+    if turned and _pad_row(tile) == 1 and inner.extent > 1:
+        step = f"step{row}"
+    return f"({tile.scalar})a{row}[({k}) * {step}]"
+
+
+# --- epilogue and store ---------------------------------------------------------------------------------------------
+
+
+def _store(tile: Tile, body: Source, helpers: dict[str, str]) -> None:
+    c = tile.c
+    places = [c.output, *(c.access(r) for r in c.epilogue_reads())]
+    steps = [linear_stride(p.address, c.columns) for p in places]
+    whole = all(not p.checks and s in (0, 1) for p, s in zip(places, steps, strict=True)) and steps[0] == 1
+    same = all(p.tensor.dtype.itemsize == c.dtype.itemsize for p in places)
+    for row in range(tile.rows):
+        guard = f"if (m0 + {row} < {c.m})" if c.m % tile.rows else ""
+        with body.block(guard):
+            if tile.pack_a:
+                _row_indices(tile, body, row)
+            for j in range(tile.vectors):
+                _store_vector(tile, body, row, j, whole and same, helpers)
+
+
+def _store_vector(tile: Tile, body: Source, row: int, j: int, whole: bool, helpers: dict[str, str]) -> None:
+    """Store one vector: as a whole where memory allows it, lane by lane otherwise and at the right edge."""
+    c, lanes = tile.c, tile.lanes
+    at = f"n0 + {j * lanes}"
+    edge = c.n % tile.width != 0
+    if whole:
+        with body.block(f"if ({at} + {lanes} <= {c.n})" if edge else ""):
+            _store_whole(tile, body, row, j, helpers)
+        if c.n % lanes == 0:
+            return
+    with body.block(f"else if ({at} < {c.n})" if whole else f"if ({at} < {c.n})" if edge else ""):
+        _store_lanes(tile, body, row, j, helpers)
+
+
+def _store_whole(tile: Tile, body: Source, row: int, j: int, helpers: dict[str, str]) -> None:
+    c, lanes = tile.c, tile.lanes
+    names = _row_names(tile, row)
+    columns = [i.name for i in c.columns]
+
+    def place(a: Access, step: int) -> str:
+        base = affine(parted(a.address, columns)[0], names)
+        return f"{argument(a.tensor.name)} + {base}" + (f" + n0 + {j * lanes}" if step else "")
+
+    def read(r: Read) -> str:
+        a = c.access(r)
+        if linear_stride(a.address, c.columns) == 0 or c.n == 1:
+            return f"({vector_type(r.dtype, lanes)})(*({place(a, 0)}))"
+        return f"vload{lanes}(0, {place(a, 1)})" if lanes > 1 else f"*({place(a, 1)})"
+
+    render = Expressions(read, names, tile.program.tensors, lambda _: f"c{row}_{j}", lanes, helpers)
+    value, to = render(c.statement.value), place(c.output, 1)
+    body.line(f"vstore{lanes}({value}, 0, {to});" if lanes > 1 else f"*({to}) = {value};")
+
+
+def _store_lanes(tile: Tile, body: Source, row: int, j: int, helpers: dict[str, str]) -> None:
+    c, lanes = tile.c, tile.lanes
+    names = _row_names(tile, row)
+    body.line(f"{tile.scalar} lane_values[{lanes}];")
+    body.line(f"vstore{lanes}(c{row}_{j}, 0, lane_values);" if lanes > 1 else f"lane_values[0] = c{row}_{j};")
+    limit = f"min({lanes}, {c.n} - (int)(n0 + {j * lanes}))" if c.n % tile.width else str(lanes)
+    with body.block(f"for (int lane = 0; lane < {limit}; ++lane)"):
+        body.line(f"const {tile.ctype} column = n0 + {j * lanes} + lane;")
+        for text in decompose("column", c.columns, lambda i: NAMES[i.name], tile.ctype):
+            body.line(text)
+
+        def read(r: Read) -> str:
+            a = c.access(r)
+            return checked(a, f"{argument(r.tensor)}[{affine(a.address, names)}]", names)
+
+        render = Expressions(read, names, tile.program.tensors, lambda _: "lane_values[lane]", helpers=helpers)
+        value = render(c.statement.value)
+        body.line(f"{argument(c.output.tensor.name)}[{affine(c.output.address, names)}] = {value};")
