@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from typing import Protocol
 
+from tilewright.dsl.families.map import MAP
 from tilewright.dsl.families.naive import NAIVE
 from tilewright.dsl.lowering import Lowering
 from tilewright.dsl.program import Program
@@ -34,7 +35,7 @@ class Family(Protocol):
         """The kernels for one configuration of the space."""
 
 
-FAMILIES: tuple[Family, ...] = (NAIVE,)
+FAMILIES: tuple[Family, ...] = (MAP, NAIVE)
 """Every family, most special first."""
 
 

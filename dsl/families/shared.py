@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 
 from tilewright.dsl.affine import Affine
@@ -19,6 +20,7 @@ from tilewright.dsl.program import (
     all_indices,
     checked_dimensions,
     rename_indices,
+    substitute_indices,
     walk,
 )
 from tilewright.dsl.space import Configuration
@@ -125,6 +127,23 @@ def decode(source: Source, flat: str, indices: Iterable[tuple[str, int]], ctype:
             flat = following
 
 
+@contextmanager
+def share(source: Source, ctype: str, name: str, part: str, size: int, extent: int) -> Iterator[None]:
+    """The loop of variable `name` over those of its `extent` values that belong to part `part` of `size` each."""
+    if size >= extent:
+        header = "" if extent == 1 else f"for ({ctype} {name} = 0; {name} < {extent}; ++{name})"
+        first = "0"
+    elif size == 1:
+        header, first = "", part
+    else:
+        end = f"{part} * {size} + {size}" + (f" && {name} < {extent}" if extent % size else "")
+        header = f"for ({ctype} {name} = {part} * {size}; {name} < {end}; ++{name})"
+    with source.block(header):
+        if not header:
+            source.line(f"const {ctype} {name} = {first};")
+        yield
+
+
 # --- collapsing -----------------------------------------------------------------------------------------------------
 
 
@@ -162,15 +181,22 @@ class Dimension:
 
 @dataclass(frozen=True)
 class Collapsed:
-    """Loops and the addresses of all accesses in terms of them.
+    """Loops, and the statements' values rewritten in terms of them.
 
-    ``reads`` and ``writes`` give each access's address in elements as an `Affine` of dimension names.
+    Where an outer index was joined with its inner neighbour, the rewritten reads have 0 in its place and the inner
+    index runs past its dimension; addresses are linear, so they are right, but ranges are to be taken from `checks`.
     """
 
     kept: tuple[Dimension, ...]
+    """Loops over output elements, by falling stride of the first output."""
     reduced: tuple[Dimension, ...]
-    reads: Mapping[Read, Affine]
+    """Loops over what is reduced, by falling stride of the first read that uses most of them."""
+    values: Mapping[str, Expr]
+    """The value of each target."""
     writes: Mapping[str, Affine]
+    """The address of each target's element."""
+    checks: Mapping[Read, tuple[int, ...]]
+    """The dimensions of each (rewritten) read that need a range check."""
 
     def extents(self) -> dict[str, int]:
         """Extent of every dimension by name."""
@@ -180,34 +206,39 @@ class Collapsed:
 def collapse(program: Program, statements: tuple[Statement, ...]) -> Collapsed:
     """Order the loops by the memory they walk over, and join neighbours that act as one loop in every access.
 
-    Kept dimensions follow the first output's strides, reduced ones the largest read's; extents of 1 are dropped.
-    Indices used in range checks or as data stay as they are.
+    The statements have the same output indices. Extents of 1 are dropped. Indices used in range checks or as data are
+    not joined.
     """
     extent = {i.name: i.extent for s in statements for i in all_indices(s)}
-    zero = {name: Affine((), 0) for name, n in extent.items() if n == 1}
-    outputs = {
-        s.target: program.tensors[s.target].address(tuple(Affine.index(i.name) for i in s.indices)).substitute(zero)
-        for s in statements
-    }
+    gone = {name: Affine((), 0) for name, n in extent.items() if n == 1}
     every = list(dict.fromkeys(n for s in statements for n in walk(s.value)))
-    reads = {n: program.tensors[n.tensor].address(n.index).substitute(zero) for n in every if isinstance(n, Read)}
+    found = [n for n in every if isinstance(n, Read)]
     fixed = _fixed_indices(program, every, extent)
+    writes = {
+        s.target: program.tensors[s.target].address(tuple(Affine.index(i.name) for i in s.indices)) for s in statements
+    }
+    addresses = [program.tensors[n.tensor].address(n.index) for n in found]
+    first = writes[statements[0].target]
     kept = [i.name for i in statements[0].indices if i.extent > 1]
-    first = outputs[statements[0].target]
     kept.sort(key=lambda name: -abs(first.coefficient(name)))
     inner = {i.name for n in every if isinstance(n, Reduce) for i in n.indices if i.extent > 1}
-    largest = max(reads.values(), key=lambda a: len([name for name in a.names if name in inner]), default=Affine())
-    reduced = sorted((name for name in extent if name in inner), key=lambda name: -abs(largest.coefficient(name)))
-    accesses = [*outputs.values(), *reads.values()]
-    joined: dict[str, Affine] = {}
-    kept_loops = _join(kept, extent, accesses, fixed, joined)
-    reduced_loops = _join(reduced, extent, accesses, fixed, joined)
+    widest = max(addresses, key=lambda a: sum(name in inner for name in a.names), default=Affine())
+    reduced = sorted((name for name in extent if name in inner), key=lambda name: -abs(widest.coefficient(name)))
+    accesses = [*writes.values(), *addresses]
+    kept_loops = _join(kept, extent, accesses, fixed, gone)
+    reduced_loops = _join(reduced, extent, accesses, fixed, gone)
+    checks = {_moved(n, gone): checked_dimensions(n.index, program.tensors[n.tensor].shape, extent) for n in found}
     return Collapsed(
         kept_loops,
         reduced_loops,
-        {read: address.substitute(joined) for read, address in reads.items()},
-        {name: address.substitute(joined) for name, address in outputs.items()},
+        {s.target: substitute_indices(s.value, gone) for s in statements},
+        {name: address.substitute(gone) for name, address in writes.items()},
+        checks,
     )
+
+
+def _moved(read: Read, gone: Mapping[str, Affine]) -> Read:
+    return replace(read, index=tuple(a.substitute(gone) for a in read.index))
 
 
 def _fixed_indices(program: Program, every: list[Expr], extent: Mapping[str, int]) -> set[str]:
@@ -228,9 +259,9 @@ def _fixed_indices(program: Program, every: list[Expr], extent: Mapping[str, int
 
 
 def _join(
-    names: list[str], extent: Mapping[str, int], accesses: list[Affine], fixed: set[str], joined: dict[str, Affine]
+    names: list[str], extent: Mapping[str, int], accesses: list[Affine], fixed: set[str], gone: dict[str, Affine]
 ) -> tuple[Dimension, ...]:
-    """Join neighbours (outer, inner); `joined` gets each outer index that vanished, as 0, since the inner one goes on.
+    """Join neighbours (outer, inner); `gone` gets each outer index that vanished, as 0, since the inner one goes on.
 
     An outer index is absorbed by its inner neighbour where every address moves by extent(inner) inner steps for it.
     """
@@ -242,7 +273,7 @@ def _join(
                 a.coefficient(name) == a.coefficient(inner.name) * inner.extent for a in accesses
             )
             if together:
-                joined[name] = Affine((), 0)
+                gone[name] = Affine((), 0)
                 loops[-1] = replace(inner, extent=inner.extent * extent[name])
                 continue
         loops.append(Dimension(name, extent[name]))
