@@ -12,6 +12,7 @@ Names are imported on first use, so that `import tilewright` loads neither an Op
 
 from __future__ import annotations
 
+import os
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
@@ -67,6 +68,12 @@ __all__ = [
     "op",
     "select_device",
 ]
+
+
+if os.environ.get("TILEWRIGHT_LOG"):
+    from tilewright import log
+
+    log.start()
 
 
 def __getattr__(name: str) -> Any:

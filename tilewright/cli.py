@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
 
-from tilewright import __version__
+from tilewright import __version__, log
 from tilewright.errors import TilewrightError
 
 if TYPE_CHECKING:
@@ -34,6 +34,7 @@ INTERRUPTED = 130
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run one command; its exit status. Errors become one line on standard error."""
+    log.start()
     try:
         status = commands.main(arguments, prog_name="tilewright", standalone_mode=False)
         sys.stdout.flush()
