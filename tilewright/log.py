@@ -14,9 +14,10 @@ def start() -> None:
     wanted = os.environ.get("TILEWRIGHT_LOG", "").strip().lower() or "warning"
     known = wanted in LEVELS
     logger.setLevel((wanted if known else "warning").upper())
-    if not logger.handlers:
-        handler = logging.StreamHandler()
-        handler.setFormatter(logging.Formatter("%(levelname)s: %(message)s"))
-        logger.addHandler(handler)
+    if logger.handlers:
+        return
+    handler = logging.StreamHandler()
+    handler.setFormatter(logging.Formatter("%(levelname)s: %(message)s"))
+    logger.addHandler(handler)
     if not known:
         logger.warning("TILEWRIGHT_LOG=%s is no level; use one of %s", wanted, ", ".join(LEVELS))
