@@ -3,8 +3,10 @@
 from tilewright.runtime.cache import CacheUsage, ProgramCache, cache_directory
 from tilewright.runtime.context import BoundLaunch, Context, context
 from tilewright.runtime.devices import Device, devices, select_device
+from tilewright.runtime.diagnosis import Diagnosis, diagnose
 from tilewright.runtime.pool import Buffer
 from tilewright.runtime.programs import Module
+from tilewright.runtime.selftest import SelfTest, selftest
 
 __all__ = [
     "BoundLaunch",
@@ -12,10 +14,14 @@ __all__ = [
     "CacheUsage",
     "Context",
     "Device",
+    "Diagnosis",
     "Module",
     "ProgramCache",
+    "SelfTest",
     "cache_directory",
     "context",
     "devices",
+    "diagnose",
     "select_device",
+    "selftest",
 ]

@@ -45,6 +45,12 @@ def pytest_configure(config: pytest.Config) -> None:
     os.environ.pop("TILEWRIGHT_DEVICE", None)
 
 
+def pytest_sessionstart(session: pytest.Session) -> None:
+    """Refuse an unknown `--device` at once."""
+    if session.config.getoption("--device"):
+        chosen_devices(session.config)
+
+
 def pytest_unconfigure(config: pytest.Config) -> None:
     """Remove the session's folder."""
     home = config.stash.get(_HOME, None)
