@@ -1,0 +1,419 @@
+"""Text to syntax tree to Definition: limits, brackets and line breaks, the Lark grammar, and its errors as ours.
+
+Text from anywhere is safe to parse: every mistake is a LanguageError, whatever the characters, size or nesting.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable
+from functools import cache, lru_cache
+from importlib.resources import files
+from typing import Any
+
+from lark import Lark, Token, Transformer, v_args
+from lark.exceptions import LarkError, UnexpectedCharacters, UnexpectedEOF, UnexpectedToken
+
+from tilewright.dsl import syntax
+from tilewright.dsl.check import Definition, define
+from tilewright.dsl.diagnostics import Problem, escaped, language_error, listed
+from tilewright.dsl.syntax import Bound, Node, Span
+from tilewright.errors import LanguageError
+
+MAX_CHARACTERS = 1_000_000
+"""Longest text that is read."""
+MAX_NESTING = 100
+"""Most levels of brackets, and of operators within an expression."""
+MAX_DIGITS = 60
+"""Longest number, and with it the largest power of ten."""
+MAX_NAME = 100
+"""Longest name."""
+
+
+@lru_cache(maxsize=1024)
+def parse(text: str) -> tuple[Definition, ...]:
+    """The ops of a text, in order; at least one. Raises LanguageError, with line, column and a picture of the place."""
+    if len(text) > MAX_CHARACTERS:
+        raise LanguageError(f"the text has {len(text)} characters; at most {MAX_CHARACTERS} are read")
+    try:
+        return tuple(define(op, text) for op in _tree(text))
+    except Problem as problem:
+        raise language_error(text, problem) from None
+
+
+def parse_op(text: str) -> Definition:
+    """The only op of a text; LanguageError if there are several."""
+    definitions = parse(text)
+    if len(definitions) > 1:
+        names = listed((d.name for d in definitions), "and")
+        raise LanguageError(f"one op is expected here, but the text defines {names}; use parse() for several")
+    return definitions[0]
+
+
+def parse_condition(text: str) -> Node:
+    """The expression of a `where` line alone; LanguageError if it is none."""
+    try:
+        node: Node = _run(text, "condition")
+        return node
+    except Problem as problem:
+        raise language_error(text, problem) from None
+
+
+def _tree(text: str) -> tuple[syntax.Op, ...]:
+    ops: tuple[syntax.Op, ...] = _run(text, "start")
+    for op in ops:
+        for statement in op.body:
+            _check_depth(statement)
+        for dim in (d for t in (*op.inputs, *op.outputs) for d in t.dims or ()):
+            _check_nesting(dim)
+    return ops
+
+
+def _check_depth(statement: syntax.Assignment | syntax.Tile | syntax.Limit) -> None:
+    match statement:
+        case syntax.Assignment():
+            for b in statement.indices or ():
+                _check_nesting(b.value)
+                if b.extent is not None:
+                    _check_nesting(b.extent)
+            _check_nesting(statement.value)
+        case syntax.Limit():
+            _check_nesting(statement.condition)
+        case syntax.Tile():
+            pass
+
+
+def _check_nesting(node: Node) -> None:
+    place = syntax.too_deep(node, MAX_NESTING)
+    if place is not None:
+        raise Problem(
+            place.at,
+            f"the expression is nested more than {MAX_NESTING} levels deep (each operator of a chain counts as one); "
+            "assign a part of it to an intermediate",
+        )
+
+
+def _run(text: str, start: str) -> Any:
+    prepared = _prepared(text)
+    try:
+        return _parser().parse(prepared, start=start)
+    except (UnexpectedToken, UnexpectedCharacters, UnexpectedEOF) as error:
+        raise _explained(prepared, error) from None
+    except LarkError as error:
+        raise Problem(Span(0, 0), f"the text cannot be read: {escaped(str(error))}") from None
+
+
+@cache
+def _parser() -> Lark:
+    grammar = files("tilewright.dsl").joinpath("grammar.lark").read_text(encoding="utf-8")
+    return Lark(
+        grammar,
+        parser="lalr",
+        lexer="contextual",
+        start=["start", "condition"],
+        transformer=_Builder(),
+        maybe_placeholders=True,
+    )
+
+
+# --- before the grammar: comments, brackets, line breaks ------------------------------------------------------------
+
+_STRUCTURE = re.compile(r"#[^\n]*|[()\[\]\n]")
+_CLOSES = {")": "(", "]": "["}
+
+
+def _prepared(text: str) -> str:
+    """The text with comments blanked and line breaks inside brackets turned to spaces, so that offsets stay the same."""
+    open_: list[tuple[str, int]] = []
+    pieces: list[str] = []
+    done = 0
+    for found in _STRUCTURE.finditer(text):
+        mark, at = found.group(), found.start()
+        if mark.startswith("#") or (mark == "\n" and open_):
+            pieces += text[done:at], " " * len(mark)
+            done = found.end()
+        elif mark in "([":
+            open_.append((mark, at))
+            if len(open_) > MAX_NESTING:
+                raise Problem(Span(at, at + 1), f"brackets are nested more than {MAX_NESTING} levels deep")
+        elif mark in _CLOSES:
+            _close(text, open_, mark, at)
+    if open_:
+        mark, at = open_[-1]
+        raise Problem(Span(at, at + 1), f"'{mark}' is never closed")
+    pieces.append(text[done:])
+    if text.startswith("\ufeff"):  # a byte order mark
+        return " " + "".join(pieces)[1:] + "\n"
+    return "".join(pieces) + "\n"
+
+
+def _close(text: str, open_: list[tuple[str, int]], mark: str, at: int) -> None:
+    if not open_:
+        raise Problem(Span(at, at + 1), f"'{mark}' closes nothing")
+    opener, place = open_.pop()
+    if opener != _CLOSES[mark]:
+        line = text.count("\n", 0, place) + 1
+        column = place - text.rfind("\n", 0, place)
+        wanted = "]" if opener == "[" else ")"
+        raise Problem(
+            Span(at, at + 1), f"'{mark}' does not match '{opener}' at line {line}, column {column}; write '{wanted}'"
+        )
+
+
+# --- the tree ---------------------------------------------------------------------------------------------------------
+
+
+def _span(token: Token) -> Span:
+    return Span(token.start_pos or 0, token.end_pos or 0)
+
+
+def _name(token: Token) -> syntax.Name:
+    if len(token) > MAX_NAME:
+        raise Problem(_span(token), f"the name is longer than {MAX_NAME} characters")
+    return syntax.Name(str(token), _span(token))
+
+
+_WORDS: dict[str, bool | float] = {"true": True, "false": False, "inf": float("inf"), "nan": float("nan")}
+
+
+def _number(token: Token) -> syntax.Literal:
+    at, text = _span(token), str(token)
+    if len(text) > MAX_DIGITS:
+        raise Problem(at, f"the number has more than {MAX_DIGITS} digits")
+    if text.isdigit():
+        if int(text) >= 2**64:
+            raise Problem(at, "the integer does not fit in 64 bits; write a decimal point for a floating point number")
+        return syntax.Literal(int(text), at)
+    value = float(text)
+    if value == float("inf"):
+        raise Problem(at, "the number is too large for f64; write inf for infinity")
+    return syntax.Literal(value, at)
+
+
+def _binary(function: str) -> Callable[[_Builder, Node, Node], syntax.Application]:
+    def build(self: _Builder, left: Node, right: Node) -> syntax.Application:
+        return syntax.Application(function, (left, right), Span(left.at.start, right.at.end))
+
+    return build
+
+
+_COMPARISONS = {"<": "lt", "<=": "le", ">": "gt", ">=": "ge", "==": "eq", "!=": "ne"}
+
+
+@v_args(inline=True)
+class _Builder(Transformer[Token, Any]):
+    """One method per rule of the grammar; arguments are the rule's children (None for what was left out)."""
+
+    def start(self, *ops: syntax.Op) -> tuple[syntax.Op, ...]:
+        return ops
+
+    def condition(self, node: Node) -> Node:
+        return node
+
+    def op(self, name: Token, inputs: Any, parameters: Any, outputs: Any, body: Any) -> syntax.Op:
+        return syntax.Op(_name(name), inputs or (), parameters or (), outputs, body)
+
+    def tensors(self, *items: syntax.Tensor) -> tuple[syntax.Tensor, ...]:
+        return items
+
+    def tensor(self, name: Token, dims: Any, dtype: Token | None, pad: Node | None) -> syntax.Tensor:
+        return syntax.Tensor(_name(name), dims, None if dtype is None else self._typed(dtype), pad)
+
+    @staticmethod
+    def _typed(token: Token) -> syntax.Name:
+        word = token[1:].strip()
+        end = token.end_pos or 0
+        return syntax.Name(word, Span(end - len(word), end))
+
+    def dims(self, items: tuple[Node, ...] | None) -> tuple[Node, ...]:
+        return items or ()
+
+    def expressions(self, *items: Node) -> tuple[Node, ...]:
+        return items
+
+    def number(self, sign: Token | None, token: Token) -> Node:
+        node: Node = _number(token) if token.type == "NUMBER" else self.name(token)
+        if not isinstance(node, syntax.Literal):
+            raise Problem(_span(token), f"a number is expected here, found '{token}'")
+        if sign == "-":
+            return syntax.Literal(-node.value, Span(_span(sign).start, node.at.end))
+        return node
+
+    def parameters(self, *items: syntax.Parameter) -> tuple[syntax.Parameter, ...]:
+        return items
+
+    def parameter(self, name: Token, kind: Token, default: Node | None) -> syntax.Parameter:
+        return syntax.Parameter(_name(name), _name(kind), default)
+
+    def body(self, *statements: Any) -> tuple[Any, ...]:
+        return statements
+
+    def element(self, target: Token, indices: Any, value: Node) -> syntax.Assignment:
+        return syntax.Assignment(_name(target), indices or (), value)
+
+    def whole(self, target: Token, value: Node) -> syntax.Assignment:
+        return syntax.Assignment(_name(target), None, value)
+
+    def tile(self, index: Token, tile: Any, per_item: Any) -> syntax.Tile:
+        return syntax.Tile(_name(index), tile or (), per_item or ())
+
+    def limit(self, condition: Node) -> syntax.Limit:
+        return syntax.Limit(condition)
+
+    def bounds(self, *items: Bound) -> tuple[Bound, ...]:
+        return items
+
+    def bound(self, value: Node, extent: Node | None) -> Bound:
+        return Bound(value, extent)
+
+    def integers(self, *tokens: Token) -> tuple[syntax.Literal, ...]:
+        return tuple(_number(t) for t in tokens)
+
+    or_ = _binary("or")
+    and_ = _binary("and")
+    add = _binary("add")
+    sub = _binary("sub")
+    mul = _binary("mul")
+    div = _binary("div")
+    pow = _binary("pow")
+
+    def prefix(self, sign: Token, arg: Node) -> Node:
+        if sign == "+":
+            return arg
+        word = "not" if sign.type == "NOT" else "neg"
+        return syntax.Application(word, (arg,), Span(_span(sign).start, arg.at.end))
+
+    def compare(self, left: Node, sign: Token, right: Node) -> syntax.Application:
+        return syntax.Application(_COMPARISONS[sign], (left, right), Span(left.at.start, right.at.end))
+
+    def chained(self, *parts: Any) -> Node:
+        raise Problem(_span(parts[3]), "comparisons do not chain; write 'a < b and b < c'")
+
+    def reduction(self, call: tuple[Token, tuple[Bound, ...]], body: Node) -> syntax.Reduction:
+        return syntax.Reduction(_name(call[0]), call[1], body, Span(_span(call[0]).start, body.at.end))
+
+    def call(self, function: Token, bounds: Any) -> tuple[Token, tuple[Bound, ...]]:
+        return function, bounds or ()
+
+    def application(self, call: tuple[Token, tuple[Bound, ...]]) -> syntax.Application:
+        function, bounds = call
+        for b in bounds:
+            if b.extent is not None:
+                raise Problem(
+                    b.extent.at, "only the index of a reduction takes an extent; its body is missing: sum(k: 3) x[n+k]"
+                )
+        name = _name(function)
+        last = bounds[-1].value.at.end + 1 if bounds else name.at.end + 2
+        return syntax.Application(name.text, tuple(b.value for b in bounds), Span(name.at.start, last), name.at)
+
+    def literal(self, token: Token) -> syntax.Literal:
+        return _number(token)
+
+    def name(self, token: Token) -> Node:
+        if token in _WORDS:
+            return syntax.Literal(_WORDS[token], _span(token))
+        return _name(token)
+
+    def access(self, tensor: Token, index: tuple[Node, ...] | None) -> syntax.Access:
+        name = _name(tensor)
+        end = index[-1].at.end + 1 if index else name.at.end + 2
+        return syntax.Access(name, index or (), Span(name.at.start, end))
+
+    def qualified(self, left: Token, right: Token) -> syntax.Qualified:
+        return syntax.Qualified(f"{_name(left).text}.{_name(right).text}", Span(_span(left).start, _span(right).end))
+
+
+# --- Lark's errors as ours --------------------------------------------------------------------------------------------
+
+_SPELLED = {
+    "LPAR": "'('",
+    "RPAR": "')'",
+    "LSQB": "'['",
+    "RSQB": "']'",
+    "COMMA": "','",
+    "COLON": "':'",
+    "SEMICOLON": "';'",
+    "EQUAL": "'='",
+    "_ARROW": "'->'",
+    "_OP": "'op'",
+    "_NL": "the end of the line",
+    "$END": "the end of the text",
+    "NAME": "a name",
+    "NUMBER": "a number",
+    "ELEMENT_TYPE": "': element type'",
+    "_PAD": "'pad'",
+    "_PER_ITEM": "'per item'",
+    "_TILE": "'tile'",
+    "_WHERE": "'where'",
+}
+_VALUE_STARTS = {"NAME", "NUMBER", "LPAR"}
+_OPERATORS = {"STAR", "SLASH", "PLUS", "MINUS", "_POWER", "COMPARE", "_AND", "_OR"}
+
+_CHARACTER_HINTS = {
+    "&": "; logic is written with the words and, or, not",
+    "|": "; logic is written with the words and, or, not",
+    "!": "; negation is written 'not', inequality '!='",
+    "{": "; indices stand in square brackets",
+    "}": "; indices stand in square brackets",
+    "%": "; there is no remainder operator",
+    "?": "; a choice is written where(condition, a, b)",
+    "\\": "; a line goes on while a bracket is open",
+    ";": "; parameters follow a ';' after the inputs, and statements end with the line",
+    "'": "; the language has no strings",
+    '"': "; the language has no strings",
+}
+
+
+def _explained(text: str, error: UnexpectedToken | UnexpectedCharacters | UnexpectedEOF) -> Problem:
+    if isinstance(error, UnexpectedCharacters):
+        at = error.pos_in_stream
+        c = text[at]
+        note = _CHARACTER_HINTS.get(c, "" if c.isascii() else "; outside comments only ASCII is read")
+        return Problem(Span(at, at + 1), f"the character '{escaped(c)}' has no meaning here{note}")
+    if isinstance(error, UnexpectedEOF):
+        return Problem(Span(len(text), len(text)), "the text ends too early")
+    token = error.token
+    expected = set(error.accepts or error.expected)
+    at = len(text) - 1 if token.type == "$END" else token.start_pos or 0
+    if token.type == "_NL":
+        at = len(text[:at].rstrip(" \t"))  # not behind a comment
+    place = Span(at, at + max(1, len(token.rstrip("\n \t\r\f"))))
+    found = _SPELLED.get(token.type, "") if token.type in ("_NL", "$END") else f"'{escaped(token[:40])}'"
+    return Problem(place, f"expected {_wanted(expected)}, found {found}{_hint(token, expected, text)}")
+
+
+def _wanted(expected: set[str]) -> str:
+    words = []
+    if expected >= _VALUE_STARTS:
+        words.append("a value")
+        expected = expected - _VALUE_STARTS - {"NOT", "PLUS", "MINUS"}
+    if "STAR" in expected:
+        words.append("an operator")
+        expected = expected - _OPERATORS - _VALUE_STARTS - {"LSQB", "DOT"}
+    elif "NOT" not in expected and {"PLUS", "MINUS"} <= expected:
+        expected = expected - {"PLUS", "MINUS"}
+    words += sorted(_SPELLED[t] for t in expected if t in _SPELLED)
+    return listed(words)
+
+
+def _hint(token: Token, expected: set[str], text: str) -> str:
+    at = token.start_pos or 0
+    if "EQUAL" in expected and "STAR" not in expected:
+        if token == "==" or text[at : at + 2] == "==":
+            return "; a statement assigns with a single '='"
+        if token in ("+", "-", "*", "/"):
+            return "; there is no updating assignment: a sum over k is written sum(k) x[n,k]"
+        return "; a statement reads target[indices] = expression"
+    if token == "=" and "STAR" in expected:
+        return "; '=' assigns, '==' compares"
+    if "_ARROW" in expected:
+        return "; the header names its outputs: op name(inputs) -> outputs:"
+    if "COLON" in expected and "STAR" not in expected and "_PAD" in expected:
+        return "; the header ends with ':'"
+    if "STAR" in expected and token.type in ("NAME", "NUMBER"):
+        return "; two values need an operator such as '*' between them"
+    if token.type == "_NL" and expected >= _VALUE_STARTS:
+        return "; an expression goes on in the next line only inside brackets"
+    if "_OP" in expected and "_TILE" not in expected:
+        return "; an op starts with: op name(inputs) -> outputs:"
+    return ""
