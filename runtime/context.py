@@ -156,9 +156,10 @@ class Context:
     def build(self, source: str, options: str = "") -> Module:
         """Compile OpenCL C, or find it in memory or on disk; KernelError with the trimmed log if that fails.
 
-        `options` are added to those of the device's target.
+        `options` are added to those of the device's target, whose prelude goes in front of the source.
         """
         border.refuse_after_fork()
+        source = self.device.target.prelude + source
         every = f"{self.device.target.build_options} {options}".strip()
         key = self._program_key(source, every)
         with self._lock:
