@@ -6,6 +6,7 @@ memory until something is recorded through the same Store.
 
 from __future__ import annotations
 
+import itertools
 import json
 import math
 import os
@@ -37,6 +38,7 @@ OTHER_DRIVER_DISTANCE = 1.0
 """`nearest` counts another driver version like a factor of two in one size."""
 
 _Result = TypeVar("_Result")
+_generations = itertools.count(1)
 
 
 class Store:
@@ -49,8 +51,8 @@ class Store:
         self._process = os.getpid()
         self._answers: dict[tuple[object, ...], Any] = {}
         self._shipped: dict[str, shipped.Shipped] = {}
-        self.generation = 0
-        """Grows with every change made through this Store: answers given before may be outdated."""
+        self.generation = next(_generations)
+        """New after every change made through this Store, and never that of another Store: a key for answers."""
 
     @staticmethod
     def open(
@@ -140,7 +142,7 @@ class Store:
 
         def find(c: Connection) -> Winner | None:
             program = c.execute(queries.PROGRAM, {"signature": signature}).first()
-            drivers = [(i, v) for i, v in c.execute(queries.DRIVERS_OF, {"device": device})] if program else []
+            drivers = self._drivers(c, device) if program else ()
             others = self._shipped_for(device)
             for exact in (True, False):
                 for driver_id, version in drivers:
@@ -265,6 +267,14 @@ class Store:
             if (m.device, m.driver, m.signature, m.generator, m.family, m.configuration, m.created) in wanted
         ]
 
+    def _drivers(self, c: Connection, device: str) -> tuple[tuple[int, str], ...]:
+        """(id, version) of a device's drivers, kept like the answers (every lookup needs them)."""
+        key = ("drivers", device)
+        if key not in self._answers:
+            self._answers[key] = tuple((i, v) for i, v in c.execute(queries.DRIVERS_OF, {"device": device}))
+        found: tuple[tuple[int, str], ...] = self._answers[key]
+        return found
+
     def _shipped_for(self, device: str) -> shipped.Shipped:
         if device not in self._shipped:
             self._shipped[device] = shipped.load(device, self._winners_folder)
@@ -322,7 +332,7 @@ class Store:
         with translated(self.url):
             result = with_retries(transaction)
         with self._lock:
-            self.generation += 1
+            self.generation = next(_generations)
             self._answers.clear()
         return result
 

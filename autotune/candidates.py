@@ -1,0 +1,86 @@
+"""What may be tried for a stage: the configurations of every family that fits it."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from functools import cached_property
+
+from tilewright.dsl import families
+from tilewright.dsl.families import Family
+from tilewright.dsl.program import Program
+from tilewright.dsl.space import Configuration, Space
+from tilewright.dsl.target import Target
+
+FamilySource = Callable[[Program, Target], tuple[Family, ...]]
+"""The families that can lower a stage, most special first; `dsl.families.fitting` unless a test says otherwise."""
+
+REFERENCE_FAMILY = "naive"
+"""Fits everything; searched only where nothing else fits."""
+
+_ENUMERATE_RAW = 20_000
+
+
+@dataclass(frozen=True)
+class Candidate:
+    """One way to run a stage."""
+
+    family: str
+    configuration: Configuration
+
+    @property
+    def key(self) -> tuple[str, str]:
+        """What the database calls it: family and configuration as JSON."""
+        return self.family, self.configuration.to_json()
+
+    def __str__(self) -> str:
+        return f"{self.family}({self.configuration})"
+
+
+@dataclass(frozen=True)
+class StageSpace:
+    """All candidates of one stage on one target."""
+
+    spaces: Mapping[str, Space]
+    """By family, most special first."""
+    defaults: tuple[Candidate, ...]
+    """Each family's own choice, most special first."""
+
+    def violated(self, candidate: Candidate) -> str | None:
+        """Why this is no candidate here, or None if it is one."""
+        space = self.spaces.get(candidate.family)
+        if space is None:
+            return f"family {candidate.family} does not fit"
+        return space.violated(candidate.configuration)
+
+    def neighbours(self, candidate: Candidate) -> list[Candidate]:
+        """Candidates that differ in one parameter by one step."""
+        found = self.spaces[candidate.family].neighbours(candidate.configuration)
+        return [Candidate(candidate.family, c) for c in found]
+
+    def sample(self, rng: random.Random, family: str | None = None) -> Candidate | None:
+        """A candidate at random (every family equally likely), or None if none was met."""
+        name = family or rng.choice(list(self.spaces))
+        found = self.spaces[name].sample(rng)
+        return Candidate(name, found) if found is not None else None
+
+    @cached_property
+    def all(self) -> tuple[Candidate, ...] | None:
+        """Every candidate, or None where there are too many to list."""
+        if sum(s.raw_size for s in self.spaces.values()) > _ENUMERATE_RAW:
+            return None
+        return tuple(Candidate(name, c) for name, space in self.spaces.items() for c in space)
+
+
+def stage_space(stage: Program, target: Target, source: FamilySource | None = None) -> StageSpace:
+    """The candidates of a stage; UnsupportedError if no family fits it on this target."""
+    fitting = (source or families.fitting)(stage, target)
+    special = tuple(f for f in fitting if f.name != REFERENCE_FAMILY) or fitting
+    return StageSpace(
+        {f.name: f.space(stage, target) for f in special},
+        tuple(Candidate(f.name, f.default(stage, target)) for f in special),
+    )
+
+
+__all__ = ["REFERENCE_FAMILY", "Candidate", "FamilySource", "StageSpace", "stage_space"]

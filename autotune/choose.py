@@ -1,0 +1,139 @@
+"""Which configuration a stage runs with: the tuned one, that of the nearest tuned shape, or the family's default."""
+
+from __future__ import annotations
+
+import threading
+from collections import OrderedDict
+from collections.abc import Collection
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from tilewright.autotune.candidates import REFERENCE_FAMILY, FamilySource
+from tilewright.dsl import families
+from tilewright.dsl.lowering import Lowering
+from tilewright.dsl.program import GENERATOR_VERSION, Program
+from tilewright.dsl.space import Configuration
+from tilewright.errors import UnsupportedError
+from tilewright.runtime import Device
+
+if TYPE_CHECKING:
+    from tilewright.tuning_db import Store, Winner
+
+TUNED = "tuned"
+OTHER_DRIVER = "tuned on another driver version"
+NEAREST = "nearest shape"
+DEFAULT = "default"
+
+NEAREST_LIMIT = 5
+"""Nearest shapes that are looked at before the default is taken."""
+_REMEMBERED = 4096
+
+
+@dataclass(frozen=True)
+class Choice:
+    """How a stage is to be lowered, and why."""
+
+    family: str
+    configuration: Configuration
+    origin: str
+    """One of TUNED, OTHER_DRIVER, NEAREST, DEFAULT."""
+
+
+_choices: OrderedDict[tuple[object, ...], Choice] = OrderedDict()
+_lock = threading.Lock()
+
+
+def stage_key(stage: Program, constants: Collection[str] = ()) -> str:
+    """Under what a stage's results are stored: its signature, and which of its inputs never change between runs.
+
+    Work that depends on constant inputs alone (packing weights) is done once and not timed, so other configurations
+    may win. ``constants`` are names of inputs.
+    """
+    fixed = [str(n) for n, t in enumerate(stage.inputs) if t.name in constants]
+    return f"{stage.signature}-c{'.'.join(fixed)}" if fixed else stage.signature
+
+
+def choose(
+    stage: Program,
+    device: Device,
+    store: Store | None = None,
+    constants: Collection[str] = (),
+    source: FamilySource | None = None,
+) -> Choice:
+    """The best known way to run a stage on a device; never fails for a program that some family fits.
+
+    In this order: the stored winner of this very stage; one measured on another version of the driver; the winner of
+    the nearest sizes of the same structure; the default of the first family that fits. A stored configuration is
+    taken only if it lies in its family's space for this stage and device. ``constants``: see `stage_key`.
+    """
+    key = stage_key(stage, constants)
+    if source is not None:
+        return _choose(stage, device, store, key, source)
+    asked = (key, device, store.generation if store else 0)
+    with _lock:
+        known = _choices.get(asked)
+        if known is not None:
+            _choices.move_to_end(asked)
+            return known
+    choice = _choose(stage, device, store, key, families.fitting)
+    with _lock:
+        _choices[asked] = choice
+        if len(_choices) > _REMEMBERED:
+            _choices.popitem(last=False)
+    return choice
+
+
+def _choose(stage: Program, device: Device, store: Store | None, key: str, source: FamilySource) -> Choice:
+    fitting = source(stage, device.target)
+    legal = _Legal(stage, device, {f.name: f for f in fitting if f.name != REFERENCE_FAMILY or len(fitting) == 1})
+    if store is not None:
+        exact = store.winner(device.identity, device.driver, GENERATOR_VERSION, key)
+        if exact is not None and exact.exact:
+            found = legal.configuration(exact)
+            if found is not None:
+                return Choice(exact.family, found, TUNED)
+        for near in start_winners(stage, device, store, key):
+            found = legal.configuration(near)
+            if found is not None:
+                return Choice(near.family, found, OTHER_DRIVER if near.signature == key else NEAREST)
+    first = fitting[0]
+    return Choice(first.name, first.default(stage, device.target), DEFAULT)
+
+
+def start_winners(stage: Program, device: Device, store: Store, key: str) -> tuple[Winner, ...]:
+    """Winners worth trying for a stage, best first: its own on any driver, then those of the nearest sizes."""
+    own = store.winner(device.identity, device.driver, GENERATOR_VERSION, key)
+    near = store.nearest(device.identity, device.driver, GENERATOR_VERSION, stage.structure, stage.sizes, NEAREST_LIMIT)
+    others = tuple(w for w in near if own is None or w.signature != key)
+    return (own, *others) if own is not None else others
+
+
+@dataclass(frozen=True)
+class _Legal:
+    """Checks stored configurations against the families' spaces for one stage."""
+
+    stage: Program
+    device: Device
+    fitting: dict[str, families.Family]
+
+    def configuration(self, winner: Winner) -> Configuration | None:
+        """The winner's configuration if it may be used for this stage, else None."""
+        family = self.fitting.get(winner.family)
+        if family is None:
+            return None
+        configuration = Configuration.from_json(winner.configuration)
+        space = family.space(self.stage, self.device.target)
+        return configuration if space.violated(configuration) is None else None
+
+
+def lower(stage: Program, device: Device, choice: Choice, source: FamilySource | None = None) -> Lowering:
+    """The kernels of a choice; UnsupportedError if its family does not exist."""
+    if source is None:
+        return families.by_name(choice.family).lower(stage, device.target, choice.configuration)
+    for family in source(stage, device.target):
+        if family.name == choice.family:
+            return family.lower(stage, device.target, choice.configuration)
+    raise UnsupportedError(f"family {choice.family!r} does not fit {stage.name}")
+
+
+__all__ = ["DEFAULT", "NEAREST", "OTHER_DRIVER", "TUNED", "Choice", "choose", "lower", "stage_key", "start_winners"]
