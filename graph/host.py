@@ -1,0 +1,94 @@
+"""What the host works out ahead of time: values of nodes whose inputs are constant, and types of values.
+
+Both come from the onnx package (its reference evaluator, its shape inference), node by node.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+import onnx
+from onnx import helper, numpy_helper
+from onnx.reference import ReferenceEvaluator
+
+from tilewright.dsl.dtypes import DType
+from tilewright.errors import ModelError
+from tilewright.graph.ir import Attribute, Node, Value, frozen
+
+_KNOWN_DATA = 4096
+"""Elements up to which a constant's data is shown to shape inference: sizes, axes and pads are far smaller."""
+
+
+def evaluate(node: Node, opset: int, inputs: Sequence[np.ndarray | None]) -> tuple[np.ndarray, ...]:
+    """The node's outputs for given inputs (None where an input is left out), by ONNX's reference evaluator.
+
+    Raises ModelError if the evaluator cannot compute it.
+    """
+    present = {name: a for name, a in zip(node.inputs, inputs, strict=True) if name and a is not None}
+    outputs = [o for o in node.outputs if o]
+    graph = helper.make_graph(
+        [node_proto(node)],
+        "node",
+        [helper.make_tensor_value_info(n, helper.np_dtype_to_tensor_dtype(a.dtype), a.shape) for n, a in present.items()],
+        [helper.make_empty_tensor_value_info(o) for o in outputs],
+    )
+    try:
+        with np.errstate(all="ignore"):
+            results = ReferenceEvaluator(graph, opsets={"": opset}).run(None, dict(present))
+    except Exception as error:  # the evaluator runs foreign code on foreign data: any failure means the same here
+        raise ModelError(f"node {node.label!r} ({node.op}) cannot be computed from its constants: {error}") from None
+    found = dict(zip(outputs, (frozen(np.array(r)) for r in results), strict=True))
+    return tuple(found.get(o, np.empty(0)) for o in node.outputs)
+
+
+def infer(node: Node, opset: int, inputs: Sequence[Value | None], data: Mapping[str, np.ndarray]) -> tuple[Value, ...]:
+    """Types of the node's outputs from its inputs' types and, where they decide a size, values.
+
+    Raises ModelError if the inputs contradict each other.
+    """
+    schema = onnx.defs.get_schema(node.op, max_inclusive_version=opset, domain="")
+    types = {v.name: _type(v) for v in inputs if v is not None}
+    small = {
+        name: numpy_helper.from_array(np.array(data[name]), name)
+        for name in set(node.inputs) & set(data)
+        if data[name].size <= _KNOWN_DATA
+    }
+    try:
+        found = onnx.shape_inference.infer_node_outputs(
+            schema, node_proto(node), types, small, opset_imports=[helper.make_opsetid("", opset)]
+        )
+    except (onnx.shape_inference.InferenceError, RuntimeError) as error:
+        text = " ".join(str(error).split())
+        raise ModelError(f"node {node.label!r} ({node.op}) does not fit its inputs: {text}") from None
+    return tuple(_value(o, found.get(o)) for o in node.outputs)
+
+
+def _type(value: Value) -> onnx.TypeProto:
+    return helper.make_tensor_type_proto(helper.np_dtype_to_tensor_dtype(value.dtype.numpy), value.shape)
+
+
+def _value(name: str, proto: onnx.TypeProto | None) -> Value:
+    if proto is None or not proto.HasField("tensor_type"):
+        return Value(name, DType.F32, None)
+    tensor = proto.tensor_type
+    shape = None
+    if tensor.HasField("shape"):
+        shape = tuple(d.dim_value if d.HasField("dim_value") else d.dim_param or None for d in tensor.shape.dim)
+    return Value(name, DType.from_numpy(helper.tensor_dtype_to_np_dtype(tensor.elem_type)), shape)
+
+
+def node_proto(node: Node) -> onnx.NodeProto:
+    """The node as ONNX writes it."""
+    proto = helper.make_node(node.op, node.inputs, node.outputs, node.name or None)
+    for name, value in node.attributes.items():
+        is_empty = isinstance(value, tuple) and not value
+        empty = onnx.AttributeProto.INTS if is_empty else None  # the only empty lists there are: axes, pads
+        proto.attribute.append(helper.make_attribute(name, _plain(value), attr_type=empty))
+    return proto
+
+
+def _plain(value: Attribute) -> object:
+    if isinstance(value, np.ndarray):
+        return numpy_helper.from_array(np.array(value))
+    return list(value) if isinstance(value, tuple) else value

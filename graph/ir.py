@@ -1,0 +1,156 @@
+"""The network between the ONNX file and the kernels: a list of nodes in the order they run, frozen.
+
+    Graph    nodes, inputs, outputs, constants (NumPy arrays), and what is known of each value's type
+    Node     one ONNX operator applied to named values
+    Value    a value's name, element type and sizes
+
+Passes are functions from Graph to Graph; the same object back means that nothing changed.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
+from functools import cached_property
+from types import MappingProxyType
+
+import numpy as np
+
+from tilewright.dsl.dtypes import DType
+
+Attribute = int | float | str | tuple[int, ...] | tuple[float, ...] | tuple[str, ...] | np.ndarray
+Size = int | str | None
+"""A dimension: a number, the name of an open size, or None if nothing is known."""
+
+
+@dataclass(frozen=True)
+class Value:
+    """What is known of one tensor of the graph; ``shape`` is None where even the rank is open."""
+
+    name: str
+    dtype: DType
+    shape: tuple[Size, ...] | None
+
+    @property
+    def is_concrete(self) -> bool:
+        """True if every size is a number."""
+        return self.shape is not None and all(isinstance(n, int) for n in self.shape)
+
+    @property
+    def sizes(self) -> tuple[int, ...]:
+        """The sizes as numbers; ValueError if some are open."""
+        if self.shape is None or not all(isinstance(n, int) for n in self.shape):
+            raise ValueError(f"value {self.name} has open sizes {self.shape}")
+        return tuple(n for n in self.shape if isinstance(n, int))
+
+
+@dataclass(frozen=True, eq=False)
+class Node:
+    """One operator of the default ONNX domain. An input that is left out is the empty string."""
+
+    op: str
+    inputs: tuple[str, ...]
+    outputs: tuple[str, ...]
+    attributes: Mapping[str, Attribute] = field(default_factory=dict)
+    name: str = ""
+    origins: tuple[str, ...] = ()
+    """Names of the file's nodes that this one stands for; its own where it stands for itself."""
+
+    @property
+    def sources(self) -> tuple[str, ...]:
+        """Names of the file's nodes behind this one."""
+        return self.origins or (self.label,)
+
+    @property
+    def label(self) -> str:
+        """The node's name, or its first output where the file gives none."""
+        return self.name or next((o for o in self.outputs if o), self.op)
+
+    def integer(self, name: str, default: int) -> int:
+        """An integer attribute."""
+        value = self.attributes.get(name, default)
+        return value if isinstance(value, int) else default
+
+    def integers(self, name: str, default: tuple[int, ...] = ()) -> tuple[int, ...]:
+        """A list-of-integers attribute."""
+        value = self.attributes.get(name, default)
+        return tuple(int(v) for v in value) if isinstance(value, tuple) else default
+
+
+@dataclass(frozen=True, eq=False)
+class Graph:
+    """A network. Nodes stand in an order in which they can run; every value is written once."""
+
+    name: str
+    opset: int
+    inputs: tuple[Value, ...]
+    outputs: tuple[Value, ...]
+    nodes: tuple[Node, ...]
+    constants: Mapping[str, np.ndarray]
+    values: Mapping[str, Value] = field(default_factory=dict)
+    """Known types of inputs, outputs and what lies between; may be incomplete before `specialise`."""
+
+    def __post_init__(self) -> None:
+        for name in ("constants", "values"):
+            object.__setattr__(self, name, MappingProxyType(dict(getattr(self, name))))
+
+    @cached_property
+    def producers(self) -> Mapping[str, Node]:
+        """The node that writes each value."""
+        return {o: n for n in self.nodes for o in n.outputs if o}
+
+    @cached_property
+    def consumers(self) -> Mapping[str, tuple[Node, ...]]:
+        """The nodes that read each value; a node that reads it twice appears twice."""
+        found: dict[str, list[Node]] = {}
+        for n in self.nodes:
+            for i in n.inputs:
+                if i:
+                    found.setdefault(i, []).append(n)
+        return {name: tuple(nodes) for name, nodes in found.items()}
+
+    @cached_property
+    def output_names(self) -> frozenset[str]:
+        """Names of the graph's outputs."""
+        return frozenset(v.name for v in self.outputs)
+
+    @cached_property
+    def input_names(self) -> frozenset[str]:
+        """Names of the graph's inputs."""
+        return frozenset(v.name for v in self.inputs)
+
+    def used_once(self, value: str) -> bool:
+        """True if exactly one node reads `value` (once) and it is no output of the graph."""
+        return value not in self.output_names and len(self.consumers.get(value, ())) == 1
+
+    @cached_property
+    def op_counts(self) -> Mapping[str, int]:
+        """How many nodes of each operator there are."""
+        return Counter(n.op for n in self.nodes)
+
+    def replace_nodes(self, nodes: tuple[Node, ...], constants: Mapping[str, np.ndarray] | None = None) -> Graph:
+        """The same graph with other nodes and, if given, other constants."""
+        return replace(self, nodes=nodes, constants=self.constants if constants is None else constants)
+
+
+def frozen(array: np.ndarray) -> np.ndarray:
+    """The array itself, made read-only: constants are shared between graphs."""
+    array.setflags(write=False)
+    return array
+
+
+def verify(graph: Graph) -> None:
+    """Raise ValueError unless every value is written once, before it is read, and every output exists."""
+    known = set(graph.constants) | graph.input_names
+    for node in graph.nodes:
+        for name in node.inputs:
+            if name and name not in known:
+                raise ValueError(f"node {node.label} reads {name!r} before anything writes it")
+        for name in node.outputs:
+            if name and name in known:
+                raise ValueError(f"node {node.label} writes {name!r}, which exists already")
+            known.add(name)
+    for value in graph.outputs:
+        if value.name not in known:
+            raise ValueError(f"output {value.name!r} is never written")

@@ -1,0 +1,280 @@
+"""ONNX files into the graph IR.
+
+Everything that can be wrong with a file is said here, once, in one sentence: a missing file, bytes that are no ONNX,
+a checker's complaint, operators nothing here can run (all of them at once, before any kernel is built).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx
+from google.protobuf.message import DecodeError
+from onnx import TensorProto
+
+from tilewright.dsl.dtypes import DType
+from tilewright.errors import ModelError, UnsupportedOperatorError
+from tilewright.graph.ir import Attribute, Graph, Node, Size, Value, frozen
+from tilewright.ops import OPERATORS
+
+Model = str | Path | bytes | onnx.ModelProto
+
+_SHAPE_READERS = frozenset({"Shape", "Size"})
+"""Operators whose result follows from sizes alone, so that it is known when a plan is made."""
+
+_RANDOM = frozenset({"RandomNormal", "RandomUniform", "RandomNormalLike", "RandomUniformLike", "Bernoulli", "Multinomial"})
+
+
+def import_model(model: Model) -> Graph:
+    """Read a network from a path, the bytes of a file, or a ModelProto.
+
+    Raises ModelError for a file that is missing, broken or invalid, UnsupportedOperatorError (listing every node)
+    for operators that cannot be run.
+    """
+    proto, place = _load(model)
+    _check(proto, place)
+    if proto.functions:
+        proto = onnx.inliner.inline_local_functions(proto)
+    proto = _expand_functions(proto)
+    graph = _convert(proto, place)
+    problems = unsupported_nodes(graph)
+    if problems:
+        count = f"{len(problems)} node{'s' if len(problems) > 1 else ''}"
+        raise UnsupportedOperatorError(
+            f"{place} has {count} that cannot be run here:\n  " + "\n  ".join(problems)
+            + "\nExport the network without them, or run it in another runtime."
+        )
+    return graph
+
+
+# --- reading -----------------------------------------------------------------------------------------------------------
+
+
+def _load(model: Model) -> tuple[onnx.ModelProto, str]:
+    """The ModelProto with all its data, and how messages call it."""
+    if isinstance(model, onnx.ModelProto):
+        return model, f"the model {model.graph.name!r}" if model.graph.name else "the model"
+    if isinstance(model, bytes | bytearray | memoryview):
+        return _parsed(lambda: onnx.load_model_from_string(bytes(model)), "the model given as bytes"), "the model"
+    if not isinstance(model, str | Path):
+        raise ModelError(f"a model is a path, bytes or an onnx.ModelProto, not {type(model).__name__}")
+    path = Path(model)
+    if path.is_dir():
+        raise ModelError(f"{path} is a folder; give the path of an .onnx file")
+    if not path.exists():
+        raise ModelError(f"{path} does not exist; give the path of an .onnx file")
+    return _parsed(lambda: onnx.load(path), str(path)), str(path)
+
+
+def _parsed(read: Callable[[], onnx.ModelProto], place: str) -> onnx.ModelProto:
+    try:
+        model = read()
+    except DecodeError:
+        raise ModelError(f"{place} is not a readable ONNX file: it is truncated, or something else than ONNX") from None
+    except (onnx.checker.ValidationError, OSError) as error:
+        raise ModelError(f"{place} cannot be read: {_one_sentence(error)}") from None
+    if not model.HasField("graph") and not model.ir_version:
+        raise ModelError(f"{place} is not a readable ONNX file: it holds no graph")
+    return model
+
+
+def _one_sentence(error: BaseException) -> str:
+    """The first paragraph of a foreign message on one line."""
+    text = str(error).strip().split("\n\n")[0]
+    return " ".join(text.split()) or type(error).__name__
+
+
+def _check(model: onnx.ModelProto, place: str) -> None:
+    for tensor in model.graph.initializer:
+        if tensor.data_location == TensorProto.EXTERNAL:
+            raise ModelError(
+                f"the data of {tensor.name!r} in {place} lies in another file; open the model by its path, "
+                "or load it with onnx.load first"
+            )
+    if model.graph.sparse_initializer:
+        raise ModelError(f"{place} has sparse initializers, which are not supported; export it with dense ones")
+    try:
+        onnx.checker.check_model(_without_data(model))
+        for tensor in model.graph.initializer:
+            if tensor.ByteSize() < _LARGE:
+                onnx.checker.check_tensor(tensor)
+    except (onnx.checker.ValidationError, onnx.shape_inference.InferenceError) as error:
+        raise ModelError(f"{place} is not a valid ONNX model: {_one_sentence(error)}") from None
+
+
+_LARGE = 1 << 24
+"""Bytes from which an initializer is not handed to the checker (which copies it); its byte count is checked anyway."""
+
+
+def _without_data(model: onnx.ModelProto) -> onnx.ModelProto:
+    """The model with its initializers as inputs: for checks and inference, which would copy all weights otherwise."""
+    slim = onnx.ModelProto(ir_version=model.ir_version, opset_import=model.opset_import, functions=model.functions)
+    slim.graph.name = model.graph.name
+    slim.graph.node.extend(model.graph.node)
+    slim.graph.input.extend(model.graph.input)
+    slim.graph.output.extend(model.graph.output)
+    slim.graph.value_info.extend(model.graph.value_info)
+    named = {i.name for i in model.graph.input}
+    for tensor in model.graph.initializer:
+        if tensor.name not in named:
+            slim.graph.input.append(onnx.helper.make_tensor_value_info(tensor.name, tensor.data_type, list(tensor.dims)))
+    return slim
+
+
+def _opset(model: onnx.ModelProto, place: str) -> int:
+    versions = {o.domain: o.version for o in model.opset_import}
+    version = versions.get("", versions.get("ai.onnx", 0))
+    newest = onnx.defs.onnx_opset_version()
+    if version > newest:
+        raise ModelError(f"{place} uses opset {version}, the installed onnx package knows up to {newest}; update onnx")
+    return version
+
+
+def _expand_functions(model: onnx.ModelProto) -> onnx.ModelProto:
+    """Replace operators that are missing here but defined by ONNX in terms of others by that definition."""
+    missing = sorted(
+        {n.op_type for n in model.graph.node if n.domain in {"", "ai.onnx"} and n.op_type not in OPERATORS}
+    )
+    opset = max((o.version for o in model.opset_import if o.domain in {"", "ai.onnx"}), default=0)
+    expandable = [op for op in missing if _has_function(op, opset)]
+    if not expandable:
+        return model
+    wanted = [("", op) for op in expandable]
+    return onnx.inliner.inline_selected_functions(model, wanted, inline_schema_functions=True)
+
+
+def _has_function(op: str, opset: int) -> bool:
+    try:
+        schema = onnx.defs.get_schema(op, max_inclusive_version=opset, domain="")
+    except onnx.defs.SchemaError:
+        return False
+    return bool(schema.has_function or schema.has_context_dependent_function)
+
+
+# --- conversion --------------------------------------------------------------------------------------------------------
+
+
+def _convert(model: onnx.ModelProto, place: str) -> Graph:
+    constants = {t.name: _array(t, place) for t in model.graph.initializer}
+    inputs = tuple(_value(i, place) for i in model.graph.input if i.name not in constants)
+    outputs = tuple(_value(o, place) for o in model.graph.output)
+    values = {v.name: v for v in (*_inferred(model), *inputs, *outputs)}
+    return Graph(
+        model.graph.name,
+        _opset(model, place),
+        inputs,
+        outputs,
+        tuple(_node(n) for n in model.graph.node),
+        constants,
+        values,
+    )
+
+
+def _inferred(model: onnx.ModelProto) -> list[Value]:
+    """Types of the values between inputs and outputs, as far as ONNX's inference knows them."""
+    try:
+        inferred = onnx.shape_inference.infer_shapes(_without_data(model))
+    except (onnx.shape_inference.InferenceError, RuntimeError):
+        return []
+    return [_value(v, "") for v in inferred.graph.value_info if _is_supported_tensor(v)]
+
+
+def _is_supported_tensor(info: onnx.ValueInfoProto) -> bool:
+    return info.type.HasField("tensor_type") and _element_type(info.type.tensor_type.elem_type) is not None
+
+
+def _element_type(code: int) -> DType | None:
+    try:
+        return DType.from_numpy(onnx.helper.tensor_dtype_to_np_dtype(code))
+    except (TypeError, KeyError, ValueError):
+        return None
+
+
+def _value(info: onnx.ValueInfoProto, place: str) -> Value:
+    tensor = info.type.tensor_type
+    if not info.type.HasField("tensor_type"):
+        kind = info.type.WhichOneof("value") or "nothing"
+        raise ModelError(f"{info.name!r} of {place} is a {kind}, only tensors can be handed to and from a network here")
+    dtype = _element_type(tensor.elem_type)
+    if dtype is None:
+        name = TensorProto.DataType.Name(tensor.elem_type)
+        raise ModelError(f"{info.name!r} of {place} has element type {name}, which is not supported")
+    shape = tuple(_size(d) for d in tensor.shape.dim) if tensor.HasField("shape") else None
+    return Value(info.name, dtype, shape)
+
+
+def _size(d: onnx.TensorShapeProto.Dimension) -> Size:
+    if d.HasField("dim_value"):
+        return int(d.dim_value) if d.dim_value >= 0 else None  # old exporters write -1 for an open size
+    return d.dim_param or None
+
+
+def _array(tensor: TensorProto, place: str) -> np.ndarray:
+    try:
+        return frozen(np.ascontiguousarray(onnx.numpy_helper.to_array(tensor)).reshape(tuple(tensor.dims)))
+    except (ValueError, TypeError) as error:
+        raise ModelError(f"the data of {tensor.name!r} in {place} is incomplete: {_one_sentence(error)}") from None
+
+
+def _node(node: onnx.NodeProto) -> Node:
+    domain = "" if node.domain in {"", "ai.onnx"} else f"{node.domain}::"
+    attributes = {a.name: _attribute(a) for a in node.attribute}
+    return Node(domain + node.op_type, tuple(node.input), tuple(node.output), attributes, node.name)
+
+
+def _attribute(a: onnx.AttributeProto) -> Attribute:
+    value: Any = onnx.helper.get_attribute_value(a)
+    match a.type:
+        case onnx.AttributeProto.TENSOR:
+            return frozen(onnx.numpy_helper.to_array(value).copy())
+        case onnx.AttributeProto.STRING:
+            return bytes(value).decode(errors="replace")
+        case onnx.AttributeProto.STRINGS:
+            return tuple(bytes(v).decode(errors="replace") for v in value)
+        case onnx.AttributeProto.INTS | onnx.AttributeProto.FLOATS:
+            return tuple(value)
+        case onnx.AttributeProto.INT | onnx.AttributeProto.FLOAT:
+            number: Attribute = value
+            return number
+        case other:
+            return f"<{onnx.AttributeProto.AttributeType.Name(other)}>"  # subgraphs; no operator here has any
+
+
+# --- what cannot be run ------------------------------------------------------------------------------------------------
+
+
+def unsupported_nodes(graph: Graph) -> list[str]:
+    """One line per node that cannot be run: its name, operator, opset, and what is unsupported about it."""
+    host = set(graph.constants)
+    problems = []
+    for node in graph.nodes:
+        if is_known_ahead(node, host):
+            host.update(node.outputs)
+            continue
+        reason = _reason(node, graph.opset, host)
+        if reason:
+            name = f"{node.name!r}" if node.name else f"the node that writes {node.label!r}"
+            problems.append(f"{name}: {node.op} (opset {graph.opset}): {reason}")
+    return problems
+
+
+def is_known_ahead(node: Node, host: set[str]) -> bool:
+    """True if the node's result follows from constants and sizes, so that the host computes it once per plan."""
+    if node.op in _SHAPE_READERS:
+        return True
+    computable = "::" not in node.op and node.op not in _RANDOM and onnx.defs.has(node.op)
+    has_subgraph = any(isinstance(v, str) and v in {"<GRAPH>", "<GRAPHS>"} for v in node.attributes.values())
+    return computable and not has_subgraph and all(i in host for i in node.inputs if i)
+
+
+def _reason(node: Node, opset: int, host: set[str]) -> str | None:
+    operator = OPERATORS.get(node.op)
+    if operator is None:
+        return "the operator is not supported"
+    for position in operator.host:
+        if position < len(node.inputs) and node.inputs[position] and node.inputs[position] not in host:
+            return f"its input {node.inputs[position]!r} must be constant, but is computed from data"
+    return operator.refusal(node.attributes, opset, len([o for o in node.outputs if o]))

@@ -1,0 +1,246 @@
+"""Operators that move elements: views where strides can say it, copies by index arithmetic where not."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from tilewright.errors import UnsupportedError
+from tilewright.ops.language import literal, pad_literal, program
+from tilewright.ops.operator import (
+    Application,
+    Compute,
+    Join,
+    Permuted,
+    Reshaped,
+    Result,
+    Sliced,
+    View,
+    Views,
+    operator,
+)
+
+
+@operator("Reshape", "Flatten", "Squeeze", "Unsqueeze", host=(1,))
+def reshape(app: Application) -> Views:
+    """The same elements under the output's shape."""
+    return Views(((Reshaped(app.outputs[0].shape),),))
+
+
+@operator("Transpose")
+def transpose(app: Application) -> Views:
+    """Dimensions in another order."""
+    rank = app.input(0).rank
+    return Views(((Permuted(app.integers("perm") or tuple(reversed(range(rank)))),),))
+
+
+@operator("Concat")
+def concat(app: Application) -> Join:
+    """Inputs side by side."""
+    return Join(app.integer("axis", 0) % app.input(0).rank)
+
+
+def _one_axis(shape: tuple[int, ...], axis: int, start: int, size: int, step: int = 1) -> Sliced:
+    def at(default: tuple[int, ...], value: int) -> tuple[int, ...]:
+        return (*default[:axis], value, *default[axis + 1 :])
+
+    rank = len(shape)
+    return Sliced(at((0,) * rank, start), at((1,) * rank, step), at(shape, size))
+
+
+@operator("Split", host=(1,), outputs=1 << 16)
+def split(app: Application) -> Views:
+    """Consecutive parts along an axis."""
+    shape = app.input(0).shape
+    axis = app.integer("axis", 0) % len(shape)
+    views: list[tuple[View, ...]] = []
+    start = 0
+    for output in app.outputs:
+        views.append((_one_axis(shape, axis, start, output.shape[axis]),))
+        start += output.shape[axis]
+    return Views(tuple(views))
+
+
+@operator("Slice", host=(1, 2, 3, 4))
+def slice_(app: Application) -> Result:
+    """A range with steps per axis; negative steps run backwards and are copied."""
+    shape = app.input(0).shape
+    starts, steps = [0] * len(shape), [1] * len(shape)
+    for axis, start, step in _ranges(app):
+        n = shape[axis]
+        start = start + n if start < 0 else start
+        starts[axis] = min(max(start, 0), n if step > 0 else n - 1)
+        steps[axis] = step
+    if all(s > 0 for s in steps):
+        return Views(((Sliced(tuple(starts), tuple(steps), app.outputs[0].shape),),))
+    at = ", ".join(f"i{d} * {k} + {s}" for d, (s, k) in enumerate(zip(starts, steps, strict=True)))
+    return _copy(app, at)
+
+
+def _ranges(app: Application) -> list[tuple[int, int, int]]:
+    """(axis, start, step) for each sliced axis."""
+    rank = app.input(0).rank
+    if app.opset < 10:
+        starts = app.integers("starts") or ()
+        axes = app.integers("axes") or tuple(range(len(starts)))
+        return [(a % rank, s, 1) for a, s in zip(axes, starts, strict=True)]
+    first, listed, steps = app.known(1), app.known(3), app.known(4)
+    assert first is not None
+    numbers = [int(s) for s in first]
+    axes = tuple(range(len(numbers))) if listed is None else tuple(int(a) % rank for a in listed)
+    strides = [1] * len(numbers) if steps is None else [int(s) for s in steps]
+    return list(zip(axes, numbers, strides, strict=True))
+
+
+COPY = """
+op copy(x[{sizes}]{pad}) -> y[{out_sizes}]:
+    y[{out}] = x[{at}]
+"""
+
+
+def _copy(
+    app: Application,
+    at: str,
+    pad: str = "",
+    out: str = "",
+    shape: tuple[int, ...] | None = None,
+    out_shape: tuple[int, ...] | None = None,
+) -> Compute:
+    """``y[out] = x[at]``, with x and y seen under other shapes where given."""
+    shape = app.input(0).shape if shape is None else shape
+    out_shape = app.outputs[0].shape if out_shape is None else out_shape
+    text = COPY.format(
+        sizes=", ".join(map(str, shape)),
+        out_sizes=", ".join(map(str, out_shape)),
+        pad=f" pad {pad}" if pad else "",
+        out=out or ", ".join(f"i{d}" for d in range(len(out_shape))),
+        at=at,
+    )
+    return program(app, text, {"x": shape, "y": out_shape}, {"x": 0})
+
+
+@operator("Expand", host=(1,))
+def expand(app: Application) -> Compute:
+    """Dimensions of size 1 repeated."""
+    shape, out = app.input(0).shape, app.outputs[0].shape
+    skipped = len(out) - len(shape)
+    return _copy(app, ", ".join("0" if n == 1 else f"i{d + skipped}" for d, n in enumerate(shape)))
+
+
+def _refuse_pad(attributes: Mapping[str, Any], opset: int) -> str | None:
+    mode = attributes.get("mode", "constant")
+    return None if mode == "constant" else f"mode {mode!r} is not supported, only 'constant' is"
+
+
+@operator("Pad", host=(1, 2, 3), refuse=_refuse_pad)
+def pad(app: Application) -> Compute:
+    """A frame of constant elements; negative pads crop."""
+    rank = app.input(0).rank
+    begins = [0] * rank
+    value = app.known(2)
+    number = app.number("value", 0.0) if value is None else value.reshape(-1)[0].item()
+    listed, axes = app.known(1), app.known(3)
+    pads = (app.integers("pads") or ()) if listed is None else tuple(int(p) for p in listed)
+    for position, axis in enumerate(range(rank) if axes is None else axes):
+        begins[int(axis) % rank] = pads[position]
+    return _copy(app, ", ".join(f"i{d} - ({b})" for d, b in enumerate(begins)), pad_literal(number))
+
+
+@operator("Tile", host=(1,))
+def tile(app: Application) -> Compute:
+    """The input repeated along each axis: seen as (repeat, position) pairs."""
+    shape, repeats = app.input(0).shape, app.known(1)
+    assert repeats is not None
+    pairs = tuple(n for r, s in zip(repeats, shape, strict=True) for n in (int(r), s))
+    out = ", ".join(f"r{d}, i{d}" for d in range(len(shape)))
+    return _copy(app, ", ".join(f"i{d}" for d in range(len(shape))), out=out, out_shape=pairs)
+
+
+@operator("DepthToSpace")
+def depth_to_space(app: Application) -> Compute:
+    """Channels become blocks of pixels."""
+    n, c, h, w = app.input(0).shape
+    b = app.integer("blocksize", 1)
+    if app.attributes.get("mode", "DCR") == "DCR":
+        shape, at = (n, b, b, c // (b * b), h, w), "n, i, j, c, h, w"
+    else:
+        shape, at = (n, c // (b * b), b, b, h, w), "n, c, i, j, h, w"
+    return _copy(app, at, out="n, c, h, i, w, j", shape=shape, out_shape=(n, c // (b * b), h, b, w, b))
+
+
+@operator("SpaceToDepth")
+def space_to_depth(app: Application) -> Compute:
+    """Blocks of pixels become channels."""
+    n, c, h, w = app.input(0).shape
+    b = app.integer("blocksize", 1)
+    shape, out_shape = (n, c, h // b, b, w // b, b), (n, b, b, c, h // b, w // b)
+    return _copy(app, "n, c, h, i, w, j", out="n, i, j, c, h, w", shape=shape, out_shape=out_shape)
+
+
+@operator("Gather", host=(1,))
+def gather(app: Application) -> Views:
+    """One position of an axis, or positions with an even step, given ahead: a slice."""
+    shape, indices = app.input(0).shape, app.known(1)
+    axis = app.integer("axis", 0) % len(shape)
+    assert indices is not None
+    places = [int(i) % shape[axis] for i in indices.reshape(-1)]
+    step = places[1] - places[0] if len(places) > 1 else 1
+    even = all(b - a == step for a, b in zip(places, places[1:], strict=False))
+    if not places or step < 1 or not even:
+        raise UnsupportedError("indices that are not evenly spaced upwards are not supported")
+    return Views(((_one_axis(shape, axis, places[0], len(places), step), Reshaped(app.outputs[0].shape)),))
+
+
+def _refuse_resize(attributes: Mapping[str, Any], opset: int) -> str | None:
+    mode = attributes.get("mode", "nearest")
+    if mode != "nearest":
+        return f"mode {mode!r} is not supported, only 'nearest' by whole factors is"
+    return None
+
+
+@operator("Resize", "Upsample", host=(1, 2, 3), refuse=_refuse_resize)
+def resize(app: Application) -> Compute:
+    """Nearest neighbour by whole factors: each element becomes a block."""
+    shape, out = app.input(0).shape, app.outputs[0].shape
+    factors = [o // n if n and o % n == 0 else 0 for n, o in zip(shape, out, strict=True)]
+    if 0 in factors:
+        raise UnsupportedError(f"resizing {shape} to {out} is not by whole factors")
+    _check_blocks(app)
+    pairs = tuple(n for s, f in zip(shape, factors, strict=True) for n in (s, f))
+    out_at = ", ".join(f"i{d}, f{d}" for d in range(len(shape)))
+    return _copy(app, ", ".join(f"i{d}" for d in range(len(shape))), out=out_at, out_shape=pairs)
+
+
+def _check_blocks(app: Application) -> None:
+    """Raise UnsupportedError unless every output of a block reads the element that the block stands for."""
+    if app.opset < 11:
+        return  # asymmetric coordinates, rounded down
+    coordinates = app.attributes.get("coordinate_transformation_mode", "half_pixel")
+    nearest = app.attributes.get("nearest_mode", "round_prefer_floor")
+    if (coordinates, nearest) == ("asymmetric", "floor"):
+        return
+    if coordinates in {"half_pixel", "pytorch_half_pixel"} and nearest.startswith("round_prefer"):
+        return  # (i + 0.5) / f - 0.5 lies within half a pixel of i // f
+    raise UnsupportedError(f"nearest neighbours by {coordinates!r} and {nearest!r} are not supported")
+
+
+TRILU = """
+op trilu(x[{sizes}]) -> y[{sizes}]:
+    y[{at}] = where({column} - {row} {sign} {k}, x[{at}], 0)
+"""
+
+
+@operator("Trilu", host=(1,))
+def trilu(app: Application) -> Compute:
+    """The upper or lower triangle of each matrix, zero elsewhere."""
+    shape, k = app.input(0).shape, app.known(1)
+    names = [f"i{d}" for d in range(len(shape))]
+    text = TRILU.format(
+        sizes=", ".join(map(str, shape)),
+        at=", ".join(names),
+        column=names[-1],
+        row=names[-2],
+        sign=">=" if app.integer("upper", 1) else "<=",
+        k=literal(0 if k is None else int(k.reshape(-1)[0])),
+    )
+    return program(app, text, {"x": shape, "y": shape}, {"x": 0})

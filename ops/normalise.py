@@ -1,0 +1,183 @@
+"""Normalisations: batch, instance, layer, group, root mean square, and across channels."""
+
+from __future__ import annotations
+
+import math
+
+from tilewright.errors import UnsupportedError
+from tilewright.ops.language import literal, program
+from tilewright.ops.operator import Application, Compute, operator
+
+BATCH = """
+op batch_norm(x[N, C{sizes}], scale[C], bias[C], mean[C], var[C]) -> y[N, C{sizes}]:
+    y[n, c{at}] = (x[n, c{at}] - mean[c]) / sqrt(var[c] + {epsilon}) * scale[c] + bias[c]
+"""
+
+INSTANCE = """
+op instance_norm(x[N, C{sizes}], scale[C], bias[C]) -> y[N, C{sizes}]:
+    m[n, c] = (sum({taps}) x[n, c, {taps}]) / {count}
+    v[n, c] = (sum({taps}) (x[n, c, {taps}] - m[n, c]) * (x[n, c, {taps}] - m[n, c])) / {count}
+    y[n, c{at}] = (x[n, c{at}] - m[n, c]) / sqrt(v[n, c] + {epsilon}) * scale[c] + bias[c]
+"""
+
+GROUP = """
+op group_norm(x[N, G, C, S], scale[{dims}], bias[{dims}]) -> y[N, G, C, S]:
+    m[n, g] = (sum(c, s) x[n, g, c, s]) / {count}
+    v[n, g] = (sum(c, s) (x[n, g, c, s] - m[n, g]) * (x[n, g, c, s] - m[n, g])) / {count}
+    y[n, g, c, s] = (x[n, g, c, s] - m[n, g]) / sqrt(v[n, g] + {epsilon}) * scale[{at}] + bias[{at}]
+"""
+
+LAYER = """
+op layer_norm(x[R, K], scale[{scale}]{bias}) -> y[R, K]:
+    m[r] = (sum(k) x[r, k]) / {count}
+    v[r] = (sum(k) (x[r, k] - m[r]) * (x[r, k] - m[r])) / {count}
+    y[r, k] = (x[r, k] - m[r]) / sqrt(v[r] + {epsilon}) * scale[{scale_at}]{plus}
+"""
+
+ROOT_MEAN_SQUARE = """
+op rms_norm(x[R, K], scale[{scale}]) -> y[R, K]:
+    v[r] = (sum(k) x[r, k] * x[r, k]) / {count}
+    y[r, k] = x[r, k] / sqrt(v[r] + {epsilon}) * scale[{scale_at}]
+"""
+
+LOCAL_RESPONSE = """
+op lrn(x[N, C{sizes}]) -> y[N, C{sizes}]:
+    y[n, c{at}] = x[n, c{at}] / pow({bias} + {factor} * (sum(j: {size}) x[n, c + j - {half}{at}] * x[n, c + j - {half}{at}]), {beta})
+"""
+
+LP = """
+op lp_norm(x[{sizes}]) -> y[{sizes}]:
+    s[{kept}] = sum({axis}) {powered}
+    y[{at}] = x[{at}] / {root}
+"""
+
+
+def _spatial(rank: int) -> dict[str, str]:
+    return {
+        "sizes": "".join(f", H{d}" for d in range(rank - 2)),
+        "at": "".join(f", p{d}" for d in range(rank - 2)),
+        "taps": ", ".join(f"r{d}" for d in range(rank - 2)),
+    }
+
+
+@operator("BatchNormalization")
+def batch_normalization(app: Application) -> Compute:
+    """With the statistics given as inputs (inference)."""
+    if app.integer("training_mode", 0):
+        raise UnsupportedError("training_mode=1 is not supported")
+    x = app.input(0)
+    text = BATCH.format(**_spatial(x.rank), epsilon=literal(app.number("epsilon", 1e-5)))
+    names = ("x", "scale", "bias", "mean", "var")
+    shapes = {name: app.input(n).shape for n, name in enumerate(names)} | {"y": x.shape}
+    return program(app, text, shapes, {name: n for n, name in enumerate(names)})
+
+
+@operator("InstanceNormalization")
+def instance_normalization(app: Application) -> Compute:
+    """Per image and channel, with a scale and bias per channel."""
+    x = app.input(0)
+    text = INSTANCE.format(
+        **_spatial(x.rank), epsilon=literal(app.number("epsilon", 1e-5)), count=math.prod(x.shape[2:])
+    )
+    shapes = {"x": x.shape, "scale": (x.shape[1],), "bias": (x.shape[1],), "y": x.shape}
+    return program(app, text, shapes, {"x": 0, "scale": 1, "bias": 2})
+
+
+@operator("GroupNormalization")
+def group_normalization(app: Application) -> Compute:
+    """Per image and group of channels; scale and bias per group before opset 21, per channel from then on."""
+    x, groups = app.input(0), app.integer("num_groups", 1)
+    batch, channels = x.shape[:2]
+    inner = (batch, groups, channels // groups, math.prod(x.shape[2:]))
+    per_channel = app.input(1).shape[0] == channels
+    text = GROUP.format(
+        dims="G, C" if per_channel else "G",
+        at="g, c" if per_channel else "g",
+        count=inner[2] * inner[3],
+        epsilon=literal(app.number("epsilon", 1e-5)),
+    )
+    parameter = inner[1:3] if per_channel else (groups,)
+    shapes = {"x": inner, "y": inner, "scale": parameter, "bias": parameter}
+    return program(app, text, shapes, {"x": 0, "scale": 1, "bias": 2})
+
+
+def _rows(app: Application) -> tuple[int, int]:
+    shape = app.input(0).shape
+    axis = app.integer("axis", -1) % len(shape)
+    return math.prod(shape[:axis]), math.prod(shape[axis:])
+
+
+def _scale(app: Application, count: int) -> tuple[str, str, tuple[int, ...]]:
+    """Dims, index and shape of a scale that covers the normalised elements, or is one number for all."""
+    size = math.prod(app.input(1).shape)
+    if size == count:
+        return "K", "k", (count,)
+    if size == 1:
+        return "1", "0", (1,)
+    raise UnsupportedError(f"a scale of shape {app.input(1).shape} that broadcasts is not supported")
+
+
+@operator("LayerNormalization")
+def layer_normalization(app: Application) -> Compute:
+    """Over all dimensions from ``axis`` on."""
+    rows, count = _rows(app)
+    dims, at, shape = _scale(app, count)
+    bias = app.optional(2)
+    if bias is not None and math.prod(bias.shape) != math.prod(shape):
+        raise UnsupportedError("scale and bias of different sizes are not supported")
+    text = LAYER.format(
+        scale=dims,
+        scale_at=at,
+        bias=f", bias[{dims}]" if bias else "",
+        plus=f" + bias[{at}]" if bias else "",
+        count=count,
+        epsilon=literal(app.number("epsilon", 1e-5)),
+    )
+    shapes = {"x": (rows, count), "y": (rows, count), "scale": shape, "bias": shape}
+    return program(app, text, shapes, {"x": 0, "scale": 1} | ({"bias": 2} if bias else {}))
+
+
+@operator("RMSNormalization")
+def root_mean_square_normalization(app: Application) -> Compute:
+    """Division by the root mean square over all dimensions from ``axis`` on."""
+    rows, count = _rows(app)
+    dims, at, shape = _scale(app, count)
+    text = ROOT_MEAN_SQUARE.format(
+        scale=dims, scale_at=at, count=count, epsilon=literal(app.number("epsilon", 1e-5))
+    )
+    shapes = {"x": (rows, count), "y": (rows, count), "scale": shape}
+    return program(app, text, shapes, {"x": 0, "scale": 1})
+
+
+@operator("LRN")
+def local_response_normalization(app: Application) -> Compute:
+    """Division by a power of the squares' sum over neighbouring channels."""
+    x, size = app.input(0), app.integer("size", 1)
+    text = LOCAL_RESPONSE.format(
+        **_spatial(x.rank),
+        bias=literal(app.number("bias", 1.0)),
+        factor=literal(app.number("alpha", 1e-4) / size),
+        beta=literal(app.number("beta", 0.75)),
+        size=size,
+        half=(size - 1) // 2,
+    )
+    return program(app, text, {"x": x.shape, "y": x.shape}, {"x": 0})
+
+
+@operator("LpNormalization")
+def lp_normalization(app: Application) -> Compute:
+    """Division by the 1- or 2-norm along one axis."""
+    x, p = app.input(0), app.integer("p", 2)
+    axis = app.integer("axis", -1) % x.rank
+    names = [f"i{d}" for d in range(x.rank)]
+    kept = ", ".join(name for d, name in enumerate(names) if d != axis)
+    at = ", ".join(names)
+    text = LP.format(
+        sizes=", ".join(map(str, x.shape)),
+        kept=kept,
+        axis=names[axis],
+        at=at,
+        powered=f"abs(x[{at}])" if p == 1 else f"x[{at}] * x[{at}]",
+        root=f"s[{kept}]" if p == 1 else f"sqrt(s[{kept}])",
+    )
+    return program(app, text, {"x": x.shape, "y": x.shape}, {"x": 0})

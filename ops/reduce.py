@@ -1,0 +1,163 @@
+"""Reductions along axes, Softmax and its logarithm, and positions of extremes."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from tilewright.ops.language import program
+from tilewright.ops.operator import Application, Compute, operator
+
+REDUCTIONS = {
+    "ReduceSum": "(sum({axes}) x[{at}])",
+    "ReduceMean": "(sum({axes}) x[{at}]) / {count}",
+    "ReduceMax": "(max({axes}) x[{at}])",
+    "ReduceMin": "(min({axes}) x[{at}])",
+    "ReduceProd": "(prod({axes}) x[{at}])",
+    "ReduceSumSquare": "(sum({axes}) x[{at}] * x[{at}])",
+    "ReduceL1": "(sum({axes}) abs(x[{at}]))",
+    "ReduceL2": "sqrt(sum({axes}) x[{at}] * x[{at}])",
+    "ReduceLogSum": "log(sum({axes}) x[{at}])",
+}
+
+REDUCE = """
+op reduce(x[{sizes}]) -> y[{out_sizes}]:
+    y[{out}] = {value}
+"""
+
+LOG_SUM_EXP = """
+op log_sum_exp(x[{sizes}]) -> y[{out_sizes}]:
+    m[{kept}] = max({axes}) x[{at}]
+    y[{out}] = m[{kept}] + log(sum({axes}) exp(x[{at}] - m[{kept}]))
+"""
+"""The largest element is taken out first, so that nothing overflows."""
+
+SOFTMAX = """
+op softmax(x[{sizes}]) -> y[{sizes}]:
+    m[{kept}] = max({axes}) x[{at}]
+    s[{kept}] = sum({axes}) exp(x[{at}] - m[{kept}])
+    y[{at}] = exp(x[{at}] - m[{kept}]) / s[{kept}]
+"""
+
+LOG_SOFTMAX = """
+op log_softmax(x[{sizes}]) -> y[{sizes}]:
+    m[{kept}] = max({axes}) x[{at}]
+    s[{kept}] = sum({axes}) exp(x[{at}] - m[{kept}])
+    y[{at}] = x[{at}] - m[{kept}] - log(s[{kept}])
+"""
+
+ARG = """
+op arg(x[{sizes}]) -> y[{out_sizes}]:
+    m[{kept}] = {kind}({axes}) x[{at}]
+    y[{out}] = {first}({axes}) where(x[{at}] == m[{kept}], {axes}, {none})
+"""
+"""The first (or last) position that holds the extreme."""
+
+
+@dataclass(frozen=True)
+class Axes:
+    """Index names for an operand of some shape that is reduced along `axes`."""
+
+    shape: tuple[int, ...]
+    axes: tuple[int, ...]
+    out_shape: tuple[int, ...]
+
+    def holes(self) -> dict[str, object]:
+        """The parts of a template."""
+        names = [f"i{d}" for d in range(len(self.shape))]
+        kept = [name for d, name in enumerate(names) if d not in self.axes]
+        keeps = len(self.out_shape) == len(self.shape)
+        out = [f"u{d}" if d in self.axes else name for d, name in enumerate(names)] if keeps else kept
+        count = 1
+        for d in self.axes:
+            count *= self.shape[d]
+        return {
+            "sizes": ", ".join(map(str, self.shape)),
+            "out_sizes": ", ".join(map(str, self.out_shape)),
+            "at": ", ".join(names),
+            "kept": ", ".join(kept),
+            "out": ", ".join(out),
+            "axes": ", ".join(names[d] for d in self.axes),
+            "count": count,
+        }
+
+
+def _reduced_axes(app: Application) -> tuple[int, ...]:
+    rank = app.input(0).rank
+    listed = app.known(1) if app.optional(1) else None
+    axes = app.integers("axes") if listed is None else tuple(int(a) for a in listed)
+    if not axes:
+        return () if app.integer("noop_with_empty_axes", 0) else tuple(range(rank))
+    return tuple(sorted({a % rank for a in axes}))
+
+
+def _filled(app: Application, template: str, frame: Axes, shape: tuple[int, ...] | None = None) -> Compute:
+    x = app.input(0).shape if shape is None else shape
+    return program(app, template.format(**frame.holes()), {"x": x, "y": frame.out_shape}, {"x": 0})
+
+
+@operator(*REDUCTIONS, host=(1,))
+def reduction(app: Application) -> Compute:
+    """One reduction over the axes given by attribute or input."""
+    frame = Axes(app.input(0).shape, _reduced_axes(app), app.outputs[0].shape)
+    value = REDUCTIONS[app.op].format(**frame.holes())
+    if not frame.axes:
+        value = value.replace("(sum() ", "(").replace("(max() ", "(").replace("(min() ", "(").replace("(prod() ", "(")
+    return program(
+        app, REDUCE.format(**frame.holes(), value=value), {"x": frame.shape, "y": frame.out_shape}, {"x": 0}
+    )
+
+
+@operator("ReduceLogSumExp", host=(1,))
+def log_sum_exp(app: Application) -> Compute:
+    """``log(sum(exp(x)))`` along axes."""
+    frame = Axes(app.input(0).shape, _reduced_axes(app), app.outputs[0].shape)
+    if not frame.axes:
+        return _filled(app, REDUCE.replace("{value}", "x[{at}]"), frame)
+    return _filled(app, LOG_SUM_EXP, frame)
+
+
+@operator("Softmax", "LogSoftmax")
+def softmax(app: Application) -> Compute:
+    """Along one axis; before opset 13 over all dimensions from the axis on, seen as one."""
+    shape = app.input(0).shape
+    axis = app.integer("axis", -1 if app.opset >= 13 else 1)
+    axis += len(shape) if axis < 0 else 0
+    axes = (axis,) if app.opset >= 13 else tuple(range(axis, len(shape)))
+    frame = Axes(shape, axes, shape)
+    return _filled(app, SOFTMAX if app.op == "Softmax" else LOG_SOFTMAX, frame)
+
+
+@operator("Hardmax")
+def hardmax(app: Application) -> Compute:
+    """1 at the first largest element along the axis, else 0."""
+    shape = app.input(0).shape
+    axis = app.integer("axis", -1 if app.opset >= 13 else 1) % len(shape)
+    if app.opset < 13 and axis != len(shape) - 1:
+        shape = (_product(shape[:axis]), _product(shape[axis:]))
+        axis = 1
+    frame = Axes(shape, (axis,), shape)
+    text = (
+        "op hardmax(x[{sizes}]) -> y[{sizes}]:\n"
+        "    m[{kept}] = max({axes}) x[{at}]\n"
+        "    f[{kept}] = min({axes}) where(x[{at}] == m[{kept}], {axes}, {none})\n"
+        "    y[{at}] = where({axes} == f[{kept}], 1, 0)\n"
+    )
+    return _filled(app, text.replace("{none}", str(shape[axis])), frame, shape)
+
+
+def _product(sizes: tuple[int, ...]) -> int:
+    total = 1
+    for n in sizes:
+        total *= n
+    return total
+
+
+@operator("ArgMax", "ArgMin")
+def extreme_position(app: Application) -> Compute:
+    """Where the largest or smallest element along the axis stands."""
+    shape = app.input(0).shape
+    axis = app.integer("axis", 0) % len(shape)
+    last = app.integer("select_last_index", 0)
+    text = ARG.replace("{kind}", "max" if app.op == "ArgMax" else "min")
+    text = text.replace("{first}", "max" if last else "min").replace("{none}", "0" if last else str(shape[axis] - 1))
+    return _filled(app, text, Axes(shape, (axis,), app.outputs[0].shape))
