@@ -1,7 +1,7 @@
 """A checked op of the language, ready to be given shapes.
 
-    text -> parse.py -> syntax tree -> names.py (names, ranks, order) -> Definition
-    Definition + shapes, types, parameters -> specialise.py (sizes.py, values.py) -> Program
+text -> parse.py -> syntax tree -> names.py (names, ranks, order) -> Definition
+Definition + shapes, types, parameters -> specialise.py (sizes.py, values.py) -> Program
 """
 
 from __future__ import annotations

@@ -1,8 +1,8 @@
 """Pictures of a place in a text, for error messages that can be shown on any terminal.
 
-    line 2, column 26: no tensor, size, parameter or index is called 'bb'; did you mean 'b'?
-        2 |     y[n,c] = max(x[n,c] + bb[c], 0)
-          |                           ^^
+line 2, column 26: no tensor, size, parameter or index is called 'bb'; did you mean 'b'?
+    2 |     y[n,c] = max(x[n,c] + bb[c], 0)
+      |                           ^^
 """
 
 from __future__ import annotations
@@ -17,8 +17,8 @@ WINDOW = 100
 """Most characters of a source line that are shown."""
 
 
-class Problem(Exception):  # noqa: N818 - never leaves the front end: parse.py and check.py turn it into a LanguageError
-    """A mistake at a place of the text that is being read."""
+class Problem(Exception):
+    """A mistake at a place of the text that is being read; parse.py and check.py turn it into a LanguageError."""
 
     def __init__(self, at: Span, message: str) -> None:
         super().__init__(message)
@@ -59,6 +59,12 @@ def _escaped(c: str) -> str:
     if c in "\t\r\f":
         return " "
     return c if c.isprintable() else c.encode("unicode_escape").decode("ascii")
+
+
+def counted(count: int, noun: str) -> str:
+    """`1 index`, `2 indices`, `3 dimensions`."""
+    plural = "indices" if noun == "index" else noun + "s"
+    return f"{count} {noun if count == 1 else plural}"
 
 
 def suggestion(name: str, known: Iterable[str]) -> str:

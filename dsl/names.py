@@ -11,11 +11,11 @@ from collections.abc import Iterable
 from dataclasses import dataclass, replace
 
 from tilewright.dsl import syntax
-from tilewright.dsl.diagnostics import Problem, listed, suggestion
+from tilewright.dsl.diagnostics import Problem, counted, listed, suggestion
 from tilewright.dsl.dtypes import DType
-from tilewright.dsl.functions import FUNCTIONS
+from tilewright.dsl.functions import FUNCTIONS, OPERATOR_SIGNS
 from tilewright.dsl.program import TileHint
-from tilewright.dsl.syntax import Access, Application, Bound, Literal, Name, Node, Qualified, Reduction, Span
+from tilewright.dsl.syntax import Access, Application, Bound, Literal, Name, Node, Qualified, Reduction
 
 REDUCTIONS = ("sum", "prod", "max", "min", "mean", "any", "all")
 """The kinds of reduction; `max` and `min` with two or more arguments are pointwise functions."""
@@ -24,6 +24,8 @@ PARAMETER_TYPES = ("int", "bool", "f16", "f32", "f64")
 RESERVED = frozenset(("op", "and", "or", "not", "true", "false", "inf", "nan", "inside", "device"))
 LIMIT_NAMES = ("local_bytes", "work_group", "device.local_mem", "device.max_work_group")
 """What a `where` line may speak of, beside tile_<index> and item_<index>."""
+
+COMPARISONS = ("lt", "le", "gt", "ge", "eq", "ne")
 
 _CONSTANT_ONLY = {"min", "max", "pow", "div"}
 _INTEGER_OPERATIONS = {"add", "sub", "mul", "neg"} | _CONSTANT_ONLY
@@ -43,7 +45,7 @@ class TensorDeclaration:
         """Per dimension a size's name, an integer, or the text of an expression."""
         if self.dims is None:
             return None
-        return tuple(d.value if isinstance(d, Literal) else syntax.node_text(d) for d in self.dims)
+        return tuple(int(d.value) if isinstance(d, Literal) else syntax.node_text(d) for d in self.dims)
 
 
 @dataclass(frozen=True)
@@ -95,7 +97,8 @@ class _Checker:
         op = self.op
         _usable(op.name)
         self._header()
-        equations, statements = [], []
+        equations: list[syntax.Assignment] = []
+        statements: list[syntax.Assignment] = []
         body = [s for s in op.body if isinstance(s, syntax.Assignment)]
         for s in body:
             self._target(s)
@@ -192,10 +195,10 @@ class _Checker:
         return tuple(hints.values())
 
     def _limit(self, condition: Node) -> str:
-        comparison = isinstance(condition, Application) and condition.called is None
-        if not comparison or condition.function not in ("lt", "le", "gt", "ge", "eq", "ne"):  # type: ignore[union-attr]
-            raise Problem(condition.at, "a where line is one comparison, such as: where local_bytes <= device.local_mem")
-        for side in condition.args:  # type: ignore[union-attr]
+        comparison = isinstance(condition, Application) and condition.function in COMPARISONS
+        if not comparison or getattr(condition, "called", None) is not None:
+            raise Problem(condition.at, "a where line is one comparison: where local_bytes <= device.local_mem")
+        for side in syntax.children(condition):
             self._limit_side(side)
         return syntax.node_text(condition)
 
@@ -302,7 +305,8 @@ class _Statement:
         if declared is not None and declared.dims is not None and len(declared.dims) != len(self.s.indices):
             raise Problem(
                 self.s.target.at,
-                f"{name} is declared with {len(declared.dims)} dimensions but has {len(self.s.indices)} indices here",
+                f"{name} is declared with {counted(len(declared.dims), 'dimension')} but has "
+                f"{counted(len(self.s.indices), 'index')} here",
             )
         bound: dict[str, str] = {}
         indices = []
@@ -364,7 +368,8 @@ class _Statement:
             rank = self.op.ranks[name]
             if self.s.indices is not None and rank:
                 places = ",".join("ijklmnop"[:rank]) if rank <= 8 else "..."
-                raise Problem(node.at, f"{name} has {rank} dimensions; read one element, such as {name}[{places}]")
+                rank_text = counted(rank, "dimension")
+                raise Problem(node.at, f"{name} has {rank_text}; read one element, such as {name}[{places}]")
             return node
         raise self._unknown(node, bound)
 
@@ -398,7 +403,8 @@ class _Statement:
         self._readable(node.tensor)
         name, rank = node.tensor.text, self.op.ranks[node.tensor.text]
         if rank is not None and rank != len(node.index):
-            raise Problem(node.at, f"{name} has {rank} dimensions but is read with {len(node.index)} indices")
+            found = counted(len(node.index), "index")
+            raise Problem(node.at, f"{name} has {counted(rank, 'dimension')} but is read with {found}")
         index = tuple(self._affine(i, bound) for i in node.index)
         return replace(node, index=index)
 
@@ -410,8 +416,7 @@ class _Statement:
                 raise Problem(
                     n.at,
                     f"the index {n.text} is neither on the left side nor bound by a reduction"
-                    f"{suggestion(n.text, (*bound, *self.op.sizes, *self.op.parameters))}; "
-                    f"to add over it, write sum({n.text}) in front",
+                    f"{suggestion(n.text, bound)}; to add over it, write sum({n.text}) in front",
                 )
         checked, used = self.op.integer(node, bound, "an index")
         self.used |= used
@@ -422,8 +427,8 @@ class _Statement:
         if kind not in REDUCTIONS:
             if kind in FUNCTIONS or kind in DTYPES:
                 raise Problem(node.body.at, f"{kind}(...) is a value; an operator such as '*' must follow it")
-            known = suggestion(kind, REDUCTIONS)
-            raise Problem(node.kind.at, f"no reduction is called {kind}{known}; there are {listed(REDUCTIONS, 'and')}")
+            near = suggestion(kind, REDUCTIONS) or f"; there are {listed(REDUCTIONS, 'and')}"
+            raise Problem(node.kind.at, f"no reduction is called {kind}{near}")
         if not node.indices:
             raise Problem(node.kind.at, f"{kind}() names no index; write for example {kind}(k) a[m,k]")
         inner = dict(bound)
@@ -460,11 +465,14 @@ class _Statement:
     def _no_function(self, node: Application) -> Problem:
         name, at = node.function, node.called or node.at
         if name in self.op.names:
-            return Problem(at, f"{name} is {self.op.names[name]}, not a function; its indices stand in '[' and ']'")
+            brackets = (
+                "" if name in self.op.parameters or name in self.op.sizes else "; its indices stand in '[' and ']'"
+            )
+            return Problem(at, f"{name} is {self.op.names[name]}, not a function{brackets}")
         if name in REDUCTIONS:
             return Problem(node.at, f"{name} takes one whole tensor, or indices with a body: {name}(k) a[m,k]")
-        known = suggestion(name, (*FUNCTIONS, *REDUCTIONS, *DTYPES, "inside", "index"))
-        return Problem(at, f"no function is called {name}{known}")
+        words = {*FUNCTIONS, *REDUCTIONS, *DTYPES, "inside", "index"} - {*OPERATOR_SIGNS}
+        return Problem(at, f"no function is called {name}{suggestion(name, words)}")
 
     def _whole_reduction(self, node: Application) -> None:
         """`sum(x)` in a statement without indices; with them it most likely lacks a body."""
@@ -483,8 +491,7 @@ class _Statement:
 
     def _arity(self, node: Application, count: int) -> None:
         if len(node.args) != count:
-            plural = "argument" if count == 1 else "arguments"
-            raise Problem(node.at, f"{node.function} takes {count} {plural}, found {len(node.args)}")
+            raise Problem(node.at, f"{node.function} takes {counted(count, 'argument')}, found {len(node.args)}")
 
 
 # --- single names and numbers -----------------------------------------------------------------------------------------
@@ -503,9 +510,8 @@ def _dtype(name: Name) -> DType:
             name.at,
             f"'{name.text}' is no element type (those are {listed(DTYPES, 'and')}); parameters come after a ';'",
         )
-    raise Problem(
-        name.at, f"no element type is called {name.text}{suggestion(name.text, DTYPES)}; there are {listed(DTYPES, 'and')}"
-    )
+    near = suggestion(name.text, DTYPES) or f"; there are {listed(DTYPES, 'and')}"
+    raise Problem(name.at, f"no element type is called {name.text}{near}")
 
 
 def _parameter(p: syntax.Parameter) -> ParameterDeclaration:
@@ -541,6 +547,7 @@ def _positive(values: Iterable[Literal]) -> tuple[int, ...]:
 
 
 __all__ = [
+    "COMPARISONS",
     "DTYPES",
     "LIMIT_NAMES",
     "PARAMETER_TYPES",
@@ -548,7 +555,6 @@ __all__ = [
     "RESERVED",
     "Checked",
     "ParameterDeclaration",
-    "Span",
     "TensorDeclaration",
     "check",
     "wrong_constant",

@@ -17,6 +17,8 @@ from lark.exceptions import LarkError, UnexpectedCharacters, UnexpectedEOF, Unex
 from tilewright.dsl import syntax
 from tilewright.dsl.check import Definition, define
 from tilewright.dsl.diagnostics import Problem, escaped, language_error, listed
+from tilewright.dsl.functions import OPERATOR_SIGNS
+from tilewright.dsl.names import COMPARISONS, REDUCTIONS
 from tilewright.dsl.syntax import Bound, Node, Span
 from tilewright.errors import LanguageError
 
@@ -39,6 +41,8 @@ def parse(text: str) -> tuple[Definition, ...]:
         return tuple(define(op, text) for op in _tree(text))
     except Problem as problem:
         raise language_error(text, problem) from None
+    except RecursionError:  # MAX_NESTING keeps it away unless the caller's own stack is nearly full
+        raise LanguageError("the text is nested too deeply for the stack that is left") from None
 
 
 def parse_op(text: str) -> Definition:
@@ -50,10 +54,12 @@ def parse_op(text: str) -> Definition:
     return definitions[0]
 
 
+@lru_cache(maxsize=1024)
 def parse_condition(text: str) -> Node:
     """The expression of a `where` line alone; LanguageError if it is none."""
     try:
         node: Node = _run(text, "condition")
+        _check_nesting(node)
         return node
     except Problem as problem:
         raise language_error(text, problem) from None
@@ -123,7 +129,7 @@ _CLOSES = {")": "(", "]": "["}
 
 
 def _prepared(text: str) -> str:
-    """The text with comments blanked and line breaks inside brackets turned to spaces, so that offsets stay the same."""
+    """The text with comments and line breaks inside brackets turned to spaces; offsets stay the same."""
     open_: list[tuple[str, int]] = []
     pieces: list[str] = []
     done = 0
@@ -197,7 +203,7 @@ def _binary(function: str) -> Callable[[_Builder, Node, Node], syntax.Applicatio
     return build
 
 
-_COMPARISONS = {"<": "lt", "<=": "le", ">": "gt", ">=": "ge", "==": "eq", "!=": "ne"}
+_COMPARISONS = {OPERATOR_SIGNS[word]: word for word in COMPARISONS}
 
 
 @v_args(inline=True)
@@ -366,7 +372,7 @@ _CHARACTER_HINTS = {
 
 def _explained(text: str, error: UnexpectedToken | UnexpectedCharacters | UnexpectedEOF) -> Problem:
     if isinstance(error, UnexpectedCharacters):
-        at = error.pos_in_stream
+        at = error.pos_in_stream or 0
         c = text[at]
         note = _CHARACTER_HINTS.get(c, "" if c.isascii() else "; outside comments only ASCII is read")
         return Problem(Span(at, at + 1), f"the character '{escaped(c)}' has no meaning here{note}")
@@ -384,6 +390,8 @@ def _explained(text: str, error: UnexpectedToken | UnexpectedCharacters | Unexpe
 
 def _wanted(expected: set[str]) -> str:
     words = []
+    if "COLON" in expected and "_PAD" in expected and "RPAR" not in expected:
+        return "':'"
     if expected >= _VALUE_STARTS:
         words.append("a value")
         expected = expected - _VALUE_STARTS - {"NOT", "PLUS", "MINUS"}
@@ -396,24 +404,38 @@ def _wanted(expected: set[str]) -> str:
     return listed(words)
 
 
+_REDUCTION_WORD = re.compile(rf"\b(?:{'|'.join(REDUCTIONS)})[ \t]*(?:\[[^\]]*\])?[ \t]*$")
+
+
 def _hint(token: Token, expected: set[str], text: str) -> str:
-    at = token.start_pos or 0
-    if "EQUAL" in expected and "STAR" not in expected:
-        if token == "==" or text[at : at + 2] == "==":
-            return "; a statement assigns with a single '='"
-        if token in ("+", "-", "*", "/"):
-            return "; there is no updating assignment: a sum over k is written sum(k) x[n,k]"
-        return "; a statement reads target[indices] = expression"
-    if token == "=" and "STAR" in expected:
-        return "; '=' assigns, '==' compares"
-    if "_ARROW" in expected:
-        return "; the header names its outputs: op name(inputs) -> outputs:"
-    if "COLON" in expected and "STAR" not in expected and "_PAD" in expected:
-        return "; the header ends with ':'"
-    if "STAR" in expected and token.type in ("NAME", "NUMBER"):
-        return "; two values need an operator such as '*' between them"
-    if token.type == "_NL" and expected >= _VALUE_STARTS:
-        return "; an expression goes on in the next line only inside brackets"
-    if "_OP" in expected and "_TILE" not in expected:
-        return "; an op starts with: op name(inputs) -> outputs:"
-    return ""
+    """A way out of the mistake that most likely stands behind an unexpected token, or nothing."""
+    before = text[max(0, (token.start_pos or 0) - 200) : token.start_pos]
+    value = token.type in ("NAME", "NUMBER", "LPAR")
+    after_value = "STAR" in expected
+    hints = (
+        (not after_value and "EQUAL" in expected and token in ("+", "-", "*", "/"), "no_update"),
+        (not after_value and "EQUAL" in expected, "statement"),
+        (token == "=" and before.endswith("="), "assign"),
+        (token == "=" and after_value, "compare"),
+        ("_ARROW" in expected, "arrow"),
+        (not after_value and expected >= {"COLON", "_PAD"}, "colon"),
+        (after_value and value and _REDUCTION_WORD.search(before) is not None, "reduction"),
+        (after_value and value, "operator"),
+        (token.type == "_NL" and expected >= _VALUE_STARTS, "line"),
+        ("_OP" in expected and "_TILE" not in expected, "op"),
+    )
+    return next((_HINTS[key] for holds, key in hints if holds), "")
+
+
+_HINTS = {
+    "no_update": "; there is no updating assignment: a sum over k is written sum(k) x[n,k]",
+    "statement": "; a statement reads target[indices] = expression",
+    "assign": "; a statement assigns with a single '='",
+    "compare": "; '=' assigns, '==' compares",
+    "arrow": "; the header names its outputs: op name(inputs) -> outputs:",
+    "colon": "; the header ends with ':'",
+    "reduction": "; a reduction names its indices in round brackets: sum(k) x[n,k]",
+    "operator": "; two values need an operator such as '*' between them",
+    "line": "; an expression goes on in the next line only inside brackets",
+    "op": "; an op starts with: op name(inputs) -> outputs:",
+}

@@ -197,7 +197,7 @@ class Extents:
         elif sizes:
             ways = " and ".join(f"{value} by {place}" for value, place in sizes.items())
             raise ShapeError(
-                f"op {self.sizes.op}: {self.wanted[name].place} has size {ways}; give it a size equation, such as P = ..."
+                f"op {self.sizes.op}: {self.wanted[name].place} has size {ways}; a size equation (P = ...) decides"
             )
 
     def _unknown(self) -> Exception:
@@ -209,6 +209,6 @@ class Extents:
                 )
         w = open_[0]
         return ShapeError(
-            f"op {self.sizes.op}: {w.place} (index {w.name}) does not follow from the arguments; give it a size equation "
-            "such as P = (H - R) / 2 + 1, or a value in sizes"
+            f"op {self.sizes.op}: {w.place} (index {w.name}) does not follow from the arguments; give it a size "
+            "equation such as P = (H - R) / 2 + 1, or a value in sizes"
         )

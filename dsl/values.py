@@ -11,8 +11,6 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from functools import reduce
 
-import numpy as np
-
 from tilewright.dsl.dtypes import DType, promote
 from tilewright.dsl.functions import FUNCTIONS, Result
 from tilewright.dsl.program import Call, Cast, Const, Expr, Index, Reduce, walk
@@ -148,8 +146,14 @@ def _wide_enough(args: Sequence[Value], dtype: DType) -> DType:
 
 
 def _fits(value: int, dtype: DType) -> bool:
-    info = np.iinfo(dtype.numpy) if dtype is not DType.BOOL else np.iinfo(np.int8)
-    return int(info.min) <= value <= int(info.max)
+    low, high = integer_range(dtype)
+    return low <= value <= high
+
+
+def integer_range(dtype: DType) -> tuple[int, int]:
+    """Smallest and largest value of an integer type (bool counts as i8, which holds it)."""
+    bits = 8 * dtype.itemsize
+    return (0, 2**bits - 1) if dtype.value.startswith("u") else (-(2 ** (bits - 1)), 2 ** (bits - 1) - 1)
 
 
 # --- powers and constants ---------------------------------------------------------------------------------------------
@@ -167,17 +171,20 @@ def power(base: Value, exponent: Value) -> Value:
     if n == 1 and isinstance(n, int):
         return base
     small = isinstance(n, int) and 2 <= n <= 4
-    if small and (_repeatable(base.expr) or not base.expr.dtype.is_float):
+    once = _long(base.expr) or any(isinstance(node, Reduce) for node in walk(base.expr))
+    if small and not (once and base.expr.dtype.is_float):
         square = apply("mul", (base, base))
         return square if n == 2 else apply("mul", (square, base if n == 3 else square))
     return _call("pow", (base, exponent))
 
 
-def _repeatable(e: Expr) -> bool:
-    for count, node in enumerate(walk(e)):
-        if count >= MAX_REPEATED or isinstance(node, Reduce):
-            return False
-    return True
+def repeats_too_much(base: Value, exponent: Value) -> bool:
+    """True for an integer power whose base is too long to be repeated."""
+    return not base.expr.dtype.is_float and not exponent.expr.dtype.is_float and _long(base.expr)
+
+
+def _long(e: Expr) -> bool:
+    return any(count >= MAX_REPEATED for count, _ in enumerate(walk(e)))
 
 
 _FOLDED: dict[str, Callable[..., int | float]] = {
@@ -205,11 +212,16 @@ def _constant(name: str, args: Sequence[Value]) -> Value | None:
     return number(value)
 
 
-# --- reductions ---------------------------------------------------------------------------------------------------------
+# --- reductions -------------------------------------------------------------------------------------------------------
 
 
 def reduction(kind: str, indices: tuple[Index, ...], body: Value) -> Value:
-    """`kind(indices) body`, accumulated in the accumulator of the body's type."""
+    """`kind(indices) body`, accumulated in the accumulator of the body's type.
+
+    Without indices (nothing to reduce) it is the body in the type that the reduction would have.
+    """
+    if kind in ("any", "all") and not indices:
+        return converted(body, DType.BOOL)
     if kind in ("any", "all"):
         truth = cast(cast(body.expr, DType.BOOL), DType.I32)
         found = Reduce("max" if kind == "any" else "min", indices, truth, DType.I32)
@@ -217,10 +229,11 @@ def reduction(kind: str, indices: tuple[Index, ...], body: Value) -> Value:
         return typed(Call("gt", (found, Const(0, DType.I32)), DType.BOOL))
     if kind == "mean":
         count = math.prod(i.extent for i in indices)
-        exact = body if body.expr.dtype.is_float else Value(cast(body.expr, DType.F32), False, Kind(DType.F32))
+        exact = body if body.expr.dtype.is_float else converted(body, DType.F32)
         return apply("div", (reduction("sum", indices, exact), number(float(count))))
     dtype = body.expr.dtype.accumulator
-    result = Reduce(kind, indices, cast(body.expr, dtype), dtype)
+    accumulated = cast(body.expr, dtype)
+    result = Reduce(kind, indices, accumulated, dtype) if indices else accumulated
     storage = body.storage
     if kind in ("sum", "prod") or storage.dtype is DType.BOOL:
         storage = storage if storage.dtype.is_float else Kind(storage.dtype.accumulator, storage.weak)
