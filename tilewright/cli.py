@@ -6,12 +6,9 @@ standard error. Status: 0 done, 1 a check failed (doctor, db verify), 2 wrong us
 
 from __future__ import annotations
 
-import json
 import os
 import sys
-from collections.abc import Callable, Iterable, Sequence
-from dataclasses import asdict, is_dataclass
-from enum import Enum
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -19,10 +16,9 @@ import click
 
 from tilewright import __version__, log
 from tilewright.errors import TilewrightError
+from tilewright.output import console, print_table, to_json, write_json
 
 if TYPE_CHECKING:
-    from rich.console import Console
-
     from tilewright.tuning_db import Store
 
 _Command = TypeVar("_Command", bound=Callable[..., Any])
@@ -83,44 +79,6 @@ def _batch_option(command: _Command) -> _Command:
     )(command)
 
 
-def _write_json(value: object) -> None:
-    click.echo(json.dumps(value, indent=2, default=_plain))
-
-
-def _plain(value: object) -> object:
-    """What `json` cannot write by itself, in types that it can."""
-    if is_dataclass(value) and not isinstance(value, type):
-        return asdict(value)
-    if isinstance(value, Enum):
-        return value.value
-    if isinstance(value, Path):
-        return str(value)
-    raise TypeError(f"{type(value).__name__} has no JSON form")
-
-
-def _console(stderr: bool = False) -> Console:
-    from rich.console import Console
-
-    console = Console(stderr=stderr, highlight=False)
-    if not console.is_terminal:  # a file or a pipe has no width: keep one row on one line
-        console = Console(stderr=stderr, highlight=False, width=200)
-    return console
-
-
-def _print_table(columns: Sequence[str], rows: Iterable[Sequence[object]], numbers: Sequence[str] = ()) -> None:
-    """A table for people; the columns named in ``numbers`` stand to the right."""
-    from rich import box
-    from rich.table import Table
-    from rich.text import Text
-
-    table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
-    for name in columns:
-        table.add_column(name, justify="right" if name in numbers else "left", overflow="fold")
-    for row in rows:
-        table.add_row(*(Text(str(cell)) for cell in row))  # Text: square brackets of tensors are no markup
-    _console().print(table)
-
-
 def _is_model(file: Path) -> bool:
     return file.suffix.lower() == ".onnx"
 
@@ -151,7 +109,7 @@ def devices(as_json: bool) -> None:
     chosen = select_device(None)
     found = sorted(find(), key=lambda d: d != chosen)
     if as_json:
-        _write_json(found)
+        write_json(found)
         return
     columns = ("name", "kind", "model", "driver", "OpenCL", "units", "memory", "f16", "f64")
     rows = [
@@ -167,7 +125,21 @@ def devices(as_json: bool) -> None:
         )
         for d in found
     ]
-    _print_table(columns, rows, numbers=("units", "memory"))
+    print_table(columns, rows, numbers=("units", "memory"))
+
+
+@commands.command()
+@_json_option
+def doctor(as_json: bool) -> int:
+    """Look for what is wrong: drivers, devices, kernels, caches, database. Status 1 if there is nothing to run on."""
+    from tilewright import doctor as practice
+
+    report = practice.examine()
+    if as_json:
+        write_json(practice.as_json(report))
+    else:
+        practice.render(report, console())
+    return 0 if report.usable else FAILED_CHECK
 
 
 # --- the tuning database ----------------------------------------------------------------------------------------------
@@ -193,7 +165,7 @@ def ls(store: Store, selector: str | None, as_json: bool) -> None:
 
     winners = store.ls(select_device(selector).identity if selector else None)
     if as_json:
-        _write_json(winners)
+        write_json(winners)
         return
     if not winners:
         click.echo("no winners yet; 'tilewright tune' finds some")
@@ -209,7 +181,7 @@ def ls(store: Store, selector: str | None, as_json: bool) -> None:
         )
         for w in winners
     ]
-    _print_table(("device", "program", "sizes", "family", "configuration", "µs"), rows, numbers=("µs",))
+    print_table(("device", "program", "sizes", "family", "configuration", "µs"), rows, numbers=("µs",))
 
 
 def _op_header(program: str) -> str:
@@ -221,13 +193,13 @@ def _op_header(program: str) -> str:
 @click.pass_obj
 def stats(store: Store, as_json: bool) -> None:
     """Count what the database holds."""
-    figures = asdict(store.stats())
+    figures = to_json(store.stats())
     if as_json:
-        _write_json(figures)
+        write_json(figures)
         return
     statuses = figures.pop("statuses")
     rows = [(name.replace("_", " "), "-" if value is None else value) for name, value in figures.items()]
-    _print_table(("", ""), [*rows, *((f"  {name}", number) for name, number in statuses.items())])
+    print_table(("", ""), [*rows, *((f"  {name}", number) for name, number in statuses.items())])
 
 
 @db.command()
@@ -251,7 +223,7 @@ def import_(store: Store, file: Path, as_json: bool) -> None:
 
 def _report_count(count: int, what: str, as_json: bool) -> None:
     if as_json:
-        _write_json({"records": count})
+        write_json({"records": count})
     else:
         click.echo(f"{count} {what}")
 
@@ -263,7 +235,7 @@ def verify(store: Store, as_json: bool) -> int:
     """Check the file and every row; status 1 if something is wrong."""
     problems = store.verify()
     if as_json:
-        _write_json({"url": store.url, "problems": problems})
+        write_json({"url": store.url, "problems": problems})
     else:
         for problem in problems or (f"{store.url} is whole",):
             click.echo(problem)
@@ -276,6 +248,6 @@ def verify(store: Store, as_json: bool) -> int:
 def path(store: Store, as_json: bool) -> None:
     """Say where the database lies."""
     if as_json:
-        _write_json({"url": store.url, "read_only": store.read_only})
+        write_json({"url": store.url, "read_only": store.read_only})
     else:
         click.echo(store.url)
