@@ -1,6 +1,6 @@
 """What a device can do, as plain data: families read it and ask nothing else about the device.
 
-`runtime/devices.py` fills one in per device; tests make their own.
+`runtime/targets.py` fills one in per device; tests make their own.
 """
 
 from __future__ import annotations

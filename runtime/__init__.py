@@ -1,12 +1,12 @@
 """OpenCL devices: finding them, memory, building and running kernels. The only package that imports pyopencl."""
 
 from tilewright.runtime.cache import CacheUsage, ProgramCache, cache_directory
-from tilewright.runtime.context import BoundLaunch, Context, context
-from tilewright.runtime.devices import Device, devices, select_device
 from tilewright.runtime.diagnosis import Diagnosis, diagnose
+from tilewright.runtime.discovery import Device, devices, select_device
+from tilewright.runtime.execution import BoundLaunch, Context, context
 from tilewright.runtime.pool import Buffer
 from tilewright.runtime.programs import Module
-from tilewright.runtime.selftest import SelfTest, selftest
+from tilewright.runtime.verification import SelfTest, selftest
 
 __all__ = [
     "BoundLaunch",

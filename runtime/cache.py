@@ -13,8 +13,6 @@ import tempfile
 from dataclasses import dataclass
 from pathlib import Path
 
-import platformdirs
-
 log = logging.getLogger("tilewright")
 
 _MAGIC = b"tilewright-kernel-1\n"
@@ -31,6 +29,8 @@ def cache_directory() -> Path:
     chosen = os.environ.get("TILEWRIGHT_CACHE")
     if chosen:
         return Path(chosen).expanduser().absolute()
+    import platformdirs
+
     return Path(platformdirs.user_cache_dir("tilewright", appauthor=False))
 
 

@@ -6,17 +6,14 @@ end the process. If one does, this process leaves OpenCL alone.
 
 from __future__ import annotations
 
-import signal
-import subprocess
 import sys
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 
 from tilewright.errors import DeviceError
 from tilewright.runtime import icd
 from tilewright.runtime.cache import CacheUsage, ProgramCache
-from tilewright.runtime.devices import INSTALL_COMMAND, Device, devices, handle_of, platforms
+from tilewright.runtime.discovery import INSTALL_COMMAND, Device, devices, handle_of, platforms
 
 _PROBE_SECONDS = 30
 # What a loader does with a driver's library: open it, find its entry, count its platforms.
@@ -89,6 +86,8 @@ class Diagnosis:
 
 def diagnose() -> Diagnosis:
     """Look at everything; raises nothing of ours. Takes about a second per driver."""
+    from concurrent.futures import ThreadPoolExecutor
+
     icd.register_drivers()
     folders = search_folders()
     with ThreadPoolExecutor(max_workers=4) as workers:
@@ -142,6 +141,9 @@ def _pyopencl_folder() -> Path | None:
 
 def probe(path: Path) -> DriverEntry:
     """Load the library that an .icd file names, in another process."""
+    import signal
+    import subprocess
+
     library = icd.read_entry(path)
     if not library:
         return DriverEntry(str(path), "", False, "the file is empty or cannot be read", False)

@@ -9,7 +9,6 @@ that one are carried over.
 from __future__ import annotations
 
 import hashlib
-import importlib.metadata
 import os
 import shutil
 import sys
@@ -37,19 +36,23 @@ def is_ours(folder: str | None) -> bool:
 
 def installed_version(package: str) -> str | None:
     """The version of an installed Python package, or None."""
+    from importlib.metadata import PackageNotFoundError, version
+
     try:
-        return importlib.metadata.version(package)
-    except importlib.metadata.PackageNotFoundError:
+        return version(package)
+    except PackageNotFoundError:
         return None
 
 
 def intel_library() -> Path | None:
     """Intel's CPU driver as pip installed it, or None."""
+    from importlib.metadata import PackageNotFoundError, files
+
     try:
-        files = importlib.metadata.files(INTEL_PACKAGE) or []
-    except importlib.metadata.PackageNotFoundError:
-        files = []
-    candidates = [Path(str(file.locate())) for file in files if file.name == INTEL_LIBRARY]
+        installed = files(INTEL_PACKAGE) or []
+    except PackageNotFoundError:
+        installed = []
+    candidates = [Path(str(file.locate())) for file in installed if file.name == INTEL_LIBRARY]
     candidates.append(Path(sys.prefix) / "lib" / INTEL_LIBRARY)
     for candidate in candidates:
         if candidate.is_file():

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from tilewright.runtime.context import BoundLaunch, Context
+    from tilewright.runtime.execution import BoundLaunch, Context
 
 SHORTEST_SAMPLE = 2e-4
 """Seconds a sample should last at least; clocks and device timers are trusted to about 1 µs."""

@@ -85,9 +85,9 @@ def device(request: pytest.FixtureRequest) -> Device:
     return chosen
 
 
-@pytest.fixture
+@pytest.fixture(scope="session")
 def ctx(device: Device) -> Iterator[Context]:
-    """The context of `device`, idle again after the test."""
+    """The context of `device`, idle again at the end."""
     opened = context(device)
     yield opened
     if not opened.lost:

@@ -9,8 +9,8 @@ import numpy as np
 
 from tilewright.dsl.lowering import Launch
 from tilewright.errors import TilewrightError
-from tilewright.runtime.context import Context, context
-from tilewright.runtime.devices import Device
+from tilewright.runtime.discovery import Device
+from tilewright.runtime.execution import Context, context
 
 _GROUP = 64
 _GROUPS = 4096
@@ -53,7 +53,7 @@ class SelfTest:
 
 
 def selftest(device: Device) -> SelfTest:
-    """Run a reduction through local memory and a vector kernel, compare with NumPy, measure; never raises our errors."""
+    """Compare a reduction through local memory and a vector kernel with NumPy, and measure; raises nothing of ours."""
     start = time.perf_counter()
     try:
         ctx = context(device)
@@ -66,7 +66,7 @@ def selftest(device: Device) -> SelfTest:
     return SelfTest(device.name, passed, message, error, bandwidth, launch_seconds, time.perf_counter() - start)
 
 
-def _relative(found: np.ndarray, expected: np.ndarray) -> float:  # type: ignore[type-arg]
+def _relative(found: np.ndarray, expected: np.ndarray) -> float:
     """The largest difference by the expected values' scale; infinite where NaN turns up."""
     error = float(np.max(np.abs(found - expected)) / np.max(np.abs(expected)))
     return error if np.isfinite(error) else float("inf")

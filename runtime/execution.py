@@ -20,7 +20,7 @@ from tilewright.dsl.lowering import Launch
 from tilewright.errors import DeviceError, KernelError
 from tilewright.runtime import border, timing
 from tilewright.runtime.cache import ProgramCache
-from tilewright.runtime.devices import Device, handle_of
+from tilewright.runtime.discovery import Device, handle_of
 from tilewright.runtime.pool import Buffer, Pool
 from tilewright.runtime.programs import Module, build_program
 
