@@ -10,6 +10,7 @@ from typing import Protocol
 
 from tilewright.dsl.families.map import MAP
 from tilewright.dsl.families.naive import NAIVE
+from tilewright.dsl.families.reduce import REDUCE
 from tilewright.dsl.lowering import Lowering
 from tilewright.dsl.program import Program
 from tilewright.dsl.space import Configuration, Space
@@ -35,7 +36,7 @@ class Family(Protocol):
         """The kernels for one configuration of the space."""
 
 
-FAMILIES: tuple[Family, ...] = (MAP, NAIVE)
+FAMILIES: tuple[Family, ...] = (REDUCE, MAP, NAIVE)
 """Every family, most special first."""
 
 

@@ -210,7 +210,7 @@ def _cpu(plan: Plan, configuration: Configuration) -> Launch:
     body = Source()
     writer = _Writer(plan, body, lanes, ctype)
     body.line(f"const {ctype} item = ({ctype})get_global_id(0);")
-    decode(body, "item", [("slab", counts[0]), ("block", counts[1]), ("piece", pieces)], ctype)
+    decode(body, "item", [("slab", counts[0]), ("block", counts[1]), ("piece", pieces)], ctype, ("slab", "block"))
     v = variable(plan.inner.name)
     body.line(f"const {ctype} {v}_first = piece * {run};")
     end = str(plan.inner.extent) if pieces == 1 else f"min(({ctype})({v}_first + {run}), ({ctype}){plan.inner.extent})"

@@ -109,11 +109,18 @@ def launch(
     return Launch(kernel, text, geometry.global_size, geometry.local_size, arguments, written)
 
 
-def decode(source: Source, flat: str, indices: Iterable[tuple[str, int]], ctype: str) -> None:
-    """Declare the C variables of several loop variables (name, extent), the last one fastest, from a flat number."""
+def decode(
+    source: Source, flat: str, indices: Iterable[tuple[str, int]], ctype: str, spare: tuple[str, ...] = ()
+) -> None:
+    """Declare the C variables of several loop variables (name, extent), the last one fastest, from a flat number.
+
+    Those named in ``spare`` are left out where their extent is 1.
+    """
     remaining = list(indices)
     while remaining:
         name, extent = remaining.pop()
+        if extent == 1 and name in spare:
+            continue
         if extent == 1:
             value = "0"
         elif all(n == 1 for _, n in remaining):

@@ -1,0 +1,450 @@
+"""The kernels of the `reduce` family, which describes them."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Mapping
+from contextlib import ExitStack, contextmanager
+from dataclasses import replace
+
+from tilewright.dsl.affine import Affine
+from tilewright.dsl.dtypes import DType
+from tilewright.dsl.families.reduce import Plan, accumulator
+from tilewright.dsl.families.shared import (
+    Dimension,
+    Geometry,
+    banner,
+    ceil_div,
+    cpu_geometry,
+    decode,
+    gpu_geometry,
+    kernel_name,
+    launch,
+    round_up,
+    share,
+)
+from tilewright.dsl.lowering import Launch
+from tilewright.dsl.program import Expr, Read, Reduce, substitute_indices
+from tilewright.dsl.space import Configuration
+from tilewright.dsl.target import Shape, Target
+from tilewright.dsl.writer import (
+    LANE,
+    Expressions,
+    Source,
+    argument,
+    identifier,
+    index_type,
+    lanes_read,
+    store,
+    variable,
+    vector_type,
+)
+
+
+class _Writer:
+    """Writes accumulation, combination and the expression around the reductions."""
+
+    def __init__(self, plan: Plan, configuration: Configuration, lanes: int, part: str = "") -> None:
+        self.plan = plan
+        self.configuration = configuration
+        self.lanes = lanes
+        self.part = part
+        self.body = Source()
+        self.ctype = index_type(plan.program)
+        self.helpers: dict[str, str] = {}
+        self.names = {name: variable(name) for name in (*plan.loops.extents(), plan.vector.name)}
+
+    def declare(self, chains: int) -> None:
+        """The accumulators: `chains` of each reduction."""
+        expressions = self.expressions(self.lanes, {}, "")
+        for j, e in enumerate(self.plan.reduces):
+            kind = vector_type(accumulator(e), self.lanes)
+            start = expressions.identity(e.kind, e.dtype)
+            names = ", ".join(f"{acc(j, k)} = {start}" for k in range(chains))
+            self.body.line(f"{kind} {names};")
+
+    def expressions(self, lanes: int, place: dict[str, Affine], prefix: str) -> Expressions:
+        """A renderer for values whose loop variables were replaced as in `place`."""
+        tensors = self.plan.program.tensors
+        checks = {
+            replace(r, index=tuple(a.substitute(place) for a in r.index)): needed
+            for r, needed in self.plan.loops.checks.items()
+        }
+
+        def read(e: Read) -> str:
+            return lanes_read(e, tensors[e.tensor], self.names, checks[e], lanes)
+
+        source = self.body if prefix else None
+        return Expressions(read, self.names, tensors, None, lanes, self.helpers, source, prefix)
+
+    def step(self, chain: int, offsets: Mapping[str, int] | None = None, counted: int = 0) -> None:
+        """Add one vector to the accumulators of `chain`.
+
+        ``offsets`` are added to loop variables; the first ``counted`` lanes are left out.
+        """
+        place = {name: Affine.of({name: 1}, offset) for name, offset in (offsets or {}).items()}
+        if self.lanes > 1:
+            vector = self.plan.vector.name
+            place[vector] = place.get(vector, Affine.index(vector)) + Affine.index(LANE)
+        expressions = self.expressions(self.lanes, place, f"{'abcdefgh'[chain % 8]}{chain // 8 or ''}_")
+        for j, e in enumerate(self.plan.reduces):
+            moved = substitute_indices(e.body, place)
+            value = expressions.converted(expressions(moved), moved.dtype, e.dtype)
+            if counted:
+                value = self._uncounted(expressions, value, e, counted)
+            self.body.line(expressions.accumulate(e.kind, acc(j, chain), value, e.dtype))
+
+    def _uncounted(self, expressions: Expressions, value: str, e: Reduce, counted: int) -> str:
+        """`value` with its first lanes replaced by the identity."""
+        size = accumulator(e).itemsize
+        mask = ", ".join("0" if lane < counted else "-1" for lane in range(self.lanes))
+        kind = f"{ {1: 'char', 2: 'short', 4: 'int', 8: 'long'}[size] }{self.lanes}"
+        return f"(({kind})({mask}) ? {value} : {expressions.identity(e.kind, e.dtype)})"
+
+    def merge(self, first: int, others: list[int]) -> None:
+        """Combine accumulators into that of chain `first`."""
+        expressions = self.expressions(self.lanes, {}, "")
+        for j, e in enumerate(self.plan.reduces):
+            for k in others:
+                self.body.line(expressions.accumulate(e.kind, acc(j, first), acc(j, k), e.dtype))
+
+    def across(self, j: int, chain: int) -> str:
+        """The lanes of an accumulator combined, as a scalar variable."""
+        e, width, value = self.plan.reduces[j], self.lanes, acc(j, chain)
+        while width > 1:
+            width //= 2
+            half = f"{acc(j, chain)}_{width}"
+            text = self.expressions(width, {}, "").combined(e.kind, f"{value}.lo", f"{value}.hi", e.dtype)
+            self.body.line(f"const {vector_type(accumulator(e), width)} {half} = {text};")
+            value = half
+        # The lanes of a truth value are 0 or -1, a scalar is 0 or 1.
+        return f"({value} & 1)" if e.dtype is DType.BOOL else value
+
+    def finish(self, results: list[str], lanes: int, offset: int = 0) -> None:
+        """Store the outputs, given the variables that hold the reductions."""
+        vector, tensors = self.plan.vector.name, self.plan.program.tensors
+        place: dict[str, Affine] = {}
+        if lanes > 1 or offset:
+            place = {vector: Affine.of({vector: 1, LANE: 1 if lanes > 1 else 0}, offset)}
+        moved_reduces: dict[Expr, str] = {
+            substitute_indices(e, place): name for e, name in zip(self.plan.reduces, results, strict=True)
+        }
+        expressions = self.expressions(lanes, place, f"out{offset or ''}_")
+        expressions.reduce = moved_reduces.__getitem__
+        for target, value in self.plan.loops.values.items():
+            tensor = tensors[target]
+            moved = substitute_indices(value, place)
+            text = expressions.converted(expressions(moved), moved.dtype, tensor.dtype)
+            address = self.plan.loops.writes[target].substitute(place)
+            if lanes > 1 and address.coefficient(LANE) != 1:
+                name = f"y{offset or ''}_{identifier(target)}"
+                self.body.line(f"const {vector_type(tensor.dtype, lanes)} {name} = {text};")
+                text = name
+            self.body.line(store(argument(target), address, self.names, tensor.dtype, lanes, text))
+
+    def keep(self, j: int, value: str, lanes: int, offset: int = 0) -> None:
+        """Store a partial result of the current split."""
+        e = self.plan.reduces[j]
+        terms = {"output": 1}
+        if lanes > 1:
+            terms[LANE] = 1
+        address = Affine.of({**terms, "split": self.plan.outputs}, offset)
+        names = {"output": "output", "split": "split"}
+        kind = accumulator(e)
+        pointer = argument(self.plan.partials[j])
+        if e.dtype is DType.BOOL:
+            value = f"({value} & 1)"
+        self.body.line(store(pointer, address, names, kind, lanes, value))
+
+    def launch(self, geometry: Geometry, split: bool, combines: bool = False) -> Launch:
+        """The finished kernel."""
+        program = self.plan.program
+        scratch = []
+        if split or combines:
+            for name, e in zip(self.plan.partials, self.plan.reduces, strict=True):
+                const = "const " if combines else ""
+                scratch.append((name, f"__global {const}{accumulator(e).opencl}* restrict {argument(name)}"))
+        remark = "combines the partial results of the launch before" if combines else ""
+        return launch(
+            kernel_name("reduce", program, self.part),
+            program,
+            geometry,
+            self.body,
+            self.helpers,
+            banner("reduce", program, self.configuration, remark),
+            tuple(scratch),
+            self.plan.partials if split else None,
+        )
+
+
+def acc(j: int, chain: int) -> str:
+    """The accumulator of reduction `j` in chain `chain`."""
+    return f"acc{j}_{chain}"
+
+
+def _output_number(writer: _Writer, columns: bool) -> None:
+    """Declare `output`, the flat number of the current output, for partial results."""
+    number, step = Affine(), 1
+    for d in reversed(writer.plan.loops.kept):
+        number = number + Affine.of({d.name: step})
+        step *= d.extent
+    terms = " + ".join(f"{c}*{writer.names[name]}" for name, c in number.terms) or "0"
+    writer.body.line(f"const {writer.ctype} output = {terms};")
+
+
+# --- CPU ------------------------------------------------------------------------------------------------------------
+
+
+def cpu(plan: Plan, configuration: Configuration) -> Launch:
+    """One work-item per run of outputs (and split)."""
+    writer = _Writer(plan, configuration, configuration.integer("lanes"))
+    return _cpu_rows(writer, configuration) if plan.rows else _cpu_columns(writer, configuration)
+
+
+def _per_item(plan: Plan, configuration: Configuration, outputs: int) -> int:
+    """How many rows (or runs of vectors) a work-item takes, by the memory they read."""
+    splits = configuration.integer("splits")
+    one = outputs * ceil_div(plan.length, splits) * plan.element_bytes
+    return max(1, min(plan.others, (configuration.integer("grain") << 10) // one))
+
+
+@contextmanager
+def _reduced_loops(writer: _Writer, loops: tuple[Dimension, ...], split: Dimension, splits: int) -> Iterator[None]:
+    """Loops over reduced dimensions; the one that is split runs over the current split's part."""
+    with ExitStack() as stack:
+        for d in loops:
+            name = writer.names[d.name]
+            if d == split and splits > 1:
+                size = ceil_div(d.extent, splits)
+                end = f"min(split * {size} + {size}, ({writer.ctype}){d.extent})"
+                header = f"for ({writer.ctype} {name} = split * {size}; {name} < {end}; ++{name})"
+                stack.enter_context(writer.body.block(header))
+            else:
+                stack.enter_context(writer.body.loop(name, d.extent, ctype=writer.ctype))
+        yield
+
+
+def _cpu_rows(writer: _Writer, configuration: Configuration) -> Launch:
+    plan, body, ctype = writer.plan, writer.body, writer.ctype
+    unroll, splits = configuration.integer("unroll"), configuration.integer("splits")
+    rows = _per_item(plan, configuration, 1)
+    blocks = ceil_div(plan.others, rows)
+    body.line(f"const {ctype} item = ({ctype})get_global_id(0);")
+    decode(body, "item", [("block", blocks), ("split", splits)], ctype, ("block", "split"))
+    with share(body, ctype, "flat", "block", rows, plan.others):
+        decode(body, "flat", [(variable(d.name), d.extent) for d in plan.kept], ctype)
+        writer.declare(unroll)
+        with _reduced_loops(writer, plan.reduced, plan.split, splits):
+            _row(writer, unroll, splits if plan.split == plan.vector else 1)
+        writer.merge(0, list(range(1, unroll)))
+        results = [writer.across(j, 0) for j in range(len(plan.reduces))]
+        if splits == 1:
+            writer.finish(results, 1)
+        else:
+            _output_number(writer, False)
+            for j, value in enumerate(results):
+                writer.keep(j, value, 1)
+    return writer.launch(cpu_geometry(blocks * splits), splits > 1)
+
+
+def _row(writer: _Writer, unroll: int, splits: int) -> None:
+    """One row, or the current split's part of it: steps of `unroll` vectors, single vectors, and the odd rest."""
+    plan, body, lanes, ctype = writer.plan, writer.body, writer.lanes, writer.ctype
+    u, extent, step = writer.names[plan.vector.name], plan.vector.extent, writer.lanes * unroll
+    whole = extent - extent % lanes
+    first, end = "0", str(whole)
+    if splits > 1:
+        part = round_up(ceil_div(extent, splits), step)
+        body.line(f"const {ctype} {u}_end = min(split * {part} + {part}, ({ctype}){whole});")
+        first, end = f"split * {part}", f"{u}_end"
+    body.line(f"{ctype} {u} = {first};")
+    if unroll > 1:
+        with body.block(f"for (; {u} <= {end} - {step}; {u} += {step})"):
+            for chain in range(unroll):
+                writer.step(chain, {plan.vector.name: chain * lanes})
+    if unroll == 1 or splits > 1 or whole % step:
+        with body.block(f"for (; {u} < {end}; {u} += {lanes})"):
+            writer.step(0)
+    if extent > whole:
+        # The rest as a vector that starts early; the lanes that were counted before are left out.
+        last = f"if (split == {splits - 1})" if splits > 1 else ""
+        with body.block(last):
+            body.line(f"{u} = {extent - lanes};")
+            writer.step(0, counted=lanes - extent % lanes)
+
+
+def _cpu_columns(writer: _Writer, configuration: Configuration) -> Launch:
+    plan, body, lanes, ctype = writer.plan, writer.body, writer.lanes, writer.ctype
+    unroll, splits, vectors = (configuration.integer(name) for name in ("unroll", "splits", "vectors"))
+    run = vectors * lanes
+    pieces = ceil_div(plan.vector.extent, run)
+    rows = _per_item(plan, configuration, run)
+    blocks = ceil_div(plan.others, rows)
+    v = writer.names[plan.vector.name]
+    body.line(f"const {ctype} item = ({ctype})get_global_id(0);")
+    decode(body, "item", [("block", blocks), ("split", splits), ("piece", pieces)], ctype, ("block", "split"))
+    if plan.vector.extent % run:
+        body.line(f"const {ctype} {v} = min(piece * {run}, ({ctype}){plan.vector.extent - run});")
+    else:
+        body.line(f"const {ctype} {v} = piece * {run};")
+    with share(body, ctype, "flat", "block", rows, plan.others):
+        decode(body, "flat", [(variable(d.name), d.extent) for d in plan.kept], ctype)
+        writer.declare(vectors * unroll)
+        _columns(writer, unroll, vectors, splits)
+        for m in range(vectors):
+            writer.merge(m, [k * vectors + m for k in range(1, unroll)])
+        if splits > 1:
+            _output_number(writer, True)
+        for m in range(vectors):
+            if splits == 1:
+                writer.finish([acc(j, m) for j in range(len(plan.reduces))], lanes, m * lanes)
+                continue
+            for j in range(len(plan.reduces)):
+                writer.keep(j, acc(j, m), lanes, m * lanes)
+    return writer.launch(cpu_geometry(blocks * splits * pieces), splits > 1)
+
+
+def _columns(writer: _Writer, unroll: int, vectors: int, splits: int) -> None:
+    """The loops over what is reduced, the innermost one `unroll` steps at a time."""
+    plan, body, ctype, lanes = writer.plan, writer.body, writer.ctype, writer.lanes
+    if not plan.reduced:
+        for m in range(vectors):
+            writer.step(m, {plan.vector.name: m * lanes})
+        return
+    *outer, inner = plan.reduced
+    u = writer.names[inner.name]
+    with _reduced_loops(writer, tuple(outer), plan.split, splits):
+        first, end = "0", str(inner.extent)
+        if inner == plan.split and splits > 1:
+            size = ceil_div(inner.extent, splits)
+            body.line(f"const {ctype} {u}_end = min(split * {size} + {size}, ({ctype}){inner.extent});")
+            first, end = f"split * {size}", f"{u}_end"
+        body.line(f"{ctype} {u} = {first};")
+        if unroll > 1:
+            with body.block(f"for (; {u} <= {end} - {unroll}; {u} += {unroll})"):
+                for k in range(unroll):
+                    _column_step(writer, k, vectors, k)
+        with body.block(f"for (; {u} < {end}; ++{u})"):
+            _column_step(writer, 0, vectors, 0)
+
+
+def _column_step(writer: _Writer, chain: int, vectors: int, offset: int) -> None:
+    """One step of the innermost reduced loop, `offset` after its variable, for every vector of outputs."""
+    plan = writer.plan
+    inner = plan.reduced[-1].name
+    for m in range(vectors):
+        writer.step(chain * vectors + m, {plan.vector.name: m * writer.lanes, inner: offset})
+
+
+# --- GPU ------------------------------------------------------------------------------------------------------------
+
+
+def gpu(plan: Plan, configuration: Configuration) -> Launch:
+    """A work-group per `outputs` outputs (or vectors of outputs) and split."""
+    lanes, group, outputs, splits = (
+        configuration.integer(name) for name in ("lanes", "work_group", "outputs", "splits")
+    )
+    writer = _Writer(plan, configuration, lanes)
+    body, ctype = writer.body, writer.ctype
+    sharers = group // outputs
+    slots = plan.outputs if plan.rows else plan.others * ceil_div(plan.vector.extent, lanes)
+    groups = ceil_div(slots, outputs)
+    body.line("const int local_id = (int)get_local_id(0);")
+    if plan.rows:
+        body.line(f"const int sharer = local_id % {sharers}, slot = local_id / {sharers};")
+    else:
+        body.line(f"const int sharer = local_id / {outputs}, slot = local_id % {outputs};")
+    body.line(f"const {ctype} group = ({ctype})get_group_id(0);")
+    decode(body, "group", [("block", groups), ("split", splits)], ctype, ("split",))
+    body.line(f"const {ctype} wanted = block * {outputs} + slot;")
+    body.line(f"const {ctype} flat = min(wanted, ({ctype}){slots - 1});")
+    _gpu_slot(writer)
+    writer.declare(1)
+    _gpu_loop(writer, sharers, splits)
+    results = [writer.across(j, 0) if plan.rows else acc(j, 0) for j in range(len(plan.reduces))]
+    width = 1 if plan.rows else lanes
+    results = _gpu_combine(writer, results, width, group, sharers, 1 if plan.rows else outputs)
+    with body.block(f"if (sharer == 0 && wanted < {slots})"):
+        if splits == 1:
+            writer.finish(results, width)
+        else:
+            _output_number(writer, not plan.rows)
+            for j, value in enumerate(results):
+                writer.keep(j, value, width)
+    return writer.launch(gpu_geometry(groups * splits * group, group), splits > 1)
+
+
+def _gpu_slot(writer: _Writer) -> None:
+    """Declare the kept loop variables from `flat`."""
+    plan, body, ctype, lanes = writer.plan, writer.body, writer.ctype, writer.lanes
+    kept = [(variable(d.name), d.extent) for d in plan.kept]
+    if plan.rows:
+        decode(body, "flat", kept, ctype)
+        return
+    decode(body, "flat", [*kept, ("vector", ceil_div(plan.vector.extent, lanes))], ctype)
+    v = writer.names[plan.vector.name]
+    body.line(f"const {ctype} {v} = min(vector * {lanes}, ({ctype}){plan.vector.extent - lanes});")
+
+
+def _gpu_loop(writer: _Writer, sharers: int, splits: int) -> None:
+    """Each sharer takes every `sharers`-th step of the split's part of the reduction."""
+    plan, body, ctype, lanes = writer.plan, writer.body, writer.ctype, writer.lanes
+    loops = [(variable(d.name), d.extent) for d in plan.reduced]
+    if plan.rows:
+        loops.append(("vector", plan.vector.extent // lanes))
+    count = math.prod(n for _, n in loops)
+    part = ceil_div(count, splits)
+    first = f"split * {part} + sharer" if splits > 1 else "sharer"
+    end = f"min(split * {part} + {part}, ({ctype}){count})" if splits > 1 else str(count)
+    body.line("#pragma unroll 4")
+    with body.block(f"for ({ctype} step = {first}; step < {end}; step += {sharers})"):
+        decode(body, "step", loops, ctype)
+        if plan.rows:
+            body.line(f"const {ctype} {writer.names[plan.vector.name]} = vector * {lanes};")
+        writer.step(0)
+
+
+def _gpu_combine(writer: _Writer, results: list[str], width: int, group: int, sharers: int, stride: int) -> list[str]:
+    """Combine the sharers' results through local memory; the first sharer gets the variables returned."""
+    plan, body = writer.plan, writer.body
+    if sharers == 1:
+        return results
+    expressions = writer.expressions(width, {}, "")
+    for j, e in enumerate(plan.reduces):
+        body.line(f"__local {vector_type(accumulator(e), width)} shared{j}[{group}];")
+        body.line(f"shared{j}[local_id] = {results[j]};")
+    body.line("barrier(CLK_LOCAL_MEM_FENCE);")
+    half = sharers // 2
+    while half:
+        with body.block(f"if (sharer < {half})"):
+            for j, e in enumerate(plan.reduces):
+                mine, other = f"shared{j}[local_id]", f"shared{j}[local_id + {half * stride}]"
+                body.line(expressions.accumulate(e.kind, mine, other, e.dtype))
+        body.line("barrier(CLK_LOCAL_MEM_FENCE);")
+        half //= 2
+    return [f"shared{j}[local_id]" for j in range(len(plan.reduces))]
+
+
+# --- the second launch ----------------------------------------------------------------------------------------------
+
+
+def combine(plan: Plan, configuration: Configuration, target: Target) -> Launch:
+    """Combine the partial results of all splits and compute the outputs, one at a time."""
+    writer = _Writer(plan, configuration, 1, "_combine")
+    body, ctype = writer.body, writer.ctype
+    splits = configuration.integer("splits")
+    cpu_shaped = target.shape is Shape.CPU
+    grain = 64 if cpu_shaped else 1
+    items = ceil_div(plan.outputs, grain)
+    geometry = cpu_geometry(items) if cpu_shaped else gpu_geometry(items, min(64, target.max_work_group))
+    body.line(f"const {ctype} first = ({ctype})get_global_id(0) * {grain};")
+    with body.block(f"for ({ctype} output = first; output < first + {grain} && output < {plan.outputs}; ++output)"):
+        decode(body, "output", [(variable(d.name), d.extent) for d in plan.loops.kept], ctype)
+        writer.declare(1)
+        expressions = writer.expressions(1, {}, "")
+        with body.loop("split", splits, ctype=ctype):
+            for j, e in enumerate(plan.reduces):
+                value = f"{argument(plan.partials[j])}[split * {plan.outputs} + output]"
+                body.line(expressions.accumulate(e.kind, acc(j, 0), value, e.dtype))
+        writer.finish([acc(j, 0) for j in range(len(plan.reduces))], 1)
+    return writer.launch(geometry, False, combines=True)
