@@ -68,6 +68,9 @@ def fold_constants(graph: Graph, sizes: bool = False) -> Graph:
             values.update((v.name, v) for v in _types(node, graph.opset, constants, values) if v.name)
     if len(nodes) == len(graph.nodes) and not sizes:
         return graph
+    for v in graph.outputs:
+        if sizes and v.name in constants:
+            values[v.name] = Value(v.name, *_constant_type(constants[v.name]))
     outputs = tuple(values.get(v.name, v) for v in graph.outputs) if sizes else graph.outputs
     return dead_code_removed(
         replace(graph, nodes=tuple(nodes), constants=constants, values=values, outputs=outputs)

@@ -1,0 +1,92 @@
+"""What a plan is made of: single-kernel programs, and the buffers that their tensors lie in."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from enum import Enum
+
+import numpy as np
+
+from tilewright.dsl import compose
+from tilewright.dsl.dtypes import DType
+from tilewright.dsl.program import Program
+
+
+class Role(Enum):
+    """What a buffer is for."""
+
+    INPUT = "input"
+    """Written by the caller before each run."""
+    OUTPUT = "output"
+    """Read by the caller after each run."""
+    CONSTANT = "constant"
+    """Written once."""
+    TEMPORARY = "temporary"
+    """Written and read within a run."""
+
+
+@dataclass(frozen=True, eq=False)
+class BufferSpec:
+    """A piece of device memory that tensors of calls lie in."""
+
+    name: str
+    dtype: DType
+    size: int
+    """Elements."""
+    role: Role
+    shape: tuple[int, ...] = ()
+    """Shape of what the caller hands in or gets (row-major); for inputs and outputs."""
+    content: np.ndarray | None = None
+    """A constant's elements, in the order in which they lie in memory."""
+    key: object = None
+    """Constants of equal key (not None) have equal content and may share memory between plans."""
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of memory."""
+        return self.size * self.dtype.itemsize
+
+
+@dataclass(frozen=True, eq=False)
+class Call:
+    """One stage to run: its program, whose tensors carry strides and offsets, and the buffer of each tensor."""
+
+    program: Program
+    buffers: Mapping[str, str]
+    """Buffer name by tensor name."""
+    ops: tuple[str, ...] = ()
+    """What it computes, in ONNX operators (or the op's name in the language)."""
+    sources: tuple[str, ...] = ()
+    """Names of the network's nodes that it belongs to."""
+
+
+@dataclass(frozen=True, eq=False)
+class Network:
+    """All calls of one run in order, and all buffers."""
+
+    calls: tuple[Call, ...]
+    buffers: Mapping[str, BufferSpec]
+
+    def constant_inputs(self, call: Call) -> tuple[str, ...]:
+        """The call's input tensors that never change between runs."""
+        return tuple(
+            t.name for t in call.program.inputs if self.buffers[call.buffers[t.name]].role is Role.CONSTANT
+        )
+
+
+def network_of(program: Program) -> Network:
+    """A single Program as a network: its inputs and outputs are the buffers of the caller."""
+    buffers = {}
+    for tensors, role in (
+        (program.inputs, Role.INPUT),
+        (program.intermediates, Role.TEMPORARY),
+        (program.outputs, Role.OUTPUT),
+    ):
+        for t in tensors:
+            buffers[t.name] = BufferSpec(t.name, t.dtype, max(t.span, t.size), role, t.shape)
+    calls = tuple(
+        Call(stage, {name: name for name in stage.tensors}, (program.name,), (program.name,))
+        for stage in compose.split(program)
+    )
+    return Network(calls, buffers)

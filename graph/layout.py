@@ -1,0 +1,330 @@
+"""Where every value lies: channels-last activations, views over one buffer, joins written in place.
+
+Values have *roots*: inputs of the graph, outputs of items, joins. A root has a buffer (or a slice of its join's) and
+strides; every other value is a view of one, or a copy where strides cannot say it.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
+
+from tilewright.dsl import compose
+from tilewright.dsl.affine import Affine
+from tilewright.dsl.dtypes import DType
+from tilewright.dsl.program import Index, Program, Read, Statement, Tensor, contiguous_strides, reads
+from tilewright.graph.calls import BufferSpec, Call, Network, Role
+from tilewright.graph.fusion import is_map
+from tilewright.graph.joins import Places, places_of_joins
+from tilewright.graph.steps import Item, JoinStep, Step, Steps, ViewStep
+from tilewright.graph.views import seen
+from tilewright.ops import Reshaped, View
+
+SPATIAL = frozenset(
+    {
+        "AveragePool",
+        "BatchNormalization",
+        "Conv",
+        "DepthToSpace",
+        "GlobalAveragePool",
+        "GlobalLpPool",
+        "GlobalMaxPool",
+        "InstanceNormalization",
+        "LRN",
+        "LpPool",
+        "MaxPool",
+        "Pad",
+        "Resize",
+        "SpaceToDepth",
+        "Upsample",
+    }
+)
+"""Operators whose outputs are images: (batch, channel, positions...)."""
+
+
+def channels_last_strides(shape: tuple[int, ...]) -> tuple[int, ...]:
+    """Strides of (N, C, positions...) with channels next to one another."""
+    moved = contiguous_strides((shape[0], *shape[2:], shape[1]))
+    return (moved[0], moved[-1], *moved[1:-1])
+
+
+def lay_out(steps: Steps) -> Network:
+    """Give every value its place; the result's calls are single-kernel programs in order."""
+    steps = _outputs_of_their_own(steps)
+    work = _Layout(steps, channels_last_values(steps))
+    work.place_roots()
+    for step in steps.steps:
+        work.lay_step(step)
+    return Network(tuple(work.calls), work.buffers)
+
+
+# --- the graph's outputs ------------------------------------------------------------------------------------------------
+
+
+def _outputs_of_their_own(steps: Steps) -> Steps:
+    """Steps in which each output of the graph has a home: a value that an item or a join writes into its buffer.
+
+    An output that is another view of something, an input or a constant is written by a copy.
+    """
+    graph = steps.graph
+    made = {steps.written(s): s for s in steps.steps}
+    added: list[Step] = []
+    renames: dict[str, str] = {}
+    homes = {v.name: v.name for v in graph.outputs if isinstance(made.get(v.name), Item | JoinStep)}
+    for value in graph.outputs:
+        step = made.get(value.name)
+        if value.name in homes:
+            continue
+        source = value.name
+        if isinstance(step, ViewStep):
+            reshapes = all(isinstance(view, Reshaped) for view in step.views)
+            if reshapes and step.source not in homes and isinstance(made.get(step.source), Item | JoinStep):
+                homes[step.source] = value.name
+                continue
+            renames[value.name] = source = f"{value.name}\0view"
+        added.append(_copy_item(steps, source, value.name, value.dtype, value.sizes))
+        homes[value.name] = value.name
+    kept = steps.steps if not renames else tuple(_renamed(s, renames, steps) for s in steps.steps)
+    return replace(steps, steps=(*kept, *added), homes=homes)
+
+
+def _renamed(step: Step, renames: Mapping[str, str], steps: Steps) -> Step:
+    def name(value: str) -> str:
+        return renames.get(value, value)
+
+    if isinstance(step, ViewStep):
+        return replace(step, output=name(step.output), source=name(step.source))
+    if isinstance(step, JoinStep):
+        return replace(step, inputs=tuple(map(name, step.inputs)))
+    references = steps.references
+    changed = {}
+    for t in step.program.inputs:
+        reference = references[t.name]
+        if reference.value in renames:
+            changed[t.name] = references.name(renames[reference.value], reference.shape)
+    return replace(step, program=compose.rename(step.program, changed)) if changed else step
+
+
+def _copy_item(steps: Steps, source: str, target: str, dtype: DType, shape: tuple[int, ...]) -> Item:
+    x = Tensor(steps.references.name(source, shape), dtype, shape)
+    y = Tensor(steps.references.name(target, shape), dtype, shape)
+    return Item(copy_program(x, y), ("Copy",), (target,))
+
+
+def copy_program(x: Tensor, y: Tensor) -> Program:
+    """``y[...] = x[...]`` for two tensors of one shape."""
+    indices = tuple(Index(f"i{d}", n) for d, n in enumerate(x.shape))
+    here = tuple(Affine.index(i.name) for i in indices)
+    return Program("copy", (x,), (y,), (Statement(y.name, indices, Read(x.name, here, x.dtype)),))
+
+
+# --- which values are channels-last ---------------------------------------------------------------------------------------
+
+
+def channels_last_values(steps: Steps) -> frozenset[str]:
+    """The values stored with channels next to one another; inputs and outputs of the graph are row-major."""
+    found: set[str] = set()
+    for step in steps.steps:
+        value = steps.written(step)
+        if value in steps.homes or isinstance(step, ViewStep):
+            continue
+        if isinstance(step, JoinStep):
+            if step.axis == 1 and any(v in found for v in step.inputs):
+                found.add(value)
+        elif _is_image(steps, step) or _follows_image(steps, step, found):
+            found.add(value)
+    return frozenset(found - _flattened(steps, found))
+
+
+def _is_image(steps: Steps, item: Item) -> bool:
+    shape = steps.graph.values[steps.written(item)].sizes if steps.written(item) in steps.graph.values else ()
+    return len(shape) in (3, 4, 5) and bool(SPATIAL & set(item.ops))
+
+
+def _follows_image(steps: Steps, item: Item, found: set[str]) -> bool:
+    shape = item.output.shape
+    return is_map(item.program) and any(
+        steps.references[t.name].value in found and t.shape == shape for t in item.program.inputs
+    )
+
+
+def _flattened(steps: Steps, found: set[str]) -> set[str]:
+    """Those values that are only ever read through views which row-major order allows and channels-last does not."""
+    readers: dict[str, list[Step]] = {}
+    for step in steps.steps:
+        for value in steps.read(step):
+            readers.setdefault(value, []).append(step)
+    result = set()
+    for value in found:
+        users = readers.get(value, [])
+        shape = steps.graph.values[value].sizes
+        last = Tensor("x", DType.F32, shape, channels_last_strides(shape))
+        plain = Tensor("x", DType.F32, shape)
+        if users and all(isinstance(u, ViewStep) and not _fits(last, u) and _fits(plain, u) for u in users):
+            result.add(value)
+    return result
+
+
+def _fits(tensor: Tensor, step: ViewStep) -> bool:
+    through: Tensor | None = tensor
+    for view in step.views:
+        through = None if through is None else seen(through, view)
+    return through is not None
+
+
+# --- places -------------------------------------------------------------------------------------------------------------
+
+
+@dataclass
+class _Layout:
+    """The state of the walk over the steps."""
+
+    steps: Steps
+    channels_last: frozenset[str]
+    buffers: dict[str, BufferSpec] = field(default_factory=dict)
+    calls: list[Call] = field(default_factory=list)
+    places: dict[str, Tensor] = field(default_factory=dict)
+    """Where each value lies; a Tensor's name is its buffer's."""
+
+    def place_roots(self) -> None:
+        """Give buffers to inputs, outputs, items and joins; slices of joins to what is written in place."""
+        graph = self.steps.graph
+        for value in graph.inputs:
+            self._own_buffer(value.name, value.dtype, value.sizes, Role.INPUT)
+        self.joins: Places = places_of_joins(self.steps)
+        roots = [s for s in self.steps.steps if not isinstance(s, ViewStep)]
+        for step in reversed(roots):  # a join is placed before what lies in it
+            name = self.steps.written(step)
+            slot = self.joins.slot_of(name)
+            value = graph.values[name]
+            if slot is None:
+                role = Role.OUTPUT if name in self.steps.homes else Role.TEMPORARY
+                self._own_buffer(name, value.dtype, value.sizes, role)
+            else:
+                self.places[name] = slot.within(self.places[slot.join])
+
+    def _own_buffer(self, name: str, dtype: DType, shape: tuple[int, ...], role: Role) -> None:
+        strides = channels_last_strides(shape) if name in self.channels_last else contiguous_strides(shape)
+        home = self.steps.homes.get(name, name)
+        outside = self.steps.graph.values[home].sizes
+        self.buffers[home] = BufferSpec(home, dtype, math.prod(shape), role, outside)
+        self.places[name] = Tensor(home, dtype, shape, strides)
+
+    # --- steps ---
+
+    def lay_step(self, step: Step) -> None:
+        """Add the calls of one step."""
+        if isinstance(step, ViewStep):
+            place = self._located(step.source)
+            for view in step.views:
+                place = self._through(place, view)
+            self.places[step.output] = place
+        elif isinstance(step, JoinStep):
+            for value, slot in self.joins.copies(step.output):
+                self._copy(self._located(value), slot.within(self.places[slot.join]), step.output)
+        else:
+            self._lay_item(step)
+
+    def _located(self, value: str) -> Tensor:
+        if value not in self.places:
+            array = self.steps.graph.constants[value]
+            self.places[value] = self._constant(value, array.shape, tuple(range(array.ndim)))
+        return self.places[value]
+
+    def _through(self, place: Tensor, view: View) -> Tensor:
+        """`place` through a view; by way of a row-major copy where strides cannot say it."""
+        direct = seen(place, view)
+        if direct is not None:
+            return direct
+        copied = seen(self._copied(place), view)
+        assert copied is not None
+        return copied
+
+    def _copied(self, place: Tensor) -> Tensor:
+        plain = self._temporary(place.dtype, place.shape)
+        self._copy(place, plain, place.name)
+        return plain
+
+    def _temporary(self, dtype: DType, shape: tuple[int, ...]) -> Tensor:
+        name = f"\0{len(self.buffers)}"
+        self.buffers[name] = BufferSpec(name, dtype, math.prod(shape), Role.TEMPORARY, shape)
+        return Tensor(name, dtype, shape)
+
+    def _copy(self, source: Tensor, target: Tensor, label: str) -> None:
+        program = copy_program(replace(source, name="x"), replace(target, name="y"))
+        self.calls.append(Call(program, {"x": source.name, "y": target.name}, ("Copy",), (label,)))
+
+    # --- items ---
+
+    def _lay_item(self, item: Item) -> None:
+        references = self.steps.references
+        output = references[item.output.name]
+        place = seen(self.places[output.value], Reshaped(output.shape))
+        target = self._temporary(item.output.dtype, output.shape) if place is None else place
+        tensors = {item.output.name: target}
+        for stage in compose.split(item.program):
+            self._lay_stage(item, stage, tensors)
+        if place is None:
+            through = seen(target, Reshaped(self.places[output.value].shape))
+            assert through is not None
+            self._copy(through, self.places[output.value], output.value)
+
+    def _lay_stage(self, item: Item, stage: Program, tensors: dict[str, Tensor]) -> None:
+        for t in stage.outputs:
+            if t.name not in tensors:
+                tensors[t.name] = self._temporary(t.dtype, t.shape)
+        for t in stage.inputs:
+            if t.name not in tensors:
+                tensors[t.name] = self._input(stage, t, tensors[stage.outputs[0].name])
+
+        def placed(t: Tensor) -> Tensor:
+            at = tensors[t.name]
+            return replace(t, strides=at.strides, offset=at.offset)
+
+        program = replace(stage, inputs=tuple(map(placed, stage.inputs)), outputs=tuple(map(placed, stage.outputs)))
+        buffers = {name: tensors[name].name for name in program.tensors}
+        self.calls.append(Call(program, buffers, item.ops, item.sources))
+
+    def _input(self, stage: Program, t: Tensor, output: Tensor) -> Tensor:
+        reference = self.steps.references[t.name]
+        if reference.value in self.steps.graph.constants and reference.value not in self.places:
+            return self._constant(reference.value, t.shape, constant_order(stage, t, output))
+        return self._through(self._located(reference.value), Reshaped(t.shape))
+
+    def _constant(self, value: str, shape: tuple[int, ...], order: tuple[int, ...]) -> Tensor:
+        """A constant in memory with its dimensions in the given order, outermost first."""
+        array = self.steps.graph.constants[value]
+        name = f"{value}\0{'x'.join(map(str, shape))}\0{'.'.join(map(str, order))}"
+        dtype = DType.from_numpy(array.dtype)
+        if name not in self.buffers:
+            content = array.reshape(shape).transpose(order)
+            key = (id(array), shape, order)
+            self.buffers[name] = BufferSpec(name, dtype, array.size, Role.CONSTANT, shape, content, key)
+        moved = contiguous_strides(tuple(shape[d] for d in order))
+        strides = tuple(moved[order.index(d)] for d in range(len(shape)))
+        return Tensor(name, dtype, shape, strides)
+
+
+def constant_order(stage: Program, t: Tensor, output: Tensor) -> tuple[int, ...]:
+    """The order of a constant's dimensions in memory that suits its reader: as their indices lie in the output.
+
+    Factors of contractions (an output index that no other tensor is read with) stay row-major: they are repacked.
+    """
+    plain = tuple(range(len(t.shape)))
+    statement = stage.statements[0]
+    found = [r for s in stage.statements for r in reads(s.value)]
+    own = {name for r in found if r.tensor == t.name for a in r.index for name in a.names}
+    others = {name for r in found if r.tensor != t.name for a in r.index for name in a.names}
+    outs = {i.name for i in statement.indices if i.extent > 1}
+    reduces = len(own - {i.name for i in statement.indices}) > 0
+    if len(stage.statements) > 1 or (reduces and own & outs - others):
+        return plain
+    stride = {i.name: s for i, s in zip(statement.indices, output.strides, strict=True)}
+    first = next(r for r in found if r.tensor == t.name)
+
+    def place(d: int) -> tuple[int, int]:
+        inside = [stride[name] for name in first.index[d].names if name in stride]
+        return (-min(inside) if inside else -(1 << 62), d)
+
+    return tuple(sorted(plain, key=place))

@@ -1,0 +1,71 @@
+"""Offsets in arenas: buffers that are never needed at the same time share memory."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True)
+class Lifetime:
+    """A buffer that is needed from the launch at position ``first`` to that at ``last``, both included."""
+
+    name: str
+    nbytes: int
+    first: int
+    last: int
+
+    def meets(self, other: Lifetime) -> bool:
+        """True if both are needed at some time."""
+        return self.first <= other.last and other.first <= self.last
+
+
+@dataclass(frozen=True)
+class Spot:
+    """Where a buffer lies."""
+
+    arena: int
+    offset: int
+    """Bytes."""
+
+
+@dataclass(frozen=True)
+class Arenas:
+    """Spots by buffer name, and the arenas' sizes in bytes."""
+
+    spots: dict[str, Spot]
+    sizes: tuple[int, ...]
+
+
+def assign(lifetimes: Sequence[Lifetime], alignment: int, limit: int) -> Arenas:
+    """Spots for all buffers, aligned; one arena unless it would exceed `limit` bytes.
+
+    Large buffers are placed first, each at the lowest offset where it meets no other. A buffer above `limit` gets an
+    arena of its own (and the device refuses it).
+    """
+    waiting = sorted(lifetimes, key=lambda b: (-b.nbytes, b.first, b.name))
+    spots: dict[str, Spot] = {}
+    sizes: list[int] = []
+    while waiting:
+        placed: list[tuple[int, Lifetime]] = []
+        left = []
+        for b in waiting:
+            offset = _lowest(b, placed, alignment)
+            if placed and offset + b.nbytes > limit:
+                left.append(b)
+                continue
+            placed.append((offset, b))
+            spots[b.name] = Spot(len(sizes), offset)
+        sizes.append(max(offset + b.nbytes for offset, b in placed))
+        waiting = left
+    return Arenas(spots, tuple(sizes))
+
+
+def _lowest(b: Lifetime, placed: Sequence[tuple[int, Lifetime]], alignment: int) -> int:
+    """The lowest aligned offset at which `b` overlaps nothing that is needed at the same time."""
+    offset = 0
+    for start, other in sorted(((s, o) for s, o in placed if o.meets(b)), key=lambda p: p[0]):
+        if offset + b.nbytes <= start:
+            break
+        offset = max(offset, -(-(start + other.nbytes) // alignment) * alignment)
+    return offset

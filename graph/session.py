@@ -1,0 +1,242 @@
+"""Sessions: an ONNX network made ready to run on a device, with the interface of onnxruntime's sessions."""
+
+from __future__ import annotations
+
+import threading
+from collections import Counter, OrderedDict
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from tilewright.dsl.dtypes import DType
+from tilewright.errors import InputError
+from tilewright.graph import passes
+from tilewright.graph.fusion import fuse
+from tilewright.graph.ir import Value
+from tilewright.graph.layout import lay_out
+from tilewright.graph.onnx_import import Model, import_model
+from tilewright.graph.plan import Plan, PlannedCall, ProfileRow, SharedConstants, build_plan
+from tilewright.graph.steps import steps_of
+from tilewright.runtime import Device, select_device
+from tilewright.tuning_db import Store
+
+if TYPE_CHECKING:
+    from tilewright.autotune import TuningReport
+    from tilewright.autotune.tuning import Progress
+
+Shapes = tuple[tuple[int, ...], ...]
+
+MAX_PLANS = 4
+"""Plans that a session keeps; the one that was used longest ago goes first."""
+
+_TYPE_NAMES = {
+    DType.BOOL: "bool",
+    DType.F16: "float16",
+    DType.F32: "float",
+    DType.F64: "double",
+}
+
+
+@dataclass(frozen=True)
+class NodeArgument:
+    """An input or output as onnxruntime describes it."""
+
+    name: str
+    shape: list[int | str | None]
+    """Sizes; the name of one that is open, None for one without a name."""
+    type: str
+    """For example ``tensor(float)``."""
+
+
+class InferenceSession:
+    """A network on a device.
+
+    ``model`` is a path, the bytes of a file, or an onnx.ModelProto; ``device`` a Device, its name, or None for the
+    best there is; ``store`` a tuning database, its path or URL, None for the user's own, or False for none.
+
+    Sizes that the network leaves open are fixed at `run`: the first run with new sizes makes a plan, later ones reuse
+    it. A session may be used from several threads. Raises ModelError, UnsupportedOperatorError or DeviceError.
+    """
+
+    def __init__(
+        self, model: Model, device: Device | str | None = None, store: Store | str | None | bool = None
+    ) -> None:
+        self._graph = passes.simplify(import_model(model))
+        self.device = select_device(device)
+        self._store = _opened(store)
+        self._plans: OrderedDict[Shapes, Plan] = OrderedDict()
+        self._shared = SharedConstants()
+        self._lock = threading.RLock()
+        if all(v.is_concrete for v in self._graph.inputs):
+            self._plan(tuple(v.sizes for v in self._graph.inputs))
+
+    # --- what goes in and out ---
+
+    def get_inputs(self) -> list[NodeArgument]:
+        """What `run` must be fed."""
+        return [_argument(v) for v in self._graph.inputs]
+
+    def get_outputs(self) -> list[NodeArgument]:
+        """What `run` gives."""
+        return [_argument(v) for v in self._graph.outputs]
+
+    def run(
+        self, output_names: Sequence[str] | None, input_feed: Mapping[str, Any]
+    ) -> list[np.ndarray[Any, Any]]:
+        """Run once: the named outputs (None: all) for arrays by input name.
+
+        Raises InputError for names, types or sizes that do not fit; the first run with new sizes builds kernels.
+        """
+        wanted = self._wanted(output_names)
+        arrays = self._checked(input_feed)
+        plan = self._plan(tuple(arrays[v.name].shape for v in self._graph.inputs))
+        results = plan.run(arrays)
+        return [results[name] for name in wanted]
+
+    def _wanted(self, names: Sequence[str] | None) -> list[str]:
+        known = [v.name for v in self._graph.outputs]
+        if names is None:
+            return known
+        if isinstance(names, str):
+            raise InputError(f"output names are a list, not the text {names!r}; pass [{names!r}]")
+        for name in names:
+            if name not in known:
+                raise InputError(f"there is no output {name!r}; the outputs are {_listed(known)}")
+        return list(names)
+
+    def _checked(self, feeds: Mapping[str, Any]) -> dict[str, np.ndarray[Any, Any]]:
+        known = [v.name for v in self._graph.inputs]
+        for name in feeds:
+            if name not in known:
+                raise InputError(f"there is no input {name!r}; the inputs are {_listed(known)}")
+        missing = [name for name in known if name not in feeds]
+        if missing:
+            raise InputError(f"the input {_listed(missing)} is missing; feed an array by that name")
+        arrays = {v.name: _array(v, feeds[v.name]) for v in self._graph.inputs}
+        _check_named_sizes(self._graph.inputs, arrays)
+        return arrays
+
+    # --- plans ---
+
+    def _plan(self, shapes: Shapes) -> Plan:
+        with self._lock:
+            plan = self._plans.get(shapes)
+            if plan is None:
+                plan = self._plans[shapes] = self._built(shapes)
+                while len(self._plans) > MAX_PLANS:
+                    self._plans.popitem(last=False)
+            self._plans.move_to_end(shapes)
+            return plan
+
+    def _built(self, shapes: Shapes) -> Plan:
+        sizes = {v.name: shape for v, shape in zip(self._graph.inputs, shapes, strict=True)}
+        network = lay_out(fuse(steps_of(passes.specialise(self._graph, sizes))))
+        return build_plan(network, self.device, self._store, self._shared)
+
+    def plan(self, feeds: Mapping[str, Any] | None = None, batch: int = 1) -> Plan:
+        """The plan for the sizes of `feeds`, or with every open size set to `batch`, made if there is none yet."""
+        if feeds is not None:
+            arrays = self._checked(feeds)
+            return self._plan(tuple(arrays[v.name].shape for v in self._graph.inputs))
+        return self._plan(self._sizes_with(batch))
+
+    def _sizes_with(self, batch: int) -> Shapes:
+        result = []
+        for v in self._graph.inputs:
+            if v.shape is None:
+                raise InputError(f"the input {v.name!r} leaves its rank open; give feeds to say its sizes")
+            result.append(tuple(n if isinstance(n, int) else batch for n in v.shape))
+        return tuple(result)
+
+    # --- tuning and profiling ---
+
+    def tune(
+        self,
+        budget: str | float | None = None,
+        *,
+        evaluations: int | None = None,
+        feeds: Mapping[str, Any] | None = None,
+        batch: int = 1,
+        progress: Progress | None = None,
+    ) -> TuningReport:
+        """Search faster kernels for the network with the sizes of `feeds` (or `batch`) by measuring on the device.
+
+        ``budget`` is a time such as "2m" for all of it together, ``evaluations`` a number of candidates. What is found
+        goes to the tuning database; this session uses it from its next run on.
+        """
+        from tilewright.autotune import Budget, tune
+
+        if self._store is None:
+            raise InputError("this session has no tuning database; make it with store=None for the user's own")
+        plan = self.plan(feeds, batch)
+        counts = Counter((c.program, c.constants) for c in plan.calls)
+        stages: list[PlannedCall] = list({(c.program, c.constants): c for c in plan.calls}.values())
+        report = tune(
+            [c.program for c in stages],
+            self.device,
+            self._store,
+            Budget.parse(budget, evaluations),
+            progress,
+            weights=[float(counts[c.program, c.constants]) for c in stages],
+            constants=[c.constants for c in stages],
+        )
+        with self._lock:
+            self._plans.clear()
+        return report
+
+    def profile(self, feeds: Mapping[str, Any]) -> list[ProfileRow]:
+        """What every kernel launch of one run takes, in order."""
+        return self.plan(feeds).profile(self._checked(feeds))
+
+
+def _opened(store: Store | str | None | bool) -> Store | None:
+    if isinstance(store, bool):
+        return Store.open() if store else None
+    return store if isinstance(store, Store) else Store.open(store)
+
+
+def _argument(value: Value) -> NodeArgument:
+    name = _TYPE_NAMES.get(value.dtype, value.dtype.numpy.name)
+    return NodeArgument(value.name, list(value.shape or ()), f"tensor({name})")
+
+
+def _listed(names: Sequence[str]) -> str:
+    return ", ".join(map(repr, names)) or "none"
+
+
+def _array(value: Value, given: Any) -> np.ndarray[Any, Any]:
+    """The fed array, checked against what the network declares."""
+    array = np.asarray(given)
+    expected = value.dtype.numpy
+    if array.dtype != expected:
+        raise InputError(f"the input {value.name!r} should be {expected}, found {array.dtype}; convert it with astype")
+    if value.shape is None:
+        return array
+    shape = "x".join(str(n or "?") for n in value.shape) or "a single number"
+    found = "x".join(map(str, array.shape)) or "a single number"
+    if array.ndim != len(value.shape):
+        raise InputError(
+            f"the input {value.name!r} should have {len(value.shape)} dimensions ({shape}), found {array.ndim} ({found})"
+        )
+    for d, (wanted, n) in enumerate(zip(value.shape, array.shape, strict=True)):
+        if isinstance(wanted, int) and wanted != n:
+            raise InputError(f"the input {value.name!r} should have size {wanted} in dimension {d} ({shape}), found {n} ({found})")
+    return array
+
+
+def _check_named_sizes(inputs: Sequence[Value], arrays: Mapping[str, np.ndarray[Any, Any]]) -> None:
+    """InputError where one name stands for two sizes."""
+    sizes: dict[str, tuple[int, str]] = {}
+    for v in inputs:
+        for d, (name, n) in enumerate(zip(v.shape or (), arrays[v.name].shape, strict=False)):
+            if not isinstance(name, str):
+                continue
+            known, where = sizes.setdefault(name, (n, f"dimension {d} of {v.name!r}"))
+            if known != n:
+                raise InputError(f"dimension {d} of {v.name!r} should be {name} = {known} (from {where}), found {n}")
+
+
+__all__ = ["InferenceSession", "NodeArgument"]
+
