@@ -1,0 +1,54 @@
+"""Choosing and searching configurations.
+
+    choosing.py    which configuration a stage runs with, and why
+    tuning.py      searching better ones by measuring
+    search.py      strategies            candidates.py  what may be tried       budget.py   limits
+    supervisor.py  keeps a measuring process alive       worker.py  that process  messages.py  what they say
+    checking.py    inputs, guard zones, comparison       progress.py  a progress bar
+
+Names are imported when they are first asked for: the measuring process needs none of them.
+"""
+
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from tilewright.autotune.budget import Budget
+    from tilewright.autotune.choosing import Choice, choose, lower, stage_key
+    from tilewright.autotune.progress import TuningBar
+    from tilewright.autotune.tuning import Event, StageReport, TuningReport, tune
+
+__all__ = [
+    "Budget",
+    "Choice",
+    "Event",
+    "StageReport",
+    "TuningBar",
+    "TuningReport",
+    "choose",
+    "lower",
+    "stage_key",
+    "tune",
+]
+
+
+_PLACES = {
+    "Budget": "budget",
+    "Choice": "choosing",
+    "Event": "tuning",
+    "StageReport": "tuning",
+    "TuningBar": "progress",
+    "TuningReport": "tuning",
+    "choose": "choosing",
+    "lower": "choosing",
+    "stage_key": "choosing",
+    "tune": "tuning",
+}
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _PLACES:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(importlib.import_module(f"tilewright.autotune.{_PLACES[name]}"), name)

@@ -268,9 +268,9 @@ def _evaluate(ctx: Context, stage: Stage, request: Evaluate, answer: _Answers) -
             answer(Ran(_check_run(ctx, stage, kernels)))
             error = _verify_or_blame(ctx, stage, kernels)
             samples = _time(ctx, kernels, request.best)
-            error = max(error, _verify(ctx, stage, kernels))
+            error = max(error, _verify_or_blame(ctx, stage, kernels))  # a race may show only now
         except DeviceError as e:
-            raise Failure(_launch_status(str(e)), str(e)) from e
+            raise Failure(_launch_status(ctx, str(e)), str(e)) from e
     except Failure as f:
         finite = f.error if f.error is not None and math.isfinite(f.error) else None
         return Outcome(f.status, (), finite, str(f)[:_MESSAGE_LENGTH], build_seconds, ctx.lost)
@@ -295,7 +295,9 @@ def _bind_status(message: str) -> Status:
     return Status.LAUNCH_FAILED if any(m in message for m in mismatch) else Status.OUT_OF_RESOURCES
 
 
-def _launch_status(message: str) -> Status:
+def _launch_status(ctx: Context, message: str) -> Status:
+    if ctx.lost:  # a fault of the device, whatever code the driver has for it
+        return Status.CRASHED
     scarce = ("OUT_OF_RESOURCES", "OUT_OF_HOST_MEMORY", "ALLOCATION_FAILURE", "memory")
     return Status.OUT_OF_RESOURCES if any(s in message for s in scarce) else Status.LAUNCH_FAILED
 

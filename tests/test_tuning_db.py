@@ -19,9 +19,10 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
+from sqlalchemy import event
 
 from tilewright.errors import DatabaseError
-from tilewright.tuning_db import Measurement, Run, Status, Store, engine, schema, shipped
+from tilewright.tuning_db import Measurement, Run, Status, Store, engine, exchange, schema, shipped
 
 DEVICE, DRIVER, GENERATOR = "test-cpu avx512 2 cores", "1.0", "1"
 
@@ -182,7 +183,7 @@ def test_every_shipped_file_is_named_after_its_device_and_holds_winners_only() -
     for file in shipped.winners_folder().iterdir():
         if file.name.endswith(".jsonl"):
             with file.open(encoding="utf-8") as lines:
-                rows = list(shipped.measurements_of(shipped.parse_lines(lines, file.name)))
+                rows = list(exchange.measurements_of(exchange.parse_lines(lines, file.name)))
             assert rows
             assert {shipped.file_name(m.device) for m in rows} == {file.name}
             assert len({(m.driver, m.generator, m.signature) for m in rows}) == len(rows)
@@ -506,7 +507,7 @@ def test_a_full_disk_is_a_clear_error_and_loses_nothing(store: Store) -> None:
         pages = c.exec_driver_sql("pragma page_count").scalar_one()
     limit = f"pragma max_page_count = {pages}"
     store.close()
-    engine.event.listen(store._place.engine, "connect", lambda connection, record: connection.execute(limit).close())
+    event.listen(store._place.engine, "connect", lambda connection, record: connection.execute(limit).close())
 
     def fill() -> None:
         for tile in range(100, 400):
