@@ -1,0 +1,395 @@
+"""Ops as functions on NumPy arrays and on arrays in device memory.
+
+relu = op("op relu(x[N,C], b[C]) -> y[N,C]:\\n    y[n,c] = max(x[n,c] + b[c], 0)")
+y = relu(x, b)                           # NumPy in, NumPy out
+y = relu(asarray(x, device="pocl"), b)   # tilewright.Array in, tilewright.Array out
+"""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import os
+import threading
+from collections import OrderedDict
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import numpy.typing as npt
+
+from tilewright.dsl.check import Definition
+from tilewright.dsl.diagnostics import listed
+from tilewright.dsl.dtypes import DType
+from tilewright.dsl.parse import parse_op
+from tilewright.dsl.program import Program
+from tilewright.dsl.text import statement_text
+from tilewright.errors import DatabaseError, DeviceError, ShapeError
+from tilewright.graph.plan import Plan, PlannedCall, plan_program
+from tilewright.runtime import Buffer, Context, Device, context, select_device
+from tilewright.tuning_db import Store
+
+if TYPE_CHECKING:
+    from tilewright.autotune import Progress, TuningReport
+    from tilewright.autotune.candidates import StageSpace
+
+log = logging.getLogger("tilewright")
+
+PLANS_KEPT = 64
+"""Plans that an op keeps; the one that was used longest ago goes first."""
+
+Scalar = int | float | bool
+
+
+class Array:
+    """A contiguous array in a device's memory; `asarray` makes one, ops on one give others.
+
+    Work on it may still be under way on the device: everything that looks at its elements waits for that.
+    """
+
+    __slots__ = ("_buffer", "_device", "_dtype", "_shape")
+
+    def __init__(self, buffer: Buffer, shape: tuple[int, ...], dtype: DType, device: Device) -> None:
+        self._buffer = buffer
+        self._shape = shape
+        self._dtype = dtype
+        self._device = device
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """The sizes."""
+        return self._shape
+
+    @property
+    def dtype(self) -> np.dtype[Any]:
+        """The element type, as NumPy's."""
+        return self._dtype.numpy
+
+    @property
+    def device(self) -> Device:
+        """Where it lies."""
+        return self._device
+
+    def wait(self) -> Array:
+        """Wait until the device has finished everything asked of it so far; DeviceError if that failed."""
+        context(self._device).finish()
+        return self
+
+    def numpy(self) -> npt.NDArray[Any]:
+        """A copy in NumPy."""
+        return context(self._device).read(self._buffer, self._shape, self._dtype)
+
+    def __array__(self, dtype: npt.DTypeLike | None = None, copy: bool | None = None) -> npt.NDArray[Any]:
+        if copy is False:
+            raise ValueError("an array in device memory cannot become a NumPy array without a copy")
+        return self.numpy() if dtype is None else self.numpy().astype(dtype, copy=False)
+
+    def __repr__(self) -> str:
+        sizes = ", ".join(map(str, self._shape))
+        return f"<tilewright.Array {self._dtype.value}[{sizes}] on {self._device.name}>"
+
+
+def asarray(x: npt.ArrayLike | Array, device: str | Device | None = None) -> Array:
+    """An array in the memory of a device: ``x`` itself if it lies there, else a copy.
+
+    ``device`` is a name, a Device, or None for the default (for an Array: the device it lies on). Raises ShapeError
+    for element types that the language lacks, DeviceError for an unknown device.
+    """
+    if isinstance(x, Array):
+        if device is None or select_device(device) == x.device:
+            return x
+        x = x.numpy()
+    host = np.asarray(x)
+    dtype = _dtype(host.dtype, "the array")
+    chosen = select_device(device)
+    ctx = context(chosen)
+    buffer = ctx.allocate(host.nbytes)
+    ctx.write(buffer, host)
+    return Array(buffer, host.shape, dtype, chosen)
+
+
+def _dtype(dtype: np.dtype[Any], what: str) -> DType:
+    try:
+        return DType.from_numpy(dtype.newbyteorder("="))
+    except TypeError as error:
+        raise ShapeError(f"{what}: {error}") from None
+
+
+Operand = npt.NDArray[Any] | Array
+
+
+@dataclass(frozen=True)
+class Arguments:
+    """A call's arguments, sorted out: arrays by input name, parameters and sizes by name, and where to run."""
+
+    arrays: Mapping[str, Operand]
+    parameters: Mapping[str, Scalar]
+    sizes: Mapping[str, int]
+    device: Device
+
+    @property
+    def on_device(self) -> bool:
+        """True if results stay on the device."""
+        return any(isinstance(a, Array) for a in self.arrays.values())
+
+    @property
+    def shapes(self) -> dict[str, tuple[int, ...]]:
+        """Shape by input name."""
+        return {name: tuple(a.shape) for name, a in self.arrays.items()}
+
+    @property
+    def dtypes(self) -> dict[str, DType]:
+        """Element type by input name."""
+        return {name: _dtype(a.dtype, f"the input {name}") for name, a in self.arrays.items()}
+
+
+def sort_arguments(
+    definition: Definition, inputs: Sequence[Any], named: Mapping[str, Any], device: str | Device | None
+) -> Arguments:
+    """Assign arguments to what the op declares: positional ones to inputs in order, named ones by name.
+
+    Raises ShapeError for a wrong number or name, DeviceError for arrays on different devices.
+    """
+    declared = {t.name: t for t in definition.inputs}
+    if len(inputs) > len(declared):
+        raise ShapeError(
+            f"op {definition.name} takes {_count(len(declared), 'input')} ({', '.join(declared)}), "
+            f"found {len(inputs)}; parameters are given by name"
+        )
+    given: dict[str, Any] = dict(zip(declared, inputs, strict=False))
+    parameters: dict[str, Scalar] = {}
+    sizes: dict[str, int] = {}
+    for name, value in named.items():
+        if name in given:
+            raise ShapeError(f"op {definition.name}: the input {name} is given twice")
+        if name in declared:
+            given[name] = value
+        elif name in definition.checked.sizes:
+            sizes[name] = value
+        elif any(p.name == name for p in definition.parameters):
+            parameters[name] = value
+        else:
+            known = [*declared, *(p.name for p in definition.parameters)]
+            raise ShapeError(f"op {definition.name} has no input or parameter {name}; there is {listed(known, 'and')}")
+    missing = [name for name in declared if name not in given]
+    if missing:
+        raise ShapeError(
+            f"op {definition.name} takes {_count(len(declared), 'input')} ({', '.join(declared)}), "
+            f"but {listed(missing, 'and')} {'is' if len(missing) == 1 else 'are'} missing"
+        )
+    arrays = {name: _operand(definition.name, name, given[name], declared[name].dtype) for name in declared}
+    return Arguments(arrays, parameters, sizes, _common_device(definition.name, arrays, device))
+
+
+def _count(number: int, noun: str) -> str:
+    return f"{number} {noun}" if number == 1 else f"{number} {noun}s"
+
+
+def _operand(op: str, name: str, value: Any, declared: DType | None) -> Operand:
+    """A value as an array; plain Python numbers take the declared element type, or f32, i32 or bool."""
+    if isinstance(value, Array):
+        return value
+    if isinstance(value, bool | int | float):
+        natural = DType.BOOL if isinstance(value, bool) else DType.I32 if isinstance(value, int) else DType.F32
+        return np.array(value, (declared or natural).numpy)
+    try:
+        array = np.asarray(value)
+    except ValueError as error:
+        raise ShapeError(f"op {op}: the input {name} is no array: {error}") from None
+    _dtype(array.dtype, f"op {op}, the input {name}")
+    return array
+
+
+def _common_device(op: str, arrays: Mapping[str, Operand], selector: str | Device | None) -> Device:
+    """The one device that all arrays in device memory lie on, else the one asked for."""
+    places = {name: a.device for name, a in arrays.items() if isinstance(a, Array)}
+    if len(set(places.values())) > 1:
+        listing = ", ".join(f"{name} on {device.name}" for name, device in places.items())
+        raise DeviceError(f"op {op}: the inputs lie on different devices ({listing}); move them with asarray")
+    if not places:
+        return select_device(selector)
+    device = next(iter(places.values()))
+    if selector is not None and select_device(selector) != device:
+        raise DeviceError(
+            f"op {op} is to run on {select_device(selector).name}, but {listed(places, 'and')} "
+            f"{'lies' if len(places) == 1 else 'lie'} on {device.name}; move with asarray or leave out device="
+        )
+    return device
+
+
+# --- ops --------------------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class _Ready:
+    """A plan with what it was made from: it is of no use once one of these has changed."""
+
+    plan: Plan
+    program: Program
+    ctx: Context
+    generation: int
+
+
+class Op:
+    """A program in the language as a function; `op` makes one from text.
+
+    Call it with inputs in the order of the header or by name, parameters by name. ``device`` is a name, a Device, or
+    None for the default. NumPy arrays give NumPy arrays; if any input is a `tilewright.Array`, results are Arrays on
+    its device. Several outputs come as a tuple. An op may be called from several threads.
+
+    Raises ShapeError for arguments that do not fit, DeviceError for an unknown device or inputs on several devices,
+    UnsupportedError if the device lacks an element type.
+    """
+
+    def __init__(self, definition: Definition) -> None:
+        self.definition = definition
+        self.__name__ = definition.name
+        self.__doc__ = definition.text
+        self._plans: OrderedDict[object, _Ready] = OrderedDict()
+        self._lock = threading.Lock()
+
+    @property
+    def name(self) -> str:
+        """The op's name."""
+        return self.definition.name
+
+    @property
+    def text(self) -> str:
+        """The text it was made from."""
+        return self.definition.text
+
+    def __repr__(self) -> str:
+        return f"<tilewright.Op {self.name}>\n{self.text.strip()}"
+
+    def __call__(self, *inputs: Any, device: str | Device | None = None, **named: Any) -> Any:
+        arguments = sort_arguments(self.definition, inputs, named, device)
+        ready = self._ready(arguments)
+        outputs = ready.program.outputs
+        if arguments.on_device:
+            feeds = {n: a._buffer if isinstance(a, Array) else a for n, a in arguments.arrays.items()}
+            buffers = ready.plan.run_on_device(feeds)
+            return _one_or_all([Array(buffers[t.name], t.shape, t.dtype, arguments.device) for t in outputs])
+        results = ready.plan.run({n: np.asarray(a) for n, a in arguments.arrays.items()})
+        return _one_or_all([results[t.name] for t in outputs])
+
+    def tune(
+        self,
+        *inputs: Any,
+        device: str | Device | None = None,
+        budget: str | float | None = None,
+        evaluations: int | None = None,
+        progress: bool | Progress = False,
+        **named: Any,
+    ) -> TuningReport:
+        """Search faster kernels for arguments like these by measuring on the device; the next call uses them.
+
+        ``budget`` is a time such as "30s", ``evaluations`` a number of candidates; without either the search ends when
+        nothing better turns up. ``progress`` shows a bar, or calls a function after each candidate. Results go to the
+        tuning database; DatabaseError if that cannot be written.
+        """
+        from tilewright.autotune import Budget, tune
+
+        arguments = sort_arguments(self.definition, inputs, named, device)
+        stages = [replace(call.program, name=self.name) for call in self._ready(arguments).plan.calls]
+        store = default_store() or Store.open()  # the latter says why there is none
+        with _shown(progress) as report:
+            return tune(stages, arguments.device, store, Budget.parse(budget, evaluations), report)
+
+    def source(self, *inputs: Any, device: str | Device | None = None, **named: Any) -> str:
+        """The OpenCL C that a call with these arguments runs, every stage with its family and configuration."""
+        calls = self._ready(sort_arguments(self.definition, inputs, named, device)).plan.calls
+        return "\n".join(_stage_source(call, n, len(calls)) for n, call in enumerate(calls, 1))
+
+    def space(self, *inputs: Any, device: str | Device | None = None, **named: Any) -> tuple[StageSpace, ...]:
+        """What tuning would choose from: per stage the families that fit, each with its parameters."""
+        from tilewright.autotune.candidates import stage_space
+
+        arguments = sort_arguments(self.definition, inputs, named, device)
+        calls = self._ready(arguments).plan.calls
+        return tuple(stage_space(call.program, arguments.device.target) for call in calls)
+
+    def plan(self, *inputs: Any, device: str | Device | None = None, **named: Any) -> Plan:
+        """The plan that a call with these arguments runs."""
+        return self._ready(sort_arguments(self.definition, inputs, named, device)).plan
+
+    def _ready(self, arguments: Arguments) -> _Ready:
+        """The plan for these shapes, types, parameters and device; made anew after tuning or a fault of the device."""
+        ctx, store = context(arguments.device), default_store()
+        generation = store.generation if store else 0
+        shapes, dtypes = arguments.shapes, arguments.dtypes
+        named = (shapes, dtypes, _exact(arguments.parameters), arguments.sizes)
+        key = (arguments.device.name, *(tuple(part.items()) for part in named))
+        with self._lock:
+            ready = self._plans.get(key)
+            if ready is None or ready.ctx is not ctx or ready.generation != generation:
+                program = self.definition.specialise(shapes, dtypes, arguments.parameters, arguments.sizes)
+                ready = _Ready(plan_program(program, arguments.device, store), program, ctx, generation)
+                self._plans[key] = ready
+                if len(self._plans) > PLANS_KEPT:
+                    self._plans.popitem(last=False)
+            self._plans.move_to_end(key)
+            return ready
+
+
+def op(text: str) -> Op:
+    """The op that a text in the language defines; LanguageError, with the place, if the text is wrong."""
+    return Op(parse_op(text))
+
+
+def _one_or_all(results: list[Any]) -> Any:
+    return results[0] if len(results) == 1 else tuple(results)
+
+
+def _exact(parameters: Mapping[str, Scalar]) -> dict[str, tuple[type, Scalar]]:
+    """With their types: 1, 1.0 and True are equal, but different parameters."""
+    return {name: (type(value), value) for name, value in parameters.items()}
+
+
+def _stage_source(call: PlannedCall, number: int, count: int) -> str:
+    """A stage's kernels under a comment that says what they compute and why they are as they are."""
+    choice = call.choice
+    lines = [f"// stage {number} of {count}: family {choice.family}, {choice.origin}"]
+    lines += [f"//   {choice.configuration}"] if len(choice.configuration) else []
+    lines += [f"//   {statement_text(s)}" for s in call.call.program.statements]
+    shown: set[str] = set()
+    for launch in call.lowering.launches:
+        lines.append(f"// launch {launch.kernel}: {launch.global_size} work-items, groups of {launch.local_size}")
+        if launch.source not in shown:
+            lines.append(launch.source)
+            shown.add(launch.source)
+    return "\n".join(lines)
+
+
+# --- the user's database ----------------------------------------------------------------------------------------------
+
+_stores: dict[str | None, Store | None] = {}
+_stores_lock = threading.Lock()
+
+
+def default_store() -> Store | None:
+    """The database that $TILEWRIGHT_DB names, else the user's own, opened once; None, with a warning, if it is broken.
+
+    Ops run without their tuned configurations then.
+    """
+    named = os.environ.get("TILEWRIGHT_DB") or None
+    with _stores_lock:
+        if named not in _stores:
+            try:
+                _stores[named] = Store.open()
+            except DatabaseError as error:
+                log.warning("kernels run untuned: %s", error)
+                _stores[named] = None
+        return _stores[named]
+
+
+@contextlib.contextmanager
+def _shown(progress: bool | Progress) -> Iterator[Progress | None]:
+    """What `tune` is to call after each candidate."""
+    if progress is True:
+        from tilewright.autotune import TuningBar
+
+        with TuningBar() as bar:
+            yield bar
+    else:
+        yield progress or None
