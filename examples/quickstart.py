@@ -24,7 +24,8 @@ def main() -> None:
 
     print(softmax.source(x))  # the OpenCL C behind it
 
-    print(softmax.tune(x, evaluations=20))  # what is found is kept for this device
+    report = softmax.tune(x, evaluations=20)  # what is found is kept for this device
+    print(f"{1e3 * report.before:.2f} ms before tuning, {1e3 * report.after:.2f} ms after")
 
     on_device = tw.asarray(x)  # stays on the device, and so do results computed from it
     print(softmax(softmax(on_device)))

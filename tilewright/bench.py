@@ -100,8 +100,8 @@ def compare(
     """Time ``session``, which runs the file ``model``, beside onnxruntime (where it is installed) on equal inputs."""
     feeds = network_feeds(session.get_inputs(), given, batch)
     functions: dict[str, Callable[[], object]] = {OURS: lambda: session.run(None, feeds)}
-    threads = os.process_cpu_count() if hasattr(os, "process_cpu_count") else len(os.sched_getaffinity(0))
-    peer = peer_session(model, threads or 1)
+    threads = usable_cores()
+    peer = peer_session(model, threads)
     difference = None
     if peer is not None:
         functions[PEER] = lambda: peer.run(None, feeds)
@@ -110,6 +110,11 @@ def compare(
     return Comparison(
         model.stem, session.device.name, batch, threads if peer is not None else None, seconds_by_runner, difference
     )
+
+
+def usable_cores() -> int:
+    """Cores that this process may run on, which is what OpenCL's CPU drivers use too."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def peer_session(model: Path, threads: int) -> Any | None:
