@@ -15,7 +15,7 @@ from tilewright.dsl.diagnostics import Problem, counted, listed, suggestion
 from tilewright.dsl.dtypes import DType
 from tilewright.dsl.functions import FUNCTIONS, OPERATOR_SIGNS
 from tilewright.dsl.program import TileHint
-from tilewright.dsl.syntax import Access, Application, Bound, Literal, Name, Node, Qualified, Reduction
+from tilewright.dsl.syntax import Access, Application, Bound, Literal, Name, Node, Qualified, Reduction, Span
 
 REDUCTIONS = ("sum", "prod", "max", "min", "mean", "any", "all")
 """The kinds of reduction; `max` and `min` with two or more arguments are pointwise functions."""
@@ -257,8 +257,9 @@ class _Checker:
         checked = [self.integer(a, bound, what) for a in node.args]
         used = frozenset[str]().union(*(u for _, u in checked))
         if used and node.function in _CONSTANT_ONLY:
-            sign = {"div": "division", "pow": "powers"}.get(node.function, node.function)
-            raise Problem(node.at, f"{what} is linear in its indices; {sign} of an index is not supported")
+            sign = {"div": "division of an index is", "pow": "powers of an index are"}
+            what_not = sign.get(node.function, f"{node.function} of an index is")
+            raise Problem(node.at, f"{what} is linear in its indices; {what_not} not supported")
         if node.function == "mul" and all(u for _, u in checked):
             raise Problem(node.at, f"{what} is linear in its indices; a product of two indices is not supported")
         if node.called is not None and not (node.function in ("min", "max") and len(node.args) >= 1):
@@ -422,7 +423,7 @@ class _Statement:
         self.used |= used
         return checked
 
-    def _reduction(self, node: Reduction, bound: dict[str, str]) -> Reduction:
+    def _reduction(self, node: Reduction, bound: dict[str, str]) -> Node:
         kind = node.kind.text
         if kind not in REDUCTIONS:
             if kind in FUNCTIONS or kind in DTYPES:
@@ -431,6 +432,12 @@ class _Statement:
             raise Problem(node.kind.at, f"no reduction is called {kind}{near}")
         if not node.indices:
             raise Problem(node.kind.at, f"{kind}() names no index; write for example {kind}(k) a[m,k]")
+        if node.chained and isinstance(node.body, Application):
+            left, tail = node.body.args
+            own = {b.value.text for b in node.indices if isinstance(b.value, Name)}
+            if not own & _free(tail):  # the last factor stands beside this reduction, not inside
+                alone = replace(node, body=left, at=Span(node.at.start, left.at.end), chained=False)
+                return self.expression(replace(node.body, args=(alone, tail)), bound)
         inner = dict(bound)
         indices = tuple(self._bind(b, inner) for b in node.indices)
         body = self.expression(node.body, inner)
@@ -495,6 +502,16 @@ class _Statement:
 
 
 # --- single names and numbers -----------------------------------------------------------------------------------------
+
+
+def _free(node: Node) -> set[str]:
+    """The names that an expression uses, without those that its own reductions bind."""
+    if isinstance(node, Name):
+        return {node.text}
+    names = set[str]().union(*map(_free, syntax.children(node)))
+    if isinstance(node, Reduction):
+        names -= {b.value.text for b in node.indices if isinstance(b.value, Name)}
+    return names
 
 
 def _usable(name: Name) -> None:

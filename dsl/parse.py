@@ -295,8 +295,14 @@ class _Builder(Transformer[Token, Any]):
     def chained(self, *parts: Any) -> Node:
         raise Problem(_span(parts[3]), "comparisons do not chain; write 'a < b and b < c'")
 
-    def reduction(self, call: tuple[Token, tuple[Bound, ...]], body: Node) -> syntax.Reduction:
-        return syntax.Reduction(_name(call[0]), call[1], body, Span(_span(call[0]).start, body.at.end))
+    def reduction(self, call: tuple[Token, tuple[Bound, ...]], body: Node, chained: bool = False) -> syntax.Reduction:
+        return syntax.Reduction(_name(call[0]), call[1], body, Span(_span(call[0]).start, body.at.end), chained)
+
+    def reduction_mul(self, call: tuple[Token, tuple[Bound, ...]], left: Node, tail: Node) -> syntax.Reduction:
+        return self.reduction(call, self.mul(left, tail), chained=True)
+
+    def reduction_div(self, call: tuple[Token, tuple[Bound, ...]], left: Node, tail: Node) -> syntax.Reduction:
+        return self.reduction(call, self.div(left, tail), chained=True)
 
     def call(self, function: Token, bounds: Any) -> tuple[Token, tuple[Bound, ...]]:
         return function, bounds or ()

@@ -91,7 +91,8 @@ class _Specialiser(Environment):
         else:
             low, high = integer_range(dtype)
             if math.isinf(t.pad):
-                return low if t.pad < 0 else high
+                end = low if t.pad < 0 else high
+                return float(end) if int(float(end)) == end else end
             if t.pad == t.pad // 1 and low <= t.pad <= high:
                 return t.pad
         raise self.error(f"the pad value {t.pad} of {t.name} does not exist in {dtype.value}")

@@ -59,8 +59,8 @@ class _Build:
         self.work = work
         self.s = s
         self.extents: dict[str, int] = {}
-        self.target: tuple[Dim, ...] | None = None
-        """Shape of the target in the short form, None while it follows from the value."""
+        self.reduced: tuple[Dim, ...] = ()
+        """What whole reductions reduce to: the declared shape of the target, else a single element."""
         self.frame: Frame | None = None
         """The target's own positions in the short form."""
         self.taken = {n.text for n in syntax.walk(s.value) if isinstance(n, Name)}
@@ -139,26 +139,26 @@ class _Build:
 
     def _whole(self, declared: tuple[int | None, ...] | None) -> tuple[Index, ...]:
         self._solve([])
-        name = self.s.target.text
         if declared is not None and None not in declared:
-            self.target = self._labelled(tuple(n for n in declared if n is not None))
-            self._check_fits(self.shape(self.s.value), self.target)
-        else:
-            found = self.shape(self.s.value)
-            if declared is not None:
-                if len(declared) != len(found):
-                    raise self.work.error(
-                        f"{name} should have {counted(len(declared), 'dimension')}, but its value has the shape "
-                        f"{_sizes(found)}"
-                    )
-                filled = tuple(d if d is not None else f.size for d, f in zip(declared, found, strict=True))
-                self._check_fits(found, self._labelled(filled))
-                found = self._labelled(filled)
-            self.target = found
-        names = [self._fresh("i", d) for d in range(len(self.target))]
-        self.extents |= {n: d.size for n, d in zip(names, self.target, strict=True)}
-        self.frame = Frame(tuple(map(Affine.index, names)), tuple(d.size for d in self.target))
-        return tuple(Index(n, d.size) for n, d in zip(names, self.target, strict=True))
+            self.reduced = self._labelled(tuple(n for n in declared if n is not None))
+        found = self.shape(self.s.value)
+        target = found if declared is None else self._filled(declared, found)
+        self._check_fits(found, target)
+        names = [self._fresh("i", d) for d in range(len(target))]
+        self.extents |= {n: d.size for n, d in zip(names, target, strict=True)}
+        self.frame = Frame(tuple(map(Affine.index, names)), tuple(d.size for d in target))
+        return tuple(Index(n, d.size) for n, d in zip(names, target, strict=True))
+
+    def _filled(self, declared: tuple[int | None, ...], found: tuple[Dim, ...]) -> tuple[Dim, ...]:
+        """The target's shape: as declared, sizes that are not known yet from the value."""
+        if None in declared and len(declared) != len(found):
+            raise self.work.error(
+                f"{self.s.target.text} should have {counted(len(declared), 'dimension')}, but its value has the shape "
+                f"{_sizes(found)}"
+            )
+        aligned = (Dim(1),) * (len(declared) - len(found)) + found
+        aligned = aligned[len(aligned) - len(declared) :]
+        return self._labelled(tuple(f.size if d is None else d for d, f in zip(declared, aligned, strict=True)))
 
     def _labelled(self, sizes: tuple[int, ...]) -> tuple[Dim, ...]:
         dims = self.work.declared[self.s.target.text].dims or ()
@@ -180,7 +180,7 @@ class _Build:
             case Name() if node.text in self.work.tensors:
                 return self.work.dims[node.text]
             case Application() if self._reduces(node):
-                return self.target or ()
+                return self.reduced
             case Application() if node.function not in ("inside", "index"):
                 result: tuple[Dim, ...] = ()
                 for a in node.args:
@@ -210,7 +210,7 @@ class _Build:
     def _whole_reduction(self, node: Application) -> Value:
         """`sum(x)`: over the dimensions of its argument that the target lacks or has with size 1."""
         arg = node.args[0]
-        dims, target = self.shape(arg), self.target or ()
+        dims, target = self.shape(arg), self.reduced
         kept = self._alignment(dims, target, node)
         positions, indices = [], []
         for d, place in zip(dims, kept, strict=True):

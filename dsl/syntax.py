@@ -84,6 +84,8 @@ class Reduction:
     indices: tuple[Bound, ...]
     body: Node
     at: Span
+    chained: bool = False
+    """True if the body is a product whose last factor is a reduction without brackets around it."""
 
 
 Node = Union[Literal, Name, Qualified, Access, Application, Reduction]  # noqa: UP007 - recursive names need the string form
@@ -177,6 +179,14 @@ def too_deep(node: Node, limit: int) -> Node | None:
     return None
 
 
+_LOOSE = ("lt", "le", "gt", "ge", "eq", "ne", "and", "or", "not")
+"""Operators that arithmetic needs no brackets beside."""
+
+
+def _function(node: Node) -> str:
+    return node.function if isinstance(node, Application) else ""
+
+
 _SIGNS = {**OPERATOR_SIGNS, "pow": "^"}
 
 
@@ -197,7 +207,8 @@ def node_text(node: Node, nested: bool = False) -> str:
         case Application(function="neg"):
             return f"-{node_text(node.args[0], nested=True)}"
         case Application() if node.called is None and node.function in _SIGNS:
-            left, right = (node_text(a, nested=True) for a in node.args)
+            loose = node.function in _LOOSE
+            left, right = (node_text(a, nested=not loose or _function(a) in _LOOSE) for a in node.args)
             text = f"{left} {_SIGNS[node.function]} {right}"
             return f"({text})" if nested else text
         case Application():

@@ -77,8 +77,8 @@ def converted(value: Value, dtype: DType) -> Value:
 def apply(name: str, args: Sequence[Value]) -> Value:
     """A pointwise function or operator; the number of arguments is right already."""
     if name in ("max", "min") and len(args) > 2:
-        middle = len(args) // 2  # halves, so that many arguments do not nest deeply
-        return apply(name, (_folded(name, args[:middle]), _folded(name, args[middle:])))
+        dtype = _arithmetic(_wide_enough(args, _common(a.kind for a in args)), FUNCTIONS[name].result)
+        return _halved(name, [Value(cast(a.expr, dtype), False, a.storage) for a in args])
     if name == "pow":
         return power(args[0], args[1])
     folded = _constant(name, args)
@@ -87,8 +87,12 @@ def apply(name: str, args: Sequence[Value]) -> Value:
     return _call(name, args)
 
 
-def _folded(name: str, args: Sequence[Value]) -> Value:
-    return args[0] if len(args) == 1 else apply(name, args)
+def _halved(name: str, args: Sequence[Value]) -> Value:
+    """Two arguments at a time, as a balanced tree: many arguments do not nest deeply."""
+    if len(args) == 1:
+        return args[0]
+    middle = len(args) // 2
+    return _call(name, (_halved(name, args[:middle]), _halved(name, args[middle:])))
 
 
 def _call(name: str, args: Sequence[Value]) -> Value:
@@ -97,15 +101,16 @@ def _call(name: str, args: Sequence[Value]) -> Value:
         return typed(Call(name, tuple(cast(a.expr, DType.BOOL) for a in args), DType.BOOL))
     if result is Result.WHERE:
         chosen = args[1:]
-        dtype = _common(a.kind for a in chosen)
-        dtype = _wide_enough(chosen, dtype)
+        dtype = _wide_enough(chosen, _common(a.kind for a in chosen))
+        storage = _storage(a.storage for a in chosen)
         operands = (cast(args[0].expr, DType.BOOL), *(cast(a.expr, dtype) for a in chosen))
-        return Value(Call(name, operands, dtype), False, _storage(a.storage for a in chosen))
+        return Value(Call(name, operands, dtype), False, Kind(_wide_enough(chosen, storage.dtype), storage.weak))
     dtype = _wide_enough(args, _common(a.kind for a in args))
     if result is Result.BOOL:
         return typed(Call(name, tuple(cast(a.expr, dtype) for a in args), DType.BOOL))
     dtype = _arithmetic(dtype, result)
     storage = _storage(a.storage for a in args)
+    storage = Kind(_wide_enough(args, storage.dtype), storage.weak)
     expr = Call(name, tuple(cast(a.expr, dtype) for a in args), dtype)
     return Value(expr, False, Kind(_arithmetic(storage.dtype, result), storage.weak))
 

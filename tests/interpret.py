@@ -1,0 +1,133 @@
+"""Evaluates Programs with NumPy, straight from their definition: what kernels are compared with."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+
+import numpy as np
+
+from tilewright.dsl.affine import Affine
+from tilewright.dsl.dtypes import DType
+from tilewright.dsl.program import (
+    Call,
+    Cast,
+    Const,
+    Expr,
+    Index,
+    IndexValue,
+    Inside,
+    Program,
+    Read,
+    Reduce,
+    Statement,
+)
+
+_FUNCTIONS: dict[str, Callable[..., object]] = {
+    "add": np.add,
+    "sub": np.subtract,
+    "mul": np.multiply,
+    "div": np.divide,
+    "neg": np.negative,
+    "pow": np.power,
+    "max": np.maximum,
+    "min": np.minimum,
+    "rsqrt": lambda x: 1 / np.sqrt(x),
+    "sigmoid": lambda x: 1 / (1 + np.exp(-x)),
+    "relu": lambda x: np.maximum(x, 0),
+    "round": np.rint,
+    "lt": np.less,
+    "le": np.less_equal,
+    "gt": np.greater,
+    "ge": np.greater_equal,
+    "eq": np.equal,
+    "ne": np.not_equal,
+    "and": np.logical_and,
+    "or": np.logical_or,
+    "not": np.logical_not,
+}
+"""Functions whose NumPy name differs; all others have the same."""
+
+_REDUCE = {"sum": np.sum, "prod": np.prod, "max": np.max, "min": np.min}
+
+
+def interpret(program: Program, arrays: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
+    """All tensors that the program writes."""
+    known = {t.name: np.asarray(arrays[t.name], t.dtype.numpy) for t in program.inputs}
+    written = {}
+    for s in program.statements:
+        tensor = program.tensors[s.target]
+        with np.errstate(all="ignore"):
+            value = _Statement(program, known, s).value(s.value, s.indices)
+        assert tensor.shape == tuple(i.extent for i in s.indices)
+        assert s.value.dtype is tensor.dtype
+        known[s.target] = written[s.target] = np.broadcast_to(value, tensor.shape).astype(tensor.dtype.numpy)
+    return written
+
+
+class _Statement:
+    """Values are arrays that broadcast over the axes: the output's indices, then those of enclosing reductions."""
+
+    def __init__(self, program: Program, known: Mapping[str, np.ndarray], s: Statement) -> None:
+        self.program = program
+        self.known = known
+
+    def value(self, e: Expr, axes: tuple[Index, ...]) -> np.ndarray:
+        match e:
+            case Const():
+                return np.asarray(e.value, e.dtype.numpy)
+            case Read():
+                return self._read(e, axes)
+            case Inside():
+                return self._inside(e, axes)
+            case IndexValue():
+                return _position(e.index, axes).astype(e.dtype.numpy)
+            case Cast():
+                return self.value(e.arg, axes).astype(e.dtype.numpy)
+            case Call():
+                args = [self.value(a, axes) for a in e.args]
+                result = _FUNCTIONS.get(e.function) or getattr(np, e.function)
+                return np.asarray(result(*args)).astype(e.dtype.numpy)
+            case Reduce():
+                return self._reduce(e, axes)
+
+    def _reduce(self, e: Reduce, axes: tuple[Index, ...]) -> np.ndarray:
+        inner = (*axes, *e.indices)
+        assert len({i.name for i in inner}) == len(inner)
+        body = np.broadcast_to(self.value(e.body, inner), tuple(i.extent for i in inner))
+        assert body.dtype == e.dtype.numpy
+        own = tuple(range(len(axes), len(inner)))
+        if e.kind in ("sum", "prod"):
+            return _REDUCE[e.kind](body, axis=own, dtype=body.dtype)
+        return _REDUCE[e.kind](body, axis=own, initial=_worst(e.kind, e.dtype))
+
+    def _inside(self, e: Read | Inside, axes: tuple[Index, ...]) -> np.ndarray:
+        inside = np.asarray(True)
+        for a, n in zip(e.index, self.known[e.tensor].shape, strict=True):
+            place = _position(a, axes)
+            inside = inside & (place >= 0) & (place < n)
+        return inside
+
+    def _read(self, e: Read, axes: tuple[Index, ...]) -> np.ndarray:
+        array, tensor = self.known[e.tensor], self.program.tensors[e.tensor]
+        inside = self._inside(e, axes)
+        if array.size == 0:
+            return np.full(inside.shape, tensor.pad, array.dtype)
+        places = [np.clip(_position(a, axes), 0, n - 1) for a, n in zip(e.index, array.shape, strict=True)]
+        return np.where(inside, array[tuple(places)], np.asarray(tensor.pad).astype(array.dtype))
+
+
+def _position(a: Affine, axes: tuple[Index, ...]) -> np.ndarray:
+    total = np.full((1,) * len(axes), a.constant, np.int64)
+    for name, c in a.terms:
+        axis = [i.name for i in axes].index(name)
+        shape = [1] * len(axes)
+        shape[axis] = axes[axis].extent
+        total = total + c * np.arange(axes[axis].extent).reshape(shape)
+    return total
+
+
+def _worst(kind: str, dtype: DType) -> float:
+    if dtype.is_float:
+        return -np.inf if kind == "max" else np.inf
+    info = np.iinfo(dtype.numpy)
+    return info.min if kind == "max" else info.max
