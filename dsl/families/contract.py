@@ -87,17 +87,24 @@ def _cpu_space(views: tuple[Contraction, ...], target: Target) -> Space:
         too_tall = c.integer("item_m") * c.integer("tiles_m") >= 2 * view.m + 2
         return not too_tall and (c.integer("item_n") - 1) * lanes < view.n
 
+    def short(c: Configuration) -> bool:
+        return c.integer("item_m") * c.integer("item_n") * c.integer("unroll_k") <= 8 * registers
+
     return Space(
         (
             Parameter("view", tuple(range(len(views))), _VIEW),
-            Parameter("item_m", (1, 2, 3, 4, 5, 6, 7, 8, 10, 12, 14), "rows of a register tile (6-8 AVX2, 8-14 AVX-512)"),
+            Parameter(
+                "item_m", (1, 2, 3, 4, 5, 6, 7, 8, 10, 12, 14), "rows of a register tile (6-8 AVX2, 8-14 AVX-512)"
+            ),
             Parameter("item_n", (1, 2, 3, 4, 6, 8), "vectors of columns in a register tile"),
             Parameter("tiles_m", (1, 2, 4, 8), "register tiles per work-item, one below the other"),
             Parameter("unroll_k", (1, 2, 4, 8), "depth steps per turn of the inner loop"),
             Parameter("pack_a", (0, 1), "copy A into panels first"),
             Parameter("pack_b", (0, 1), "copy B into panels first (weights: once, ahead of time)"),
             Parameter("interior", (0, 1), "a loop without range checks for tiles inside the image"),
-            Parameter("order", ("m", "n"), "which blocks neighbouring work-items walk: rows (B's panel stays) or columns"),
+            Parameter(
+                "order", ("m", "n"), "which blocks neighbouring work-items walk: rows (B's panel stays) or columns"
+            ),
         ),
         (
             Constraint("the register tile needs more vector registers than there are", fits),
@@ -105,6 +112,7 @@ def _cpu_space(views: tuple[Contraction, ...], target: Target) -> Space:
             Constraint("B can only be read in place where its columns are contiguous and divide evenly", b_in_place),
             Constraint("there are no range checks to avoid", interior_matters),
             Constraint("the tile is larger than the product", reaches),
+            Constraint("the inner loop would be too long to compile quickly", short),
         ),
     )
 

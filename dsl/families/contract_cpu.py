@@ -42,6 +42,9 @@ PAD_ROW_LIMIT = 16384
 
 _KERNEL = "__attribute__((reqd_work_group_size(1, 1, 1)))\n__kernel void"
 
+_KEEP_LOOP = "#pragma unroll 1"
+"""Before the outer depth loops: Intel's compiler otherwise unrolls a 3x3 window whole and takes 30 s over it."""
+
 
 @dataclass(frozen=True)
 class Tile:
@@ -209,7 +212,13 @@ def _pack_strided(
 
 
 def _pack_each(
-    tile: Tile, body: Source, operand: Operand, across: tuple[Index, ...], width: int, total: int, helpers: dict[str, str]
+    tile: Tile,
+    body: Source,
+    operand: Operand,
+    across: tuple[Index, ...],
+    width: int,
+    total: int,
+    helpers: dict[str, str],
 ) -> None:
     def write() -> None:
         with body.block(f"for (int lane = 0; lane < {width}; ++lane)"):
@@ -228,6 +237,7 @@ def _nest(body: Source, indices: tuple[Index, ...], inside: Callable[[], None], 
     if not indices:
         inside()
         return
+    body.line(_KEEP_LOOP)
     with body.loop(NAMES[indices[0].name], indices[0].extent, ctype=ctype):
         _nest(body, indices[1:], inside, ctype)
 
@@ -374,6 +384,7 @@ def _loops(tile: Tile, body: Source, depth: tuple[Index, ...], turned: bool) -> 
 
     def level(remaining: tuple[Index, ...]) -> None:
         if remaining:
+            body.line(_KEEP_LOOP)
             with body.loop(NAMES[remaining[0].name], remaining[0].extent, ctype=tile.ctype):
                 bound.add(remaining[0].name)
                 level(remaining[1:])
@@ -415,8 +426,11 @@ def _inner(tile: Tile, body: Source, inner: Index, turned: bool) -> None:
     else:
         for u in range(whole):
             _step_of_depth(tile, body, inner, str(u), turned)
-    for u in range(whole, inner.extent):
-        _step_of_depth(tile, body, inner, str(u), turned)
+    if inner.extent - whole == 1:
+        _step_of_depth(tile, body, inner, str(whole), turned)
+    elif inner.extent > whole:
+        with body.block(f"for ({tile.ctype} k = {whole}; k < {inner.extent}; ++k)"):
+            _step_of_depth(tile, body, inner, "k", turned)
     if tile.pack_b:
         body.line(f"b += {inner.extent * tile.width};")
     if tile.pack_a:
@@ -452,69 +466,82 @@ def _a_element(tile: Tile, inner: Index, row: int, k: str, turned: bool) -> str:
 
 
 def _store(tile: Tile, body: Source, helpers: dict[str, str]) -> None:
+    """Apply the epilogue and store: in vectors where memory allows it, element by element at the right edge."""
+    c = tile.c
+    if not _stores_vectors(tile):
+        _store_elements(tile, body, helpers)
+    elif c.n % tile.lanes == 0:
+        _store_vectors(tile, body, helpers)
+    else:
+        with body.block(f"if (n0 + {tile.width} <= {c.n})"):
+            _store_vectors(tile, body, helpers)
+        with body.block("else"):
+            _store_elements(tile, body, helpers)
+
+
+def _stores_vectors(tile: Tile) -> bool:
+    """Whether the output's columns are contiguous and the epilogue's reads contiguous or constant along them."""
     c = tile.c
     places = [c.output, *(c.access(r) for r in c.epilogue_reads())]
     steps = [linear_stride(p.address, c.columns) for p in places]
-    whole = all(not p.checks and s in (0, 1) for p, s in zip(places, steps, strict=True)) and steps[0] == 1
     same = all(p.tensor.dtype.itemsize == c.dtype.itemsize for p in places)
+    return same and steps[0] == 1 and all(s in (0, 1) and not p.checks for p, s in zip(places, steps, strict=True))
+
+
+def _store_vectors(tile: Tile, body: Source, helpers: dict[str, str]) -> None:
+    c, lanes = tile.c, tile.lanes
+    columns = [i.name for i in c.columns]
     for row in range(tile.rows):
-        guard = f"if (m0 + {row} < {c.m})" if c.m % tile.rows else ""
-        with body.block(guard):
+        with body.block(f"if (m0 + {row} < {c.m})" if c.m % tile.rows else ""):
             if tile.pack_a:
                 _row_indices(tile, body, row)
+            names = _row_names(tile, row)
             for j in range(tile.vectors):
-                _store_vector(tile, body, row, j, whole and same, helpers)
+                guard = f"if (n0 + {j * lanes} < {c.n}) " if c.n % tile.width else ""
+                body.line(guard + _vector_store(tile, names, columns, row, j, helpers))
 
 
-def _store_vector(tile: Tile, body: Source, row: int, j: int, whole: bool, helpers: dict[str, str]) -> None:
-    """Store one vector: as a whole where memory allows it, lane by lane otherwise and at the right edge."""
+def _vector_store(
+    tile: Tile, names: LoopNames, columns: list[str], row: int, j: int, helpers: dict[str, str]
+) -> str:
     c, lanes = tile.c, tile.lanes
-    at = f"n0 + {j * lanes}"
-    edge = c.n % tile.width != 0
-    if whole:
-        with body.block(f"if ({at} + {lanes} <= {c.n})" if edge else ""):
-            _store_whole(tile, body, row, j, helpers)
-        if c.n % lanes == 0:
-            return
-    with body.block(f"else if ({at} < {c.n})" if whole else f"if ({at} < {c.n})" if edge else ""):
-        _store_lanes(tile, body, row, j, helpers)
 
-
-def _store_whole(tile: Tile, body: Source, row: int, j: int, helpers: dict[str, str]) -> None:
-    c, lanes = tile.c, tile.lanes
-    names = _row_names(tile, row)
-    columns = [i.name for i in c.columns]
-
-    def place(a: Access, step: int) -> str:
+    def place(a: Access, moves: bool) -> str:
         base = affine(parted(a.address, columns)[0], names)
-        return f"{argument(a.tensor.name)} + {base}" + (f" + n0 + {j * lanes}" if step else "")
+        return f"{argument(a.tensor.name)} + {base}" + (f" + n0 + {j * lanes}" if moves else "")
 
     def read(r: Read) -> str:
         a = c.access(r)
-        if linear_stride(a.address, c.columns) == 0 or c.n == 1:
-            return f"({vector_type(r.dtype, lanes)})(*({place(a, 0)}))"
-        return f"vload{lanes}(0, {place(a, 1)})" if lanes > 1 else f"*({place(a, 1)})"
+        if linear_stride(a.address, c.columns) == 0:
+            return f"({vector_type(r.dtype, lanes)})(*({place(a, False)}))"
+        return f"vload{lanes}(0, {place(a, True)})" if lanes > 1 else f"*({place(a, True)})"
 
     render = Expressions(read, names, tile.program.tensors, lambda _: f"c{row}_{j}", lanes, helpers)
-    value, to = render(c.statement.value), place(c.output, 1)
-    body.line(f"vstore{lanes}({value}, 0, {to});" if lanes > 1 else f"*({to}) = {value};")
+    value, to = render(c.statement.value), place(c.output, True)
+    return f"vstore{lanes}({value}, 0, {to});" if lanes > 1 else f"*({to}) = {value};"
 
 
-def _store_lanes(tile: Tile, body: Source, row: int, j: int, helpers: dict[str, str]) -> None:
+def _store_elements(tile: Tile, body: Source, helpers: dict[str, str]) -> None:
+    """One loop over the tile's elements, for edges and for outputs whose columns are scattered in memory."""
     c, lanes = tile.c, tile.lanes
-    names = _row_names(tile, row)
-    body.line(f"{tile.scalar} lane_values[{lanes}];")
-    body.line(f"vstore{lanes}(c{row}_{j}, 0, lane_values);" if lanes > 1 else f"lane_values[0] = c{row}_{j};")
-    limit = f"min({lanes}, {c.n} - (int)(n0 + {j * lanes}))" if c.n % tile.width else str(lanes)
-    with body.block(f"for (int lane = 0; lane < {limit}; ++lane)"):
-        body.line(f"const {tile.ctype} column = n0 + {j * lanes} + lane;")
-        for text in decompose("column", c.columns, lambda i: NAMES[i.name], tile.ctype):
+    body.line(f"{tile.scalar} values[{tile.rows}][{tile.width}];")
+    for row in range(tile.rows):
+        for j in range(tile.vectors):
+            to = f"&values[{row}][{j * lanes}]"
+            body.line(f"vstore{lanes}(c{row}_{j}, 0, {to});" if lanes > 1 else f"*{to} = c{row}_{j};")
+    rows = f"min({tile.rows}, (int)({c.m} - m0))" if c.m % tile.rows else str(tile.rows)
+    columns = f"min({tile.width}, (int)({c.n} - n0))" if c.n % tile.width else str(tile.width)
+    with body.block(f"for (int row = 0; row < {rows}; ++row)"):
+        for text in decompose("(m0 + row)", c.rows, lambda i: NAMES[i.name], tile.ctype):
             body.line(text)
+        with body.block(f"for (int lane = 0; lane < {columns}; ++lane)"):
+            for text in decompose("(n0 + lane)", c.columns, lambda i: NAMES[i.name], tile.ctype):
+                body.line(text)
 
-        def read(r: Read) -> str:
-            a = c.access(r)
-            return checked(a, f"{argument(r.tensor)}[{affine(a.address, names)}]", names)
+            def read(r: Read) -> str:
+                a = c.access(r)
+                return checked(a, f"{argument(r.tensor)}[{affine(a.address, NAMES)}]", NAMES)
 
-        render = Expressions(read, names, tile.program.tensors, lambda _: "lane_values[lane]", helpers=helpers)
-        value = render(c.statement.value)
-        body.line(f"{argument(c.output.tensor.name)}[{affine(c.output.address, names)}] = {value};")
+            render = Expressions(read, NAMES, tile.program.tensors, lambda _: "values[row][lane]", helpers=helpers)
+            value = render(c.statement.value)
+            body.line(f"{argument(c.output.tensor.name)}[{affine(c.output.address, NAMES)}] = {value};")

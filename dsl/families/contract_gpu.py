@@ -170,7 +170,8 @@ def _contiguous_along_depth(tile: Tile, which: str) -> bool:
 
 
 def _multiply(tile: Tile, body: Source) -> None:
-    with body.loop("k", tile.tile_k, unroll=True):
+    body.line("#pragma unroll 4")
+    with body.loop("k", tile.tile_k):
         body.line(f"{tile.scalar} a[{tile.item_m}], b[{tile.item_n}];")
         rows, columns = tile.tile_m // tile.item_m, tile.across
         with body.loop("i", tile.item_m, unroll=True):
@@ -195,4 +196,6 @@ def _store(tile: Tile, body: Source, helpers: dict[str, str]) -> None:
         with body.block(f"if (row < {c.m} && column < {c.n})"):
             for text in (*_parts("row", c.rows, tile), *_parts("column", c.columns, tile)):
                 body.line(text)
-            body.line(f"{argument(c.output.tensor.name)}[{affine(c.output.address, NAMES)}] = {render(c.statement.value)};")
+            body.line(
+                f"{argument(c.output.tensor.name)}[{affine(c.output.address, NAMES)}] = {render(c.statement.value)};"
+            )

@@ -1,0 +1,206 @@
+"""GEMM and convolution against float64, for random shapes, layouts and configurations, on both lowerings."""
+
+from __future__ import annotations
+
+import random
+from dataclasses import replace
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from running import run, shaped
+
+from tilewright.dsl.dtypes import DType
+from tilewright.dsl.families.contract import CONTRACT
+from tilewright.dsl.parse import parse_op
+from tilewright.dsl.program import Program
+from tilewright.dsl.target import Shape
+from tilewright.runtime import Context, Device
+
+BOTH_SHAPES = pytest.mark.parametrize("shape", [Shape.CPU, Shape.GPU], ids=["cpu-shaped", "gpu-shaped"])
+
+
+def check(
+    ctx: Context, program: Program, shape: Shape, arrays: dict[str, np.ndarray], expected: np.ndarray, seed: int, count: int = 1
+) -> None:
+    """The default and `count` random configurations give `expected` within the accumulated rounding."""
+    target = shaped(ctx.device.target, shape)
+    assert CONTRACT.refusal(program, target) is None
+    space = CONTRACT.space(program, target)
+    rng = random.Random(seed)
+    configurations = [CONTRACT.default(program, target)]
+    configurations += [c for c in (space.sample(rng) for _ in range(count)) if c is not None]
+    output = program.outputs[0]
+    scale = max(float(np.abs(expected).max(initial=0)), 1e-6)
+    tolerance = {DType.F32: 2e-6, DType.F64: 1e-14, DType.F16: 2e-3}.get(output.dtype, 0) * scale * 8
+    for configuration in configurations:
+        assert space.violated(configuration) is None
+        found = run(ctx, CONTRACT, program, target, configuration, arrays)[output.name]
+        error = np.abs(found.astype(np.float64) - expected).max(initial=0)
+        assert error <= tolerance, f"{configuration}: off by {error}"
+
+
+def normal(rng: np.random.Generator, *shape: int) -> np.ndarray:
+    return rng.standard_normal(shape).astype(np.float32)
+
+
+@BOTH_SHAPES
+@given(
+    m=st.integers(1, 70), n=st.integers(1, 70), k=st.integers(1, 70),
+    a=st.sampled_from(["a[m,k]", "a[k,m]"]), b=st.sampled_from(["b[k,n]", "b[n,k]"]), seed=st.integers(0, 10**6),
+)  # fmt: skip
+@settings(max_examples=4)
+def test_gemm_in_every_transposition(ctx: Context, shape: Shape, m: int, n: int, k: int, a: str, b: str, seed: int) -> None:
+    rng = np.random.default_rng(seed)
+    sizes = {"a[m,k]": (m, k), "a[k,m]": (k, m), "b[k,n]": (k, n), "b[n,k]": (n, k)}
+    header = ", ".join(x.upper().replace("A[", "a[").replace("B[", "b[") for x in (a, b))
+    text = f"op gemm({header}, bias[N]) -> c[M,N]:\n    c[m,n] = relu(sum(k) {a} * {b} + bias[n])"
+    program = parse_op(text).specialise({"a": sizes[a], "b": sizes[b], "bias": (n,)})
+    x, y, bias = normal(rng, *sizes[a]), normal(rng, *sizes[b]), normal(rng, n)
+    left = (x if a == "a[m,k]" else x.T).astype(np.float64)
+    right = (y if b == "b[k,n]" else y.T).astype(np.float64)
+    expected = np.maximum(left @ right + bias, 0)
+    check(ctx, program, shape, {"a": x, "b": y, "bias": bias}, expected, seed)
+
+
+def convolution(
+    x: np.ndarray, w: np.ndarray, stride: tuple[int, int], pads: tuple[int, int, int, int], dilation: tuple[int, int], groups: int
+) -> np.ndarray:
+    """2-D convolution in float64; x is N,C,H,W, w is O,C/groups,R,S, pads are top, left, bottom, right."""
+    top, left, bottom, right = pads
+    x = np.pad(x.astype(np.float64), ((0, 0), (0, 0), (top, bottom), (left, right)))
+    n, c, h, width = x.shape
+    o, _, r, s = w.shape
+    p = (h - dilation[0] * (r - 1) - 1) // stride[0] + 1
+    q = (width - dilation[1] * (s - 1) - 1) // stride[1] + 1
+    y = np.zeros((n, groups, o // groups, p, q))
+    grouped = x.reshape(n, groups, c // groups, h, width)
+    weights = w.astype(np.float64).reshape(groups, o // groups, c // groups, r, s)
+    for i in range(r):
+        for j in range(s):
+            rows = slice(i * dilation[0], i * dilation[0] + (p - 1) * stride[0] + 1, stride[0])
+            columns = slice(j * dilation[1], j * dilation[1] + (q - 1) * stride[1] + 1, stride[1])
+            y += np.einsum("ngchw,goc->ngohw", grouped[:, :, :, rows, columns], weights[:, :, :, i, j])
+    return y.reshape(n, o, p, q)
+
+
+CONVOLUTION = """
+op conv(x[N,G,C,H,W], w[G,O,C,R,S], b[G,O]; sh: int, sw: int, dh: int, dw: int,
+        top: int, left: int, bottom: int, right: int) -> y[N,G,O,P,Q]:
+    P = (H + top + bottom - dh*(R-1) - 1) / sh + 1
+    Q = (W + left + right - dw*(S-1) - 1) / sw + 1
+    y[n,g,o,p,q] = max(sum(c,r,s) x[n,g,c, p*sh+r*dh-top, q*sw+s*dw-left] * w[g,o,c,r,s] + b[g,o], 0)
+"""
+
+
+@BOTH_SHAPES
+@given(data=st.data())
+@settings(max_examples=6)
+def test_convolution_of_any_stride_dilation_padding_groups_and_layout(ctx: Context, shape: Shape, data: st.DataObject) -> None:
+    draw = data.draw
+    n, groups = draw(st.integers(1, 3)), draw(st.sampled_from([1, 1, 2, 3]))
+    c, o = draw(st.integers(1, 19)), draw(st.integers(1, 37))
+    r, s = draw(st.integers(1, 3)), draw(st.integers(1, 3))
+    stride = draw(st.tuples(st.integers(1, 3), st.integers(1, 3)))
+    dilation = draw(st.tuples(st.integers(1, 2), st.integers(1, 2)))
+    pads = draw(st.tuples(*[st.integers(0, 3)] * 4))
+    h = draw(st.integers(max(1, dilation[0] * (r - 1) + 1 - pads[0] - pads[2]), 14))
+    w = draw(st.integers(max(1, dilation[1] * (s - 1) + 1 - pads[1] - pads[3]), 14))
+    channels_last, seed = draw(st.booleans()), draw(st.integers(0, 10**6))
+    names = ("sh", "sw", "dh", "dw", "top", "left", "bottom", "right")
+    program = parse_op(CONVOLUTION).specialise(
+        {"x": (n, groups, c, h, w), "w": (groups, o, c, r, s), "b": (groups, o)},
+        parameters=dict(zip(names, (*stride, *dilation, *pads), strict=True)),
+    )
+    if channels_last:
+        program = replace(
+            program,
+            inputs=tuple(replace(t, strides=last(t.shape)) if t.name == "x" else t for t in program.inputs),
+            outputs=tuple(replace(t, strides=last(t.shape)) for t in program.outputs),
+        )
+    rng = np.random.default_rng(seed)
+    arrays = {t.name: normal(rng, *t.shape) for t in program.inputs}
+    if isinstance(refused := CONTRACT.refusal(program, ctx.device.target), str):
+        assert "two operands" in refused, refused
+        return
+    x, weights = arrays["x"].reshape(n, groups * c, h, w), arrays["w"].reshape(groups * o, c, r, s)
+    expected = convolution(x, weights, stride, pads, dilation, groups) + arrays["b"].reshape(1, -1, 1, 1)
+    check(ctx, program, shape, arrays, np.maximum(expected, 0).reshape(program.outputs[0].shape), seed)
+
+
+def last(shape: tuple[int, ...]) -> tuple[int, ...]:
+    """Strides of N,G,C,H,W with channels innermost."""
+    _, g, c, h, w = shape
+    return (g * c * h * w, c, 1, w * g * c, g * c)
+
+
+@BOTH_SHAPES
+def test_other_contractions(ctx: Context, shape: Shape) -> None:
+    rng = np.random.default_rng(5)
+    cases = [
+        ("op f(x[K], w[N,K]) -> y[N]: y[n] = sum(k) x[k] * w[n,k]", "k,nk->n", ((301,), (33, 301))),
+        ("op f(a[B,M,K], b[B,K,N]) -> y[B,M,N]: y[b_,m,n] = sum(k) a[b_,m,k] * b[b_,k,n]", "bmk,bkn->bmn", ((3, 7, 9), (3, 9, 11))),
+        ("op f(a[B,M,K], b[K,N]) -> y[N,B,M]: y[n,b_,m] = sum(k) a[b_,m,k] * b[k,n]", "bmk,kn->nbm", ((3, 7, 9), (9, 24))),
+        ("op f(a[M,K,L], b[L,N,K]) -> y[M,N]: y[m,n] = sum(k,l) a[m,k,l] * b[l,n,k]", "mkl,lnk->mn", ((7, 5, 9), (9, 24, 5))),
+    ]  # fmt: skip
+    for text, formula, sizes in cases:
+        definition = parse_op(text)
+        names = [d.name for d in definition.inputs]
+        program = definition.specialise(dict(zip(names, sizes, strict=True)))
+        arrays = {name: normal(rng, *size) for name, size in zip(names, sizes, strict=True)}
+        expected = np.einsum(formula, *(arrays[name].astype(np.float64) for name in names))
+        check(ctx, program, shape, arrays, expected, seed=1, count=4)
+
+
+@BOTH_SHAPES
+def test_operands_may_be_expressions_and_the_epilogue_may_read_more(ctx: Context, shape: Shape) -> None:
+    rng = np.random.default_rng(6)
+    text = """op f(a[M,K], s[K], b[K,N], r[M,N]) -> y[M,N]:
+    y[m,n] = tanh(sum(k) max(a[m,k] * s[k], 0) * (b[k,n] + 1)) + r[m,n]"""
+    program = parse_op(text).specialise({"a": (13, 21), "s": (21,), "b": (21, 19), "r": (13, 19)})
+    arrays = {t.name: normal(rng, *t.shape) / 4 for t in program.inputs}
+    a, s, b, r = (arrays[n].astype(np.float64) for n in "asbr")
+    check(ctx, program, shape, arrays, np.tanh(np.maximum(a * s, 0) @ (b + 1)) + r, seed=2, count=4)
+
+
+@BOTH_SHAPES
+@pytest.mark.parametrize("dtype", [DType.F64, DType.I32, DType.I64])
+def test_other_element_types(ctx: Context, device: Device, shape: Shape, dtype: DType) -> None:
+    if dtype is DType.F64 and not device.target.has_f64:
+        pytest.skip("the device has no f64")
+    rng = np.random.default_rng(7)
+    program = parse_op("op f(a[M,K], b[K,N]) -> y[M,N]: y[m,n] = sum(k) a[m,k] * b[k,n]").specialise(
+        {"a": (17, 29), "b": (29, 23)}, {"a": dtype, "b": dtype}
+    )
+    arrays = {t.name: (rng.standard_normal(t.shape) * 9).astype(dtype.numpy) for t in program.inputs}
+    expected = arrays["a"].astype(np.float64) @ arrays["b"].astype(np.float64)
+    check(ctx, program, shape, arrays, expected, seed=3, count=3)
+
+
+def test_refusals_say_why(device: Device) -> None:
+    cases = {
+        "op f(x[N]) -> y[N]: y[n] = x[n]": "no reduction",
+        "op f(x[N,K]) -> y[N]: y[n] = max(k) x[n,k]": "max, not a sum",
+        "op f(x[N,K]) -> y[N]: y[n] = sum(k) x[n,k]": "two operands",
+        "op f(x[N,K], w[N,K]) -> y[N]: y[n] = sum(k) x[n,k] * w[n,k]": "two operands",
+        "op f(x[N,K]) -> y[N]: y[n] = (sum(k) x[n,k]) / (sum(k) x[n,k] * x[n,k])": "several reductions",
+    }
+    for text, reason in cases.items():
+        definition = parse_op(text)
+        program = definition.specialise({d.name: (5, 6)[: len(d.shape or ())] for d in definition.inputs})
+        assert reason in str(CONTRACT.refusal(program, device.target))
+
+
+def test_tile_lines_narrow_the_space(device: Device) -> None:
+    text = """op gemm(a[M,K], b[K,N]) -> c[M,N]:
+    c[m,n] = sum(k) a[m,k] * b[k,n]
+    tile m: 32, 64 per item 2, 4
+    tile k: 16"""
+    program = parse_op(text).specialise({"a": (128, 64), "b": (64, 128)})
+    space = CONTRACT.space(program, shaped(device.target, Shape.GPU))
+    values = {p.name: p.values for p in space.parameters}
+    assert values["tile_m"] == (32, 64)
+    assert values["item_m"] == (2, 4)
+    assert values["tile_k"] == (16,)
+    assert space.violated(CONTRACT.default(program, shaped(device.target, Shape.GPU))) is None
