@@ -45,8 +45,6 @@ class Target:
     l2_bytes: int = 512 << 10
     """(guess) Second-level cache per core."""
     build_options: str = ""
-    prelude: str = ""
-    """OpenCL C that the runtime puts in front of every kernel source: the driver's quirks, mended in one place."""
 
     def lanes(self, itemsize: int) -> int:
         """Elements of `itemsize` bytes in one vector register, at most 16."""

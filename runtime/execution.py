@@ -23,6 +23,7 @@ from tilewright.runtime.cache import ProgramCache
 from tilewright.runtime.discovery import Device, handle_of
 from tilewright.runtime.pool import Buffer, Pool
 from tilewright.runtime.programs import Module, build_program
+from tilewright.runtime.targets import source_prelude
 
 if TYPE_CHECKING:
     import pyopencl
@@ -156,10 +157,10 @@ class Context:
     def build(self, source: str, options: str = "") -> Module:
         """Compile OpenCL C, or find it in memory or on disk; KernelError with the trimmed log if that fails.
 
-        `options` are added to those of the device's target, whose prelude goes in front of the source.
+        `options` are added to those of the device's target. What the driver lacks is put in front of the source.
         """
         border.refuse_after_fork()
-        source = self.device.target.prelude + source
+        source = source_prelude(self.device.name, source) + source
         every = f"{self.device.target.build_options} {options}".strip()
         key = self._program_key(source, every)
         with self._lock:

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from tilewright.dsl.target import Shape, Target
+from tilewright.runtime.prelude import prelude
 from tilewright.runtime.processor import Processor, processor
 
 if TYPE_CHECKING:
@@ -93,9 +94,14 @@ def target_of(device: pyopencl.Device, driver: Driver, kind: str) -> Target:
         l1_bytes=(shape is Shape.CPU and host.l1_bytes) or 32 << 10,
         l2_bytes=(shape is Shape.CPU and host.l2_bytes) or 512 << 10,
         # No fast-math: NaN, infinities and signed zeros follow IEEE 754. Contraction of a*b+c is on by default.
+        # PoCL writes the number of warnings to stderr, hence -w.
         build_options="-cl-std=CL1.2 -w" if _is_pocl(driver) else "-cl-std=CL1.2",
-        prelude=_inlined_vector_access() if _is_pocl(driver) and shape is Shape.CPU else "",
     )
+
+
+def source_prelude(device_name: str, source: str) -> str:
+    """What a driver needs before a source: PoCL calls its built-in functions and never inlines them."""
+    return prelude(source) if device_name.partition(":")[0] == "pocl" else ""
 
 
 def _vector_bytes(device: pyopencl.Device, host: Processor) -> int:
@@ -135,30 +141,3 @@ def _fma(driver: Driver) -> str:
 
 def _is_pocl(driver: Driver) -> bool:
     return driver.name.startswith("pocl")
-
-
-def _inlined_vector_access() -> str:
-    """vloadN and vstoreN as inline functions.
-
-    PoCL leaves them calls of library functions, which spill every vector register: a GEMM ran 3.5 times slower. A
-    dereferenced vector type of the element's alignment compiles to one unaligned move.
-    """
-    lines = []
-    for element, alignment in (("float", 4), ("int", 4), ("uint", 4), ("double", 8)):
-        for width in (2, 4, 8, 16):
-            vector = f"{element}{width}"
-            lines.append(f"typedef {vector} tw_{vector} __attribute__((aligned({alignment})));")
-            for space in ("__global", "__local", "__private"):
-                inline = "static inline __attribute__((overloadable, always_inline))"
-                lines.append(
-                    f"{inline} {vector} tw_vload{width}(const {space} {element}* p) "
-                    f"{{ return *(const {space} tw_{vector}*)p; }}"
-                )
-                lines.append(
-                    f"{inline} void tw_vstore{width}({vector} v, {space} {element}* p) "
-                    f"{{ *({space} tw_{vector}*)p = v; }}"
-                )
-    for width in (2, 4, 8, 16):
-        lines.append(f"#define vload{width}(i, p) tw_vload{width}((p) + (i) * {width})")
-        lines.append(f"#define vstore{width}(v, i, p) tw_vstore{width}(v, (p) + (i) * {width})")
-    return "\n".join(lines) + "\n"

@@ -16,8 +16,6 @@ if TYPE_CHECKING:
     from rich.console import Console
 
 _PIPE_WIDTH = 200
-_LEFT_OUT = frozenset({"prelude"})
-"""Fields that are long program texts."""
 
 
 def write_json(value: object) -> None:
@@ -41,7 +39,7 @@ def to_json(value: object) -> Any:
         case list() | tuple():
             return [to_json(part) for part in value]
     if is_dataclass(value):
-        return {f.name: to_json(getattr(value, f.name)) for f in fields(value) if f.name not in _LEFT_OUT}
+        return {f.name: to_json(getattr(value, f.name)) for f in fields(value)}
     raise TypeError(f"{type(value).__name__} has no JSON form")
 
 
