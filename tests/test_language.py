@@ -45,7 +45,7 @@ def same(actual: np.ndarray, expected: np.ndarray) -> None:
     np.testing.assert_allclose(actual, expected, rtol=1e-5, atol=1e-5)
 
 
-# --- the examples of the design ------------------------------------------------------------------------------------------
+# --- the examples of the design ---------------------------------------------------------------------------------------
 
 
 def test_bias_relu() -> None:
@@ -227,7 +227,8 @@ def shape_of(text: str, sizes: Mapping[str, int] | None = None, **shapes: tuple[
     ("read", "expected"),
     [
         ("x[p + r]", 8), ("x[p + 2*r]", 6), ("x[2*p + r]", 4), ("x[p + r - 1]", 10), ("x[2*p + r - 1]", 5),
-        ("x[p + r + 1]", 7), ("x[3*p + r - 2]", 4), ("x[p - r]", 12), ("x[p - r + 2]", 8), ("x[p + 3]", 7), ("x[4*p]", 3),
+        ("x[p + r + 1]", 7), ("x[3*p + r - 2]", 4), ("x[p - r]", 12), ("x[p - r + 2]", 8),
+        ("x[p + 3]", 7), ("x[4*p]", 3),
     ],
 )  # fmt: skip
 def test_output_sizes_follow_from_reads(read: str, expected: int) -> None:
@@ -238,7 +239,12 @@ def test_output_sizes_follow_from_reads(read: str, expected: int) -> None:
 
 
 def test_size_equations() -> None:
-    text = "op f(x[H]; k: int) -> y[P], z[Q]:\n P = max(Q - 1, 0) ^ 2\n Q = (H + 1) / k - min(1, 2, 3)\n y[p] = x[p + 0]\n z = 1"
+    text = """op f(x[H]; k: int) -> y[P], z[Q]:
+    P = max(Q - 1, 0) ^ 2
+    Q = (H + 1) / k - min(1, 2, 3)
+    y[p] = x[p + 0]
+    z = 1
+"""
     program = parse_op(text).specialise({"x": (9,)}, parameters={"k": 3})
     assert [t.shape for t in program.outputs] == [(1,), (2,)]
     # a size that the shapes give as well is checked
@@ -457,7 +463,8 @@ def test_printed_programs_can_be_read(
 def test_limits() -> None:
     text = (
         HEADER
-        + "y[n,c] = x[n,c]\n where ((tile_n*item_c)) *4<= device.local_mem/2 - -1\n where 2^3 == tile_c\n tile n: per item 4"
+        + "y[n,c] = x[n,c]\n where ((tile_n*item_c)) *4<= device.local_mem/2 - -1\n where 2^3 == tile_c"
+        + "\n tile n: per item 4"
     )
     program = parse_op(text).specialise({"x": (3, 4), "b": (4,)})
     first, second = program.limits

@@ -384,11 +384,12 @@ def test_arguments_that_do_not_fit(arguments: dict[str, dict[str, object]], mess
 
 # --- any text ---------------------------------------------------------------------------------------------------------
 
-WORDS = [
-    *["op", "f", "(", ")", "[", "]", ",", ":", ";", "=", "==", "->", "+", "-", "*", "/", "^", "**", "<", ">", "<=", "and", "or", "not", "x", "y", "z", "N", "C", "n", "c", "k", "sum", "max", "mean", "where", "tile"],
-    *["per", "item", "pad", "inf", "nan", "inside", "index", "device", ".", "0", "1", "2.5", "1e9", "x[n]", "sum(k)", "f32", "int", "bool", "local_bytes"],
-    *("#", "\n", "é", "\x1b", "\t"),
-]
+WORDS = re.findall(
+    r"\S+",
+    """op f ( ) [ ] , : ; = == -> + - * / ^ ** < > <= and or not x y z N C n c k sum max mean where tile per item pad
+    inf nan inside index device . 0 1 2.5 1e9 x[n] sum(k) f32 int bool local_bytes""",
+)
+WORDS += ["#", "\n", "é", "\x1b", "\t"]
 
 
 @settings(max_examples=150, deadline=None, suppress_health_check=[HealthCheck.too_slow])
