@@ -8,9 +8,11 @@ from __future__ import annotations
 
 from typing import Protocol
 
+from tilewright.dsl.families.contract import CONTRACT
 from tilewright.dsl.families.map import MAP
 from tilewright.dsl.families.naive import NAIVE
 from tilewright.dsl.families.reduce import REDUCE
+from tilewright.dsl.families.window import WINDOW
 from tilewright.dsl.lowering import Lowering
 from tilewright.dsl.program import Program
 from tilewright.dsl.space import Configuration, Space
@@ -36,8 +38,8 @@ class Family(Protocol):
         """The kernels for one configuration of the space."""
 
 
-FAMILIES: tuple[Family, ...] = (REDUCE, MAP, NAIVE)
-"""Every family, most special first."""
+FAMILIES: tuple[Family, ...] = (WINDOW, CONTRACT, REDUCE, MAP, NAIVE)
+"""Every family, most special first. Depthwise convolution fits `contract` as well, as many products of one row."""
 
 
 def fitting(stage: Program, target: Target) -> tuple[Family, ...]:

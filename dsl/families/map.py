@@ -15,8 +15,7 @@ GPU: neighbouring work-items own neighbouring vectors of 1, 2 or 4 elements.
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 from tilewright.dsl.affine import Affine
 from tilewright.dsl.families.shared import (
@@ -34,24 +33,20 @@ from tilewright.dsl.families.shared import (
     launch,
     needs_f64,
     power_below,
+    renderer,
     same_outputs,
     share,
+    stored,
 )
 from tilewright.dsl.lowering import Launch, Lowering
-from tilewright.dsl.program import Program, Read, Reduce, substitute_indices, walk
+from tilewright.dsl.program import Program, Reduce, substitute_indices, walk
 from tilewright.dsl.space import Configuration, Constraint, Parameter, Space
 from tilewright.dsl.target import Shape, Target
 from tilewright.dsl.writer import (
     LANE,
-    Expressions,
     Source,
-    argument,
-    identifier,
     index_type,
-    lanes_read,
-    store,
     variable,
-    vector_type,
 )
 
 GRAINS = (2, 4, 8, 16, 32, 64, 128, 256)
@@ -154,7 +149,7 @@ class Plan:
     def element_bytes(self) -> int:
         """Bytes moved per output element, broadcast operands aside."""
         moved = [self.program.tensors[name].dtype.itemsize for name in self.loops.writes]
-        for read in self.loops.checks:
+        for read in self.loops.reads:
             if self.program.tensors[read.tensor].address(read.index).coefficient(self.inner.name):
                 moved.append(self.program.tensors[read.tensor].dtype.itemsize)
         return sum(moved)
@@ -167,7 +162,7 @@ class Plan:
 
 def _across(program: Program, loops: Collapsed, inner: str) -> str | None:
     """The dimension along which a gathered operand is contiguous, if there is such an operand."""
-    for read in loops.checks:
+    for read in loops.reads:
         address = program.tensors[read.tensor].address(read.index)
         if abs(address.coefficient(inner)) > 4:
             for d in loops.kept:
@@ -270,32 +265,19 @@ class _Writer:
         inner, tensors = self.plan.inner.name, self.plan.program.tensors
         names = {**self.names, inner: at or self.names[inner]}
         place = {inner: Affine.of({inner: 1, LANE: 1}, number * self.lanes)}
-        checks = {_placed(read, place): needed for read, needed in self.plan.loops.checks.items()}
-
-        def read(e: Read) -> str:
-            return lanes_read(e, tensors[e.tensor], names, checks[e], self.lanes)
-
-        expressions = Expressions(read, names, tensors, None, self.lanes, self.helpers, self.body, f"{'abcd'[number]}_")
+        prefix = f"{'abcd'[number]}_"
+        expressions = renderer(
+            self.plan.program, names, self.plan.loops.moved(place), self.lanes, self.helpers, self.body, prefix
+        )
         for target, value in self.plan.loops.values.items():
-            moved = substitute_indices(value, place)
-            tensor = tensors[target]
-            text = expressions.converted(expressions(moved), moved.dtype, tensor.dtype)
             address = self.plan.loops.writes[target].substitute(place)
-            if self.lanes > 1 and address.coefficient(LANE) != 1:
-                name = f"{identifier(target)}_{number}"
-                self.body.line(f"const {vector_type(tensor.dtype, self.lanes)} out_{name} = {text};")
-                text = f"out_{name}"
-            self.body.line(store(argument(target), address, names, tensor.dtype, self.lanes, text))
+            stored(expressions, self.body, tensors[target], address, substitute_indices(value, place), str(number))
 
     def launch(self, geometry: Geometry, configuration: Configuration) -> Launch:
         """The finished kernel."""
         program = self.plan.program
         top = banner("map", program, configuration)
         return launch(kernel_name("map", program), program, geometry, self.body, self.helpers, top)
-
-
-def _placed(read: Read, place: Mapping[str, Affine]) -> Read:
-    return replace(read, index=tuple(a.substitute(place) for a in read.index))
 
 
 # --- GPU ------------------------------------------------------------------------------------------------------------

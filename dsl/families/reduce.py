@@ -111,7 +111,7 @@ class Plan:
     @staticmethod
     def of(program: Program) -> Plan:
         """The loops of a program that the family does not refuse."""
-        statements = _same_reductions(aligned(program))
+        statements = same_reductions(aligned(program))
         loops = collapse(program, statements)
         reduces = tuple(
             dict.fromkeys(n for value in loops.values.values() for n in walk(value) if isinstance(n, Reduce))
@@ -188,7 +188,7 @@ def accumulator(e: Reduce) -> DType:
     return {DType.F16: DType.F32, DType.BOOL: DType.I32}.get(e.dtype, e.dtype)
 
 
-def _same_reductions(statements: tuple[Statement, ...]) -> tuple[Statement, ...]:
+def same_reductions(statements: tuple[Statement, ...]) -> tuple[Statement, ...]:
     """All reductions with the index names of the first."""
     first = next(n for s in statements for n in walk(s.value) if isinstance(n, Reduce))
 

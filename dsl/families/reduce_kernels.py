@@ -5,7 +5,6 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, contextmanager
-from dataclasses import replace
 
 from tilewright.dsl.affine import Affine
 from tilewright.dsl.dtypes import DType
@@ -20,11 +19,13 @@ from tilewright.dsl.families.shared import (
     gpu_geometry,
     kernel_name,
     launch,
+    renderer,
     round_up,
     share,
+    stored,
 )
 from tilewright.dsl.lowering import Launch
-from tilewright.dsl.program import Expr, Read, Reduce, substitute_indices
+from tilewright.dsl.program import Expr, Reduce, substitute_indices
 from tilewright.dsl.space import Configuration
 from tilewright.dsl.target import Shape, Target
 from tilewright.dsl.writer import (
@@ -32,9 +33,7 @@ from tilewright.dsl.writer import (
     Expressions,
     Source,
     argument,
-    identifier,
     index_type,
-    lanes_read,
     store,
     variable,
     vector_type,
@@ -65,17 +64,9 @@ class _Writer:
 
     def expressions(self, lanes: int, place: dict[str, Affine], prefix: str) -> Expressions:
         """A renderer for values whose loop variables were replaced as in `place`."""
-        tensors = self.plan.program.tensors
-        checks = {
-            replace(r, index=tuple(a.substitute(place) for a in r.index)): needed
-            for r, needed in self.plan.loops.checks.items()
-        }
-
-        def read(e: Read) -> str:
-            return lanes_read(e, tensors[e.tensor], self.names, checks[e], lanes)
-
+        checks = self.plan.loops.moved(place)
         source = self.body if prefix else None
-        return Expressions(read, self.names, tensors, None, lanes, self.helpers, source, prefix)
+        return renderer(self.plan.program, self.names, checks, lanes, self.helpers, source, prefix)
 
     def step(self, chain: int, offsets: Mapping[str, int] | None = None, counted: int = 0) -> None:
         """Add one vector to the accumulators of `chain`.
@@ -132,15 +123,10 @@ class _Writer:
         expressions = self.expressions(lanes, place, f"out{offset or ''}_")
         expressions.reduce = moved_reduces.__getitem__
         for target, value in self.plan.loops.values.items():
-            tensor = tensors[target]
-            moved = substitute_indices(value, place)
-            text = expressions.converted(expressions(moved), moved.dtype, tensor.dtype)
             address = self.plan.loops.writes[target].substitute(place)
-            if lanes > 1 and address.coefficient(LANE) != 1:
-                name = f"y{offset or ''}_{identifier(target)}"
-                self.body.line(f"const {vector_type(tensor.dtype, lanes)} {name} = {text};")
-                text = name
-            self.body.line(store(argument(target), address, self.names, tensor.dtype, lanes, text))
+            stored(
+                expressions, self.body, tensors[target], address, substitute_indices(value, place), str(offset or "")
+            )
 
     def keep(self, j: int, value: str, lanes: int, offset: int = 0) -> None:
         """Store a partial result of the current split."""

@@ -17,6 +17,7 @@ from tilewright.dsl.program import (
     Read,
     Reduce,
     Statement,
+    Tensor,
     all_indices,
     checked_dimensions,
     rename_indices,
@@ -26,7 +27,19 @@ from tilewright.dsl.program import (
 from tilewright.dsl.space import Configuration
 from tilewright.dsl.target import Target
 from tilewright.dsl.text import statement_text
-from tilewright.dsl.writer import Source, comment, identifier, preamble, signature
+from tilewright.dsl.writer import (
+    LANE,
+    Expressions,
+    Source,
+    argument,
+    comment,
+    identifier,
+    lanes_read,
+    preamble,
+    signature,
+    store,
+    vector_type,
+)
 
 
 def ceil_div(a: int, b: int) -> int:
@@ -151,6 +164,38 @@ def share(source: Source, ctype: str, name: str, part: str, size: int, extent: i
         yield
 
 
+def renderer(
+    program: Program,
+    names: Mapping[str, str],
+    checks: Mapping[Expr, tuple[int, ...]],
+    lanes: int,
+    helpers: dict[str, str],
+    source: Source | None = None,
+    prefix: str = "v",
+) -> Expressions:
+    """Expressions whose reads are loads of `lanes` elements along `LANE`, with the range checks in `checks`.
+
+    With ``source``, what occurs several times is kept there in variables that start with `prefix`.
+    """
+
+    def read(e: Read) -> str:
+        return lanes_read(e, program.tensors[e.tensor], names, checks[e], lanes)
+
+    return Expressions(read, names, program.tensors, None, lanes, helpers, source, prefix)
+
+
+def stored(
+    expressions: Expressions, source: Source, tensor: Tensor, address: Affine, value: Expr, number: str = ""
+) -> None:
+    """Write the statement that stores `value` at `address` of an output; `number` tells its variables apart."""
+    text = expressions.converted(expressions(value), value.dtype, tensor.dtype)
+    if expressions.width > 1 and address.coefficient(LANE) != 1:
+        name = f"y{number}_{identifier(tensor.name)}"
+        source.line(f"const {vector_type(tensor.dtype, expressions.width)} {name} = {text};")
+        text = name
+    source.line(store(argument(tensor.name), address, expressions.names, tensor.dtype, expressions.width, text))
+
+
 # --- collapsing -----------------------------------------------------------------------------------------------------
 
 
@@ -202,12 +247,21 @@ class Collapsed:
     """The value of each target."""
     writes: Mapping[str, Affine]
     """The address of each target's element."""
-    checks: Mapping[Read, tuple[int, ...]]
-    """The dimensions of each (rewritten) read that need a range check."""
+    checks: Mapping[Expr, tuple[int, ...]]
+    """The dimensions in which each (rewritten) `Read` or `Inside` can lie outside its tensor."""
+
+    @property
+    def reads(self) -> tuple[Read, ...]:
+        """The reads of all values, without repetition."""
+        return tuple(e for e in self.checks if isinstance(e, Read))
 
     def extents(self) -> dict[str, int]:
         """Extent of every dimension by name."""
         return {d.name: d.extent for d in (*self.kept, *self.reduced)}
+
+    def moved(self, place: Mapping[str, Affine]) -> dict[Expr, tuple[int, ...]]:
+        """`checks` after loop variables were replaced as in `place`."""
+        return {substitute_indices(e, place): needed for e, needed in self.checks.items()}
 
 
 def collapse(program: Program, statements: tuple[Statement, ...]) -> Collapsed:
@@ -219,12 +273,12 @@ def collapse(program: Program, statements: tuple[Statement, ...]) -> Collapsed:
     extent = {i.name: i.extent for s in statements for i in all_indices(s)}
     gone = {name: Affine((), 0) for name, n in extent.items() if n == 1}
     every = list(dict.fromkeys(n for s in statements for n in walk(s.value)))
-    found = [n for n in every if isinstance(n, Read)]
+    found = [n for n in every if isinstance(n, Read | Inside)]
     fixed = _fixed_indices(program, every, extent)
     writes = {
         s.target: program.tensors[s.target].address(tuple(Affine.index(i.name) for i in s.indices)) for s in statements
     }
-    addresses = [program.tensors[n.tensor].address(n.index) for n in found]
+    addresses = [program.tensors[n.tensor].address(n.index) for n in found if isinstance(n, Read)]
     first = writes[statements[0].target]
     kept = [i.name for i in statements[0].indices if i.extent > 1]
     kept.sort(key=lambda name: -abs(first.coefficient(name)))
@@ -234,7 +288,9 @@ def collapse(program: Program, statements: tuple[Statement, ...]) -> Collapsed:
     accesses = [*writes.values(), *addresses]
     kept_loops = _join(kept, extent, accesses, fixed, gone)
     reduced_loops = _join(reduced, extent, accesses, fixed, gone)
-    checks = {_moved(n, gone): checked_dimensions(n.index, program.tensors[n.tensor].shape, extent) for n in found}
+    checks: dict[Expr, tuple[int, ...]] = {
+        substitute_indices(n, gone): checked_dimensions(n.index, program.tensors[n.tensor].shape, extent) for n in found
+    }
     return Collapsed(
         kept_loops,
         reduced_loops,
@@ -242,10 +298,6 @@ def collapse(program: Program, statements: tuple[Statement, ...]) -> Collapsed:
         {name: address.substitute(gone) for name, address in writes.items()},
         checks,
     )
-
-
-def _moved(read: Read, gone: Mapping[str, Affine]) -> Read:
-    return replace(read, index=tuple(a.substitute(gone) for a in read.index))
 
 
 def _fixed_indices(program: Program, every: list[Expr], extent: Mapping[str, int]) -> set[str]:
