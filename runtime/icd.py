@@ -8,6 +8,7 @@ that one are carried over.
 
 from __future__ import annotations
 
+import atexit
 import hashlib
 import os
 import shutil
@@ -103,7 +104,7 @@ def _vendors_folder(wanted: dict[str, str]) -> Path:
         parent.mkdir(parents=True, exist_ok=True)
         temporary = Path(tempfile.mkdtemp(dir=parent))
     except OSError:  # the cache folder cannot be written: a folder for this process alone
-        return _write_entries(Path(tempfile.mkdtemp(prefix="tilewright-vendors-")), wanted)
+        return _write_entries(_temporary_folder("tilewright-vendors-"), wanted)
     _write_entries(temporary, wanted)
     try:
         temporary.rename(folder)
@@ -111,6 +112,13 @@ def _vendors_folder(wanted: dict[str, str]) -> Path:
         shutil.rmtree(temporary, ignore_errors=True)
         damaged = {name: library for name, library in wanted.items() if read_entry(folder / name) != library}
         _write_entries(folder, damaged)
+    return folder
+
+
+def _temporary_folder(prefix: str) -> Path:
+    """A folder that is removed when this process ends (not when a forked child of it does)."""
+    folder, owner = Path(tempfile.mkdtemp(prefix=prefix)), os.getpid()
+    atexit.register(lambda: shutil.rmtree(folder, ignore_errors=True) if os.getpid() == owner else None)
     return folder
 
 
@@ -128,5 +136,8 @@ def _give_pocl_a_folder() -> None:
     existing = base / "pocl"
     while not existing.exists() and existing != existing.parent:
         existing = existing.parent
-    if not os.access(existing, os.W_OK | os.X_OK):
-        os.environ["POCL_CACHE_DIR"] = tempfile.mkdtemp(prefix="tilewright-pocl-")
+    try:
+        with tempfile.TemporaryDirectory(dir=existing):  # os.access() says yes to root even in /proc
+            pass
+    except OSError:
+        os.environ["POCL_CACHE_DIR"] = str(_temporary_folder("tilewright-pocl-"))

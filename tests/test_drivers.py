@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import os
+import subprocess
 import sys
 import threading
 from collections.abc import Callable
@@ -20,7 +21,15 @@ from tilewright.runtime import icd as icd_module
 from tilewright.runtime.diagnosis import probe
 from tilewright.runtime.processor import cache_size, parse
 
+ROOT = Path(__file__).resolve().parents[1]
 DEVICES = "tilewright.runtime.discovery"
+
+
+def run_python(script: str, *arguments: str, **variables: str) -> subprocess.CompletedProcess[str]:
+    """Run a script in a Python of its own, from the repository's root, with some environment variables changed."""
+    command = [sys.executable, "-c", f"import sys; sys.path.insert(0, '.')\n{script}", *arguments]
+    changed = {**os.environ, **variables}
+    return subprocess.run(command, cwd=ROOT, env=changed, capture_output=True, text=True, timeout=120, check=False)
 
 
 def fake_handle(**changes: Any) -> SimpleNamespace:
@@ -317,6 +326,30 @@ def test_many_may_register_at_once(clean: Path) -> None:
     (folder,) = folders
     assert {path.name: icd_module.read_entry(path) for path in icd_module.entries(folder)} == wanted
     assert list(folder.parent.iterdir()) == [folder]
+
+
+def test_a_broken_entry_hides_no_other_driver(device: Device, tmp_path: Path) -> None:
+    variable = os.environ.get("OCL_ICD_VENDORS")
+    for path in icd_module.entries(Path(variable) if variable else icd_module.SYSTEM_FOLDER):
+        (tmp_path / path.name).write_text(icd_module.read_entry(path))
+    (tmp_path / "gone.icd").write_text("/nowhere/libgone.so\n")
+    (tmp_path / "text.icd").write_text(f"{tmp_path}/gone.icd\n")
+    script = "import tilewright.runtime as r; print(r.select_device(sys.argv[1]).name)"
+    done = run_python(script, device.name, OCL_ICD_VENDORS=str(tmp_path))
+    assert done.stdout == f"{device.name}\n", done.stderr
+
+
+@linux
+def test_a_home_that_cannot_be_written_is_no_obstacle(device: Device) -> None:
+    script = "import tilewright.runtime as r; print(r.selftest(r.select_device(sys.argv[1])).message)"
+    nowhere = {
+        "HOME": "/proc/nowhere",
+        "XDG_CACHE_HOME": "/proc/nowhere",
+        "TILEWRIGHT_CACHE": "",
+        "OCL_ICD_VENDORS": "",
+    }
+    done = run_python(script, device.name, **nowhere)
+    assert (done.stdout, done.returncode) == ("\n", 0), done.stderr
 
 
 # The doctor's data
