@@ -6,6 +6,7 @@ Both come from the onnx package (its reference evaluator, its shape inference), 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 
 import numpy as np
 import onnx
@@ -18,6 +19,9 @@ from tilewright.graph.ir import Attribute, Node, Value, frozen
 
 _KNOWN_DATA = 4096
 """Elements up to which a constant's data is shown to shape inference: sizes, axes and pads are far smaller."""
+
+_LIKE_ITS_INPUT = frozenset({"GroupNormalization"})
+"""Operators whose output has the first input's type although ONNX's inference does not say so."""
 
 
 def evaluate(node: Node, opset: int, inputs: Sequence[np.ndarray | None]) -> tuple[np.ndarray, ...]:
@@ -61,7 +65,10 @@ def infer(node: Node, opset: int, inputs: Sequence[Value | None], data: Mapping[
     except (onnx.shape_inference.InferenceError, RuntimeError) as error:
         text = " ".join(str(error).split())
         raise ModelError(f"node {node.label!r} ({node.op}) does not fit its inputs: {text}") from None
-    return tuple(_value(o, found.get(o)) for o in node.outputs)
+    result = tuple(_value(o, found.get(o)) for o in node.outputs)
+    if node.op in _LIKE_ITS_INPUT and result[0].shape is None and inputs[0] is not None:
+        return (replace(inputs[0], name=node.outputs[0]), *result[1:])
+    return result
 
 
 def _type(value: Value) -> onnx.TypeProto:

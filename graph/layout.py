@@ -65,12 +65,13 @@ def lay_out(steps: Steps) -> Network:
 def _outputs_of_their_own(steps: Steps) -> Steps:
     """Steps in which each output of the graph has a home: a value that an item or a join writes into its buffer.
 
-    An output that is another view of something, an input or a constant is written by a copy.
+    An output that is another view of something or a constant is written by a copy.
     """
     graph = steps.graph
     made = {steps.written(s): s for s in steps.steps}
     added: list[Step] = []
     renames: dict[str, str] = {}
+    constants = dict(graph.constants)
     homes = {v.name: v.name for v in graph.outputs if isinstance(made.get(v.name), Item | JoinStep)}
     for value in graph.outputs:
         step = made.get(value.name)
@@ -83,10 +84,13 @@ def _outputs_of_their_own(steps: Steps) -> Steps:
                 homes[step.source] = value.name
                 continue
             renames[value.name] = source = f"{value.name}\0view"
+        if value.name in graph.constants:
+            source = f"{value.name}\0constant"
+            constants[source] = graph.constants[value.name]
         added.append(_copy_item(steps, source, value.name, value.dtype, value.sizes))
         homes[value.name] = value.name
     kept = steps.steps if not renames else tuple(_renamed(s, renames, steps) for s in steps.steps)
-    return replace(steps, steps=(*kept, *added), homes=homes)
+    return replace(steps, graph=replace(graph, constants=constants), steps=(*kept, *added), homes=homes)
 
 
 def _renamed(step: Step, renames: Mapping[str, str], steps: Steps) -> Step:

@@ -12,6 +12,7 @@ from typing import Any
 
 import numpy as np
 import onnx
+import onnx.inliner
 from google.protobuf.message import DecodeError
 from onnx import TensorProto
 
@@ -25,7 +26,19 @@ Model = str | Path | bytes | onnx.ModelProto
 _SHAPE_READERS = frozenset({"Shape", "Size"})
 """Operators whose result follows from sizes alone, so that it is known when a plan is made."""
 
-_RANDOM = frozenset({"RandomNormal", "RandomUniform", "RandomNormalLike", "RandomUniformLike", "Bernoulli", "Multinomial"})
+_NOT_CONSTANT = frozenset(
+    {
+        "Bernoulli",
+        "Multinomial",
+        "Optional",
+        "OptionalHasElement",
+        "RandomNormal",
+        "RandomNormalLike",
+        "RandomUniform",
+        "RandomUniformLike",
+    }
+)
+"""Operators whose results are not decided by their inputs' elements."""
 
 
 def import_model(model: Model) -> Graph:
@@ -135,15 +148,22 @@ def _opset(model: onnx.ModelProto, place: str) -> int:
 
 def _expand_functions(model: onnx.ModelProto) -> onnx.ModelProto:
     """Replace operators that are missing here but defined by ONNX in terms of others by that definition."""
-    missing = sorted(
-        {n.op_type for n in model.graph.node if n.domain in {"", "ai.onnx"} and n.op_type not in OPERATORS}
-    )
     opset = max((o.version for o in model.opset_import if o.domain in {"", "ai.onnx"}), default=0)
-    expandable = [op for op in missing if _has_function(op, opset)]
-    if not expandable:
-        return model
-    wanted = [("", op) for op in expandable]
-    return onnx.inliner.inline_selected_functions(model, wanted, inline_schema_functions=True)
+    for op in sorted({n.op_type for n in model.graph.node if n.domain in {"", "ai.onnx"}} - OPERATORS.keys()):
+        if not _has_function(op, opset):
+            continue
+        try:
+            expanded = onnx.inliner.inline_selected_functions(model, [("", op)], inline_schema_functions=True)
+        except RuntimeError:  # a definition that needs types which are not known
+            continue
+        made = {n.op_type for n in expanded.graph.node} - {n.op_type for n in model.graph.node}
+        if op not in made and made <= OPERATORS.keys() | _USUALLY_AHEAD:
+            model = expanded
+    return model
+
+
+_USUALLY_AHEAD = _SHAPE_READERS | {"Constant", "ConstantOfShape", "Range"}
+"""Operators that definitions use on sizes and constants."""
 
 
 def _has_function(op: str, opset: int) -> bool:
@@ -265,7 +285,7 @@ def is_known_ahead(node: Node, host: set[str]) -> bool:
     """True if the node's result follows from constants and sizes, so that the host computes it once per plan."""
     if node.op in _SHAPE_READERS:
         return True
-    computable = "::" not in node.op and node.op not in _RANDOM and onnx.defs.has(node.op)
+    computable = "::" not in node.op and node.op not in _NOT_CONSTANT and onnx.defs.has(node.op)
     has_subgraph = any(isinstance(v, str) and v in {"<GRAPH>", "<GRAPHS>"} for v in node.attributes.values())
     return computable and not has_subgraph and all(i in host for i in node.inputs if i)
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import threading
 from collections import Counter, OrderedDict
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -63,7 +63,10 @@ class InferenceSession:
     def __init__(
         self, model: Model, device: Device | str | None = None, store: Store | str | None | bool = None
     ) -> None:
-        self._graph = passes.simplify(import_model(model))
+        graph = import_model(model)
+        self._outputs = graph.outputs
+        computed = tuple(v for v in graph.outputs if v.name not in graph.input_names)
+        self._graph = passes.simplify(replace(graph, outputs=computed))
         self.device = select_device(device)
         self._store = _opened(store)
         self._plans: OrderedDict[Shapes, Plan] = OrderedDict()
@@ -80,7 +83,7 @@ class InferenceSession:
 
     def get_outputs(self) -> list[NodeArgument]:
         """What `run` gives."""
-        return [_argument(v) for v in self._graph.outputs]
+        return [_argument(v) for v in self._outputs]
 
     def run(
         self, output_names: Sequence[str] | None, input_feed: Mapping[str, Any]
@@ -93,10 +96,11 @@ class InferenceSession:
         arrays = self._checked(input_feed)
         plan = self._plan(tuple(arrays[v.name].shape for v in self._graph.inputs))
         results = plan.run(arrays)
-        return [results[name] for name in wanted]
+        # a network may name one of its inputs as an output
+        return [results[name] if name in results else np.array(arrays[name]) for name in wanted]
 
     def _wanted(self, names: Sequence[str] | None) -> list[str]:
-        known = [v.name for v in self._graph.outputs]
+        known = [v.name for v in self._outputs]
         if names is None:
             return known
         if isinstance(names, str):

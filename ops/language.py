@@ -44,7 +44,7 @@ def pointwise(app: Application, formula: str, inputs: Sequence[Operand | None]) 
         else:
             operands[name], shapes[name] = position, operand.shape
     dims = ", ".join(f"Y{d}" for d in range(app.outputs[0].rank))
-    text = f"op {_snake(app.op)}({', '.join(operands)}) -> y[{dims}]:\n    y = {formula}"
+    text = f"op pointwise_{_snake(app.op)}({', '.join(operands)}) -> y[{dims}]:\n    y = {formula}"
     return program(app, text, shapes, operands)
 
 

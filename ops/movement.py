@@ -173,8 +173,12 @@ def space_to_depth(app: Application) -> Compute:
     """Blocks of pixels become channels."""
     n, c, h, w = app.input(0).shape
     b = app.integer("blocksize", 1)
-    shape, out_shape = (n, c, h // b, b, w // b, b), (n, b, b, c, h // b, w // b)
-    return _copy(app, "n, c, h, i, w, j", out="n, i, j, c, h, w", shape=shape, out_shape=out_shape)
+    shape = (n, c, h // b, b, w // b, b)
+    if app.attributes.get("mode", "DCR") == "DCR":
+        out_shape, out = (n, b, b, c, h // b, w // b), "n, i, j, c, h, w"
+    else:
+        out_shape, out = (n, c, b, b, h // b, w // b), "n, c, i, j, h, w"
+    return _copy(app, "n, c, h, i, w, j", out=out, shape=shape, out_shape=out_shape)
 
 
 @operator("Gather", host=(1,))

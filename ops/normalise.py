@@ -48,7 +48,7 @@ op lrn(x[N, C{sizes}]) -> y[N, C{sizes}]:
 LP = """
 op lp_norm(x[{sizes}]) -> y[{sizes}]:
     s[{kept}] = sum({axis}) {powered}
-    y[{at}] = x[{at}] / {root}
+    y[{at}] = where(s[{kept}] == 0, 0, x[{at}] / {root})
 """
 
 

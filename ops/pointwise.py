@@ -23,7 +23,6 @@ UNARY = {
     "Ceil": "ceil(a)",
     "Cos": "cos(a)",
     "Cosh": "cosh(a)",
-    "Dropout": "a",
     "Erf": "erf(a)",
     "Exp": "exp(a)",
     "Floor": "floor(a)",
@@ -88,6 +87,15 @@ VARIADIC = {"Max": "max({0}, {1})", "Min": "min({0}, {1})", "Sum": "{0} + {1}", 
 def unary(app: Application) -> Compute:
     """Operators of one input without attributes."""
     return pointwise(app, UNARY[app.op], app.inputs[:1])
+
+
+@operator("Dropout", pointwise=True, host=(2,))
+def dropout(app: Application) -> Compute:
+    """Nothing, in inference."""
+    mode = app.known(2)
+    if mode is not None and bool(mode.reshape(-1)[0]):
+        raise UnsupportedError("training_mode is not supported")
+    return pointwise(app, "a", app.inputs[:1])
 
 
 @operator(*WITH_ATTRIBUTES, pointwise=True)
