@@ -27,7 +27,7 @@ def measure(model: Path, device: tw.Device, batch: int, tune: str | None, second
     """One network, tuned first if asked for."""
     session = tw.InferenceSession(model, device=device)
     if tune:
-        session.tune(network_feeds(session.get_inputs(), (), batch), budget=tune)
+        session.tune(tune, feeds=network_feeds(session.get_inputs(), (), batch))
     return compare(model, session, (), batch, seconds)
 
 

@@ -1,6 +1,6 @@
 """Run an ONNX network, see where its time goes, tune it.
 
-    python examples/network.py model.onnx
+python examples/network.py model.onnx
 """
 
 import sys
@@ -14,8 +14,9 @@ def main(model: str) -> None:
     feeds = network_feeds(session.get_inputs(), given=())  # random numbers of the right shapes
     for value, array in zip(session.get_outputs(), session.run(None, feeds), strict=True):
         print(value.name, array.shape, array.dtype)
-    session.tune(feeds, budget="30s")
-    print(session.profile(feeds))
+    session.tune("30s", feeds=feeds)
+    for row in sorted(session.profile(feeds), key=lambda row: -row.microseconds)[:10]:
+        print(f"{row.microseconds:8.1f} µs  {row.gflops:6.1f} GFLOP/s  {row.op}: {row.family} ({row.configuration})")
 
 
 if __name__ == "__main__":

@@ -1,6 +1,6 @@
 """Write an op, run it, look at its kernel, tune it.
 
-    python examples/quickstart.py
+python examples/quickstart.py
 """
 
 import numpy as np

