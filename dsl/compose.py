@@ -55,8 +55,8 @@ def fuse(producer: Program, consumer: Program, connect: Mapping[str, str], keep:
     made = {t.name: t for t in producer.outputs}
     for t in renamed.inputs:
         if t.name in made and (t.shape, t.dtype) != (made[t.name].shape, made[t.name].dtype):
-            found, expected = made[t.name], t
-            raise ValueError(f"{t.name} is {found.dtype.value}{found.shape} but read as {expected.dtype.value}{t.shape}")
+            found = made[t.name]
+            raise ValueError(f"{t.name} is {found.dtype.value}{found.shape} but read as {t.dtype.value}{t.shape}")
     pads = {t.name: t.pad for t in renamed.inputs}
     inputs = {t.name: t for t in (*producer.inputs, *(t for t in renamed.inputs if t.name not in made))}
     dropped = tuple(
@@ -94,7 +94,7 @@ def rename(program: Program, names: Mapping[str, str]) -> Program:
 
 
 def inline(program: Program) -> Program:
-    """Replace reads of intermediates by what they hold, by the two rules above; drop the statements that then are dead."""
+    """Replace reads of intermediates by what they hold, by the two rules above; drop the statements then dead."""
     statements = list(program.statements)
     hidden = {t.name: t for t in program.intermediates}
     position = 0
@@ -216,11 +216,7 @@ def split(program: Program) -> tuple[Program, ...]:
 def _siblings(group: list[Statement], s: Statement) -> bool:
     first = group[0]
     made = {g.target for g in group}
-    return (
-        _loops(first) == _loops(s)
-        and bool(_loops(s)[1])
-        and not any(r.tensor in made for r in _touches(s.value))
-    )
+    return _loops(first) == _loops(s) and bool(_loops(s)[1]) and not any(r.tensor in made for r in _touches(s.value))
 
 
 def _loops(s: Statement) -> tuple[tuple[int, ...], tuple[tuple[int, ...], ...]]:

@@ -26,7 +26,12 @@ def shaped(target: Target, shape: Shape) -> Target:
 
 
 def run(
-    ctx: Context, family: Family, program: Program, target: Target, configuration: Configuration, arrays: Mapping[str, np.ndarray]
+    ctx: Context,
+    family: Family,
+    program: Program,
+    target: Target,
+    configuration: Configuration,
+    arrays: Mapping[str, np.ndarray],
 ) -> dict[str, np.ndarray]:
     """Outputs of one configuration; asserts that nothing outside the tensors was written.
 

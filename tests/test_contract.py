@@ -22,7 +22,13 @@ BOTH_SHAPES = pytest.mark.parametrize("shape", [Shape.CPU, Shape.GPU], ids=["cpu
 
 
 def check(
-    ctx: Context, program: Program, shape: Shape, arrays: dict[str, np.ndarray], expected: np.ndarray, seed: int, count: int = 1
+    ctx: Context,
+    program: Program,
+    shape: Shape,
+    arrays: dict[str, np.ndarray],
+    expected: np.ndarray,
+    seed: int,
+    count: int = 1,
 ) -> None:
     """The default and `count` random configurations give `expected` within the accumulated rounding."""
     target = shaped(ctx.device.target, shape)
@@ -51,7 +57,9 @@ def normal(rng: np.random.Generator, *shape: int) -> np.ndarray:
     a=st.sampled_from(["a[m,k]", "a[k,m]"]), b=st.sampled_from(["b[k,n]", "b[n,k]"]), seed=st.integers(0, 10**6),
 )  # fmt: skip
 @settings(max_examples=4)
-def test_gemm_in_every_transposition(ctx: Context, shape: Shape, m: int, n: int, k: int, a: str, b: str, seed: int) -> None:
+def test_gemm_in_every_transposition(
+    ctx: Context, shape: Shape, m: int, n: int, k: int, a: str, b: str, seed: int
+) -> None:
     rng = np.random.default_rng(seed)
     sizes = {"a[m,k]": (m, k), "a[k,m]": (k, m), "b[k,n]": (k, n), "b[n,k]": (n, k)}
     header = ", ".join(x.upper().replace("A[", "a[").replace("B[", "b[") for x in (a, b))
@@ -65,7 +73,12 @@ def test_gemm_in_every_transposition(ctx: Context, shape: Shape, m: int, n: int,
 
 
 def convolution(
-    x: np.ndarray, w: np.ndarray, stride: tuple[int, int], pads: tuple[int, int, int, int], dilation: tuple[int, int], groups: int
+    x: np.ndarray,
+    w: np.ndarray,
+    stride: tuple[int, int],
+    pads: tuple[int, int, int, int],
+    dilation: tuple[int, int],
+    groups: int,
 ) -> np.ndarray:
     """2-D convolution in float64; x is N,C,H,W, w is O,C/groups,R,S, pads are top, left, bottom, right."""
     top, left, bottom, right = pads
@@ -97,7 +110,9 @@ op conv(x[N,G,C,H,W], w[G,O,C,R,S], b[G,O]; sh: int, sw: int, dh: int, dw: int,
 @BOTH_SHAPES
 @given(data=st.data())
 @settings(max_examples=6)
-def test_convolution_of_any_stride_dilation_padding_groups_and_layout(ctx: Context, shape: Shape, data: st.DataObject) -> None:
+def test_convolution_of_any_stride_dilation_padding_groups_and_layout(
+    ctx: Context, shape: Shape, data: st.DataObject
+) -> None:
     draw = data.draw
     n, groups = draw(st.integers(1, 3)), draw(st.sampled_from([1, 1, 2, 3]))
     c, o = draw(st.integers(1, 19)), draw(st.integers(1, 37))
@@ -139,13 +154,13 @@ def last(shape: tuple[int, ...]) -> tuple[int, ...]:
 def test_other_contractions(ctx: Context, shape: Shape) -> None:
     rng = np.random.default_rng(5)
     cases = [
-        ("op f(x[K], w[N,K]) -> y[N]: y[n] = sum(k) x[k] * w[n,k]", "k,nk->n", ((301,), (33, 301))),
-        ("op f(a[B,M,K], b[B,K,N]) -> y[B,M,N]: y[b_,m,n] = sum(k) a[b_,m,k] * b[b_,k,n]", "bmk,bkn->bmn", ((3, 7, 9), (3, 9, 11))),
-        ("op f(a[B,M,K], b[K,N]) -> y[N,B,M]: y[n,b_,m] = sum(k) a[b_,m,k] * b[k,n]", "bmk,kn->nbm", ((3, 7, 9), (9, 24))),
-        ("op f(a[M,K,L], b[L,N,K]) -> y[M,N]: y[m,n] = sum(k,l) a[m,k,l] * b[l,n,k]", "mkl,lnk->mn", ((7, 5, 9), (9, 24, 5))),
+        ("x[K], w[N,K]) -> y[N]: y[n] = sum(k) x[k] * w[n,k]", "k,nk->n", ((301,), (33, 301))),
+        ("a[B,M,K], b[B,K,N]) -> y[B,M,N]: y[g,m,n] = sum(k) a[g,m,k] * b[g,k,n]", "bmk,bkn->bmn", ((3, 7, 9), (3, 9, 11))),
+        ("a[B,M,K], b[K,N]) -> y[N,B,M]: y[n,g,m] = sum(k) a[g,m,k] * b[k,n]", "bmk,kn->nbm", ((3, 7, 9), (9, 24))),
+        ("a[M,K,L], b[L,N,K]) -> y[M,N]: y[m,n] = sum(k,l) a[m,k,l] * b[l,n,k]", "mkl,lnk->mn", ((7, 5, 9), (9, 24, 5))),
     ]  # fmt: skip
     for text, formula, sizes in cases:
-        definition = parse_op(text)
+        definition = parse_op(f"op f({text}")
         names = [d.name for d in definition.inputs]
         program = definition.specialise(dict(zip(names, sizes, strict=True)))
         arrays = {name: normal(rng, *size) for name, size in zip(names, sizes, strict=True)}

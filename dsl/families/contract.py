@@ -6,6 +6,7 @@ are the spaces of configurations and the choice that is made without tuning.
 
 from __future__ import annotations
 
+from tilewright.dsl import limits
 from tilewright.dsl.families import contract_cpu, contract_gpu
 from tilewright.dsl.families.contraction import Contraction, linear_stride, recognise
 from tilewright.dsl.lowering import Lowering
@@ -28,7 +29,7 @@ class Contract:
         """Tile sizes, packing and loop order on CPUs; work-group and item tiles on GPUs."""
         views = _views(program)
         space = _cpu_space(views, target) if target.shape is Shape.CPU else _gpu_space(views, target)
-        return _hinted(space, views[0], program)
+        return _declared(space, views[0], program, target)
 
     def default(self, program: Program, target: Target) -> Configuration:
         """The configuration that a model of registers and waste prefers; the space's first one if hints forbid it."""
@@ -43,8 +44,9 @@ class Contract:
     def lower(self, program: Program, target: Target, configuration: Configuration) -> Lowering:
         """The kernels of one configuration."""
         view = _views(program)[configuration.integer("view")]
-        generator = contract_cpu if target.shape is Shape.CPU else contract_gpu
-        return generator.lower(view, program, target, configuration)
+        if target.shape is Shape.CPU:
+            return contract_cpu.lower(view, program, target, configuration)
+        return contract_gpu.lower(view, program, target, configuration)
 
 
 CONTRACT = Contract()
@@ -173,21 +175,23 @@ def _register_tile(m: int, n: int, lanes: int, registers: int) -> tuple[int, int
 # --- GPUs -----------------------------------------------------------------------------------------------------------
 
 
+def _items(c: Configuration) -> int:
+    """Work-items of a work-group."""
+    return (c.integer("tile_m") // c.integer("item_m")) * (c.integer("tile_n") // c.integer("item_n"))
+
+
 def _gpu_space(views: tuple[Contraction, ...], target: Target) -> Space:
     itemsize = views[0].dtype.itemsize
-
-    def items(c: Configuration) -> int:
-        return (c.integer("tile_m") // c.integer("item_m")) * (c.integer("tile_n") // c.integer("item_n"))
 
     def whole(c: Configuration) -> bool:
         return c.integer("tile_m") % c.integer("item_m") == 0 and c.integer("tile_n") % c.integer("item_n") == 0
 
     def group(c: Configuration) -> bool:
-        return max(target.sub_group, 1) <= items(c) <= min(target.max_work_group, 1024)
+        return max(target.sub_group, 1) <= _items(c) <= min(target.max_work_group, 1024)
 
     def loads(c: Configuration) -> bool:
-        count = items(c)
-        return all(count % d == 0 for d in (c.integer("tile_k"),)) and count >= c.integer("tile_k")
+        count = _items(c)
+        return count % c.integer("tile_k") == 0
 
     def local(c: Configuration) -> bool:
         return contract_gpu.local_bytes(c, itemsize) <= target.local_memory
@@ -231,22 +235,47 @@ def _gpu_default(c: Contraction, target: Target) -> Configuration:
     return Configuration.of({**values, "pad_local": 1})
 
 
-# --- hints ----------------------------------------------------------------------------------------------------------
+# --- hints and limits -----------------------------------------------------------------------------------------------
 
 
-def _hinted(space: Space, c: Contraction, program: Program) -> Space:
-    """Narrow the space by the program's `tile` lines; a line that would leave nothing on this target does not apply."""
+def _declared(space: Space, c: Contraction, program: Program, target: Target) -> Space:
+    """Narrow the space by the program's `tile` and `where` lines.
+
+    A line that would leave nothing on this target does not apply: tiles are written with one kind of device in mind.
+    """
     places = {"m": c.rows, "n": c.columns, "k": c.depth}
     for hint in program.hints:
         for letter, indices in places.items():
             if hint.index in {i.name for i in indices}:
-                for name, values in ((f"tile_{letter}", hint.tile), (f"item_{letter}", hint.per_item)):
-                    space = _narrowed(space, name, values)
+                space = _narrowed(space, {f"tile_{letter}": hint.tile, f"item_{letter}": hint.per_item})
+    constraints = tuple(_limit(text, c, target) for text in program.limits)
+    limited = space.restricted({}, constraints)
+    return limited if next(iter(limited), None) is not None else space
+
+
+def _narrowed(space: Space, wanted: dict[str, tuple[int, ...]]) -> Space:
+    """The space with each parameter limited to the wanted values, as far as that leaves something."""
+    present = {p.name for p in space.parameters}
+    for name, values in wanted.items():
+        if values and name in present:
+            narrowed = space.restricted({name: values})
+            space = narrowed if next(iter(narrowed), None) is not None else space
     return space
 
 
-def _narrowed(space: Space, name: str, values: tuple[int, ...]) -> Space:
-    if not values or all(p.name != name for p in space.parameters):
-        return space
-    narrowed = space.restricted({name: values})
-    return narrowed if next(iter(narrowed), None) is not None else space
+def _limit(text: str, c: Contraction, target: Target) -> Constraint:
+    letters = {"m": c.rows, "n": c.columns, "k": c.depth}
+
+    def holds(configuration: Configuration) -> bool:
+        values = {"device.local_mem": target.local_memory, "device.max_work_group": target.max_work_group}
+        if "tile_n" in configuration:
+            values["local_bytes"] = contract_gpu.local_bytes(configuration, c.dtype.itemsize)
+            values["work_group"] = _items(configuration)
+        for letter, indices in letters.items():
+            for kind in ("tile", "item"):
+                if f"{kind}_{letter}" in configuration:
+                    value = configuration.integer(f"{kind}_{letter}")
+                    values.update({f"{kind}_{i.name}": value for i in indices})
+        return limits.holds(text, values)
+
+    return Constraint(f"the program asks for {text}", holds)

@@ -13,7 +13,8 @@ turning pointers rather than copying patches is that of Dukhan, "The Indirect Co
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 
 from tilewright.dsl.families.contraction import (
@@ -41,6 +42,13 @@ PAD_ROW_LIMIT = 16384
 """Longest row of pad values, in elements; beyond it the pointer's step is set to 0 instead."""
 
 _KERNEL = "__attribute__((reqd_work_group_size(1, 1, 1)))\n__kernel void"
+
+SUM_BLOCK = 256
+"""Depth steps that are summed on their own before they join the total.
+
+Rounding errors of one long chain grow with its length; blocks keep them near those of pairwise summation (Higham,
+"The accuracy of floating point summation", 1993) for one addition in 256.
+"""
 
 _KEEP_LOOP = "#pragma unroll 1"
 """Before the outer depth loops: Intel's compiler otherwise unrolls a 3x3 window whole and takes 30 s over it."""
@@ -299,8 +307,9 @@ def _parameter(tile: Tile, name: str) -> str:
 
 def _accumulate(tile: Tile, body: Source) -> None:
     """Declare the accumulators and write the loops over the depth."""
-    zeros = ", ".join(f"c{i}_{j} = 0" for i in range(tile.rows) for j in range(tile.vectors))
-    body.line(f"{tile.vector} {zeros};")
+    for kind in ("c", "total") if _blocked(tile) else ("c",):
+        zeros = ", ".join(f"{name} = 0" for name in _sums(tile, kind))
+        body.line(f"{tile.vector} {zeros};")
     if tile.pack_b:
         panel = f"(group * {tile.column_blocks} + column_block) * ({tile.ctype}){tile.c.k * tile.width}"
         body.line(f"__global const {tile.scalar}* b = {argument('packed_b')} + {panel};")
@@ -322,6 +331,31 @@ def _accumulate(tile: Tile, body: Source) -> None:
             _loops(tile, body, _checked_depth(tile), turned=True)
     else:
         _loops(tile, body, _checked_depth(tile), turned=True)
+
+
+def _blocked(tile: Tile) -> bool:
+    """Whether the depth is summed in blocks."""
+    return tile.c.k > 2 * SUM_BLOCK and tile.c.dtype.is_float
+
+
+def _sums(tile: Tile, kind: str) -> list[str]:
+    return [f"{kind}{i}_{j}" for i in range(tile.rows) for j in range(tile.vectors)]
+
+
+def _flush(tile: Tile, body: Source) -> None:
+    """Move a block's sums to the totals."""
+    for total, part in zip(_sums(tile, "total"), _sums(tile, "c"), strict=True):
+        body.line(f"{total} += {part}; {part} = 0;")
+
+
+def _flush_level(depth: tuple[Index, ...]) -> int:
+    """After how many of the depth's loops, counted from outside, a block of sums ends: as soon as it is long enough."""
+    steps = 1
+    for level in range(len(depth) - 1, 0, -1):
+        steps *= depth[level].extent
+        if steps >= SUM_BLOCK // 4:
+            return level
+    return 0
 
 
 def _merged_depth(tile: Tile) -> tuple[Index, ...]:
@@ -379,20 +413,26 @@ def _pad_row(tile: Tile) -> int:
 
 def _loops(tile: Tile, body: Source, depth: tuple[Index, ...], turned: bool) -> None:
     """The depth loops; with `turned`, pointers that leave the tensor go to the pad row."""
-    outer, inner = depth[:-1], depth[-1] if depth else Index("one", 1)
-    bound: set[str] = set()
+    depth = depth or (Index("one", 1),)
+    outer, inner = depth[:-1], depth[-1]
+    flush = _flush_level(depth) if _blocked(tile) else -1
 
-    def level(remaining: tuple[Index, ...]) -> None:
-        if remaining:
+    def level(number: int) -> None:
+        if number < len(outer):
             body.line(_KEEP_LOOP)
-            with body.loop(NAMES[remaining[0].name], remaining[0].extent, ctype=tile.ctype):
-                bound.add(remaining[0].name)
-                level(remaining[1:])
+            with body.loop(NAMES[outer[number].name], outer[number].extent, ctype=tile.ctype):
+                level(number + 1)
+                if flush == number + 1:
+                    _flush(tile, body)
             return
-        _pointers(tile, body, tuple(bound), inner, turned)
+        _pointers(tile, body, tuple(i.name for i in outer), inner, turned)
         _inner(tile, body, inner, turned)
 
-    level(outer)
+    level(0)
+    if _blocked(tile):
+        # What the last block left joins the totals, which go on under the sums' names.
+        for total, part in zip(_sums(tile, "total"), _sums(tile, "c"), strict=True):
+            body.line(f"{part} += {total};")
 
 
 def _pointers(tile: Tile, body: Source, bound: tuple[str, ...], inner: Index, turned: bool) -> None:
@@ -420,7 +460,7 @@ def _inner(tile: Tile, body: Source, inner: Index, turned: bool) -> None:
     unroll = min(tile.unroll, inner.extent)
     whole = inner.extent - inner.extent % unroll
     if whole > unroll:
-        with body.loop("k", whole, step=unroll, ctype=tile.ctype):
+        with _long_loop(tile, body, whole, unroll):
             for u in range(unroll):
                 _step_of_depth(tile, body, inner, f"k + {u}" if u else "k", turned)
     else:
@@ -435,6 +475,21 @@ def _inner(tile: Tile, body: Source, inner: Index, turned: bool) -> None:
         body.line(f"b += {inner.extent * tile.width};")
     if tile.pack_a:
         body.line(f"a += {inner.extent * tile.rows};")
+
+
+@contextmanager
+def _long_loop(tile: Tile, body: Source, count: int, step: int) -> Iterator[None]:
+    """A loop of `k` over the depth, in blocks where it is so long that its sums should be."""
+    if not _blocked(tile) or count < 2 * SUM_BLOCK:
+        with body.loop("k", count, step=step, ctype=tile.ctype):
+            yield
+        return
+    block = SUM_BLOCK - SUM_BLOCK % step
+    with body.loop("k0", count, step=block, ctype=tile.ctype):
+        end = f"min(k0 + {block}, ({tile.ctype}){count})" if count % block else f"k0 + {block}"
+        with body.block(f"for ({tile.ctype} k = k0; k < {end}; k += {step})"):
+            yield
+        _flush(tile, body)
 
 
 def _step_of_depth(tile: Tile, body: Source, inner: Index, k: str, turned: bool) -> None:
@@ -501,9 +556,7 @@ def _store_vectors(tile: Tile, body: Source, helpers: dict[str, str]) -> None:
                 body.line(guard + _vector_store(tile, names, columns, row, j, helpers))
 
 
-def _vector_store(
-    tile: Tile, names: LoopNames, columns: list[str], row: int, j: int, helpers: dict[str, str]
-) -> str:
+def _vector_store(tile: Tile, names: LoopNames, columns: list[str], row: int, j: int, helpers: dict[str, str]) -> str:
     c, lanes = tile.c, tile.lanes
 
     def place(a: Access, moves: bool) -> str:

@@ -30,6 +30,9 @@ from tilewright.dsl.target import Target
 from tilewright.dsl.text import statement_text
 from tilewright.dsl.writer import Expressions, Source, affine, argument, index_type
 
+SUM_BLOCK = 256
+"""Depth steps that are summed on their own before they join the total (see contract_cpu.py for the reason)."""
+
 
 @dataclass(frozen=True)
 class Tile:
@@ -119,16 +122,30 @@ def _kernel(tile: Tile, body: Source, helpers: dict[str, str]) -> None:
     body.line(f"const {tile.ctype} group = get_group_id(2);")
     for text in decompose("group", c.groups, lambda i: NAMES[i.name], tile.ctype):
         body.line(text)
-    body.line(f"{tile.scalar} sums[{tile.item_m}][{tile.item_n}];")
-    with body.loop("i", tile.item_m, unroll=True), body.loop("j", tile.item_n, unroll=True):
-        body.line("sums[i][j] = 0;")
+    _each(tile, body, f"{tile.scalar} sums[{tile.item_m}][{tile.item_n}];", "sums[i][j] = 0;")
+    blocked = c.k > 2 * SUM_BLOCK and c.dtype.is_float
+    if blocked:
+        _each(tile, body, f"{tile.scalar} totals[{tile.item_m}][{tile.item_n}];", "totals[i][j] = 0;")
     with body.loop("k0", c.k, step=tile.tile_k, ctype=tile.ctype):
         _stage(tile, body, "a", helpers)
         _stage(tile, body, "b", helpers)
         body.line("barrier(CLK_LOCAL_MEM_FENCE);")
         _multiply(tile, body)
         body.line("barrier(CLK_LOCAL_MEM_FENCE);")
+        if blocked:
+            with body.block(f"if ((k0 + {tile.tile_k}) % {SUM_BLOCK} == 0)"):
+                _each(tile, body, "", "totals[i][j] += sums[i][j]; sums[i][j] = 0;")
+    if blocked:
+        _each(tile, body, "", "sums[i][j] += totals[i][j];")
     _store(tile, body, helpers)
+
+
+def _each(tile: Tile, body: Source, before: str, text: str) -> None:
+    """`before`, then `text` for every (i, j) of the item's tile."""
+    if before:
+        body.line(before)
+    with body.loop("i", tile.item_m, unroll=True), body.loop("j", tile.item_n, unroll=True):
+        body.line(text)
 
 
 def _stage(tile: Tile, body: Source, which: str, helpers: dict[str, str]) -> None:

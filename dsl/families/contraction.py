@@ -221,9 +221,10 @@ def _ordered(c: Contraction) -> Contraction:
 
 def _collapsed(c: Contraction) -> Contraction:
     """Merge neighbouring indices that every tensor walks as one, and drop those of extent 1."""
-    for kind in ("groups", "rows", "columns", "depth"):
+    merged: dict[str, tuple[Index, ...]] = {}
+    for kind, group in (("groups", c.groups), ("rows", c.rows), ("columns", c.columns), ("depth", c.depth)):
         indices: list[Index] = []
-        for i in getattr(c, kind):
+        for i in group:
             if i.extent == 1:
                 c = _without(c, i.name)
             elif indices and _merges(c, indices[-1], i):
@@ -231,8 +232,8 @@ def _collapsed(c: Contraction) -> Contraction:
                 indices[-1] = Index(i.name, indices[-1].extent * i.extent)
             else:
                 indices.append(i)
-        c = replace(c, **{kind: tuple(indices)})
-    return c
+        merged[kind] = tuple(indices)
+    return replace(c, groups=merged["groups"], rows=merged["rows"], columns=merged["columns"], depth=merged["depth"])
 
 
 def _merges(c: Contraction, outer: Index, inner: Index) -> bool:
@@ -284,8 +285,6 @@ def decompose(flat: str, indices: tuple[Index, ...], name: Callable[[Index], str
         lines.append(f"const {ctype} {name(i)} = {value};")
         rest *= i.extent
     return lines
-
-
 
 
 class LoopNames(dict[str, str]):
