@@ -157,7 +157,7 @@ def _nodes(e: Expr) -> int:
 
 def _inlined(made: Statement, reader: Statement, tensor: Tensor) -> Statement:
     taken = {i.name for i in all_indices(reader)}
-    fresh = {}
+    fresh: dict[str, str] = {}
     for i in all_indices(made):
         if i not in made.indices and i.name in taken:
             fresh[i.name] = _unused(i.name, taken | set(fresh.values()))
@@ -246,7 +246,7 @@ def _aligned(s: Statement, indices: tuple[Index, ...]) -> Statement:
         return s
     wanted = {i.name: j.name for i, j in zip(s.indices, indices, strict=True)}
     taken = {j.name for j in indices}
-    clash = {}
+    clash: dict[str, str] = {}
     for i in all_indices(s)[len(s.indices) :]:
         if i.name in taken:
             clash[i.name] = _unused(i.name, taken | set(clash.values()))
