@@ -11,7 +11,8 @@ SOFTMAX = """
 op softmax(x[R,K]) -> y[R,K]:
     m[r]   = max(k) x[r,k]
     e[r,k] = exp(x[r,k] - m[r])
-    y[r,k] = e[r,k] / sum(j) e[r,j]
+    s[r]   = sum(k) e[r,k]
+    y[r,k] = e[r,k] / s[r]
 """
 
 

