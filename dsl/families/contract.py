@@ -51,6 +51,10 @@ class Contract:
 
 CONTRACT = Contract()
 
+GROUP_REGISTERS = 45_000
+"""(guess) Registers a work-group's items may need together on GPUs; an H100 has 65,536 and its compiler spends more
+than the tile alone asks for."""
+
 
 def _views(program: Program) -> tuple[Contraction, ...]:
     found = recognise(program)
@@ -197,7 +201,8 @@ def _gpu_space(views: tuple[Contraction, ...], target: Target) -> Space:
         return contract_gpu.local_bytes(c, itemsize) <= target.local_memory
 
     def registers(c: Configuration) -> bool:
-        return c.integer("item_m") * c.integer("item_n") <= 96
+        rows, columns = c.integer("item_m"), c.integer("item_n")
+        return rows * columns <= 96 and _items(c) * (rows * columns + rows + columns + 24) <= GROUP_REGISTERS
 
     return Space(
         (
