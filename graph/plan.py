@@ -379,7 +379,8 @@ class Plan:
         self._buffers.update(changed)
         for n in sorted({n for name in changed for n in self._users[name]}):
             p = self.launches[n]
-            self._bound[n] = self._ctx.bind(p.launch, {a: self._buffers[b] for a, b in p.arguments.items()})
+            buffers = {a: self._buffers[b] for a, b in p.arguments.items()}
+            self._bound[n] = self._ctx.rebind(self._bound[n], p.launch, buffers)
 
 
 def _label(call: Call) -> str:

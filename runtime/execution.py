@@ -10,7 +10,7 @@ import hashlib
 import math
 import threading
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -47,6 +47,8 @@ class BoundLaunch:
     run: Callable[[], Any]
     run_profiled: Callable[[], Any]
     buffers: tuple[Buffer, ...]
+    kernel: Any
+    """The driver's kernel object, which holds the arguments."""
 
     @property
     def is_empty(self) -> bool:
@@ -189,15 +191,28 @@ class Context:
             raise KernelError(f"kernel {launch.kernel} has no buffer for {', '.join(missing)}")
         used = tuple(buffers[name] for name in launch.arguments)
         local_memory = self._check_limits(launch, kernel)
-        with border.guard(f"set the arguments of kernel {launch.kernel}", KernelError):
-            for index, buffer in enumerate(used):
-                kernel.set_arg(index, buffer.memory)
+        self._set_arguments(kernel, launch, used)
         run: Callable[[], Any] = _nothing
         run_profiled: Callable[[], Any] = _nothing
         if 0 not in launch.global_size:
             run = self._launcher(self._queue, kernel, launch)
             run_profiled = self._launcher(self._profiling_queue, kernel, launch)
-        return BoundLaunch(launch.kernel, launch.global_size, launch.local_size, local_memory, run, run_profiled, used)
+        size, group = launch.global_size, launch.local_size
+        return BoundLaunch(launch.kernel, size, group, local_memory, run, run_profiled, used, kernel)
+
+    def rebind(self, bound: BoundLaunch, launch: Launch, buffers: Mapping[str, Buffer]) -> BoundLaunch:
+        """`bound`, which `bind` made of the same launch, with other buffers; the old one must not be used any more.
+
+        Far cheaper than `bind`: making a kernel object takes pyopencl up to milliseconds. Raises KernelError.
+        """
+        used = tuple(buffers[name] for name in launch.arguments)
+        self._set_arguments(bound.kernel, launch, used)
+        return replace(bound, buffers=used)
+
+    def _set_arguments(self, kernel: pyopencl.Kernel, launch: Launch, buffers: Sequence[Buffer]) -> None:
+        with border.guard(f"set the arguments of kernel {launch.kernel}", KernelError):
+            for index, buffer in enumerate(buffers):
+                kernel.set_arg(index, buffer.memory)
 
     def _launcher(self, queue: pyopencl.CommandQueue, kernel: pyopencl.Kernel, launch: Launch) -> Callable[[], Any]:
         """A call without arguments that enqueues: the cheapest one from Python (keyword arguments cost twice)."""
