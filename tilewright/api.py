@@ -8,6 +8,7 @@ y = relu(asarray(x, device="pocl"), b)   # tilewright.Array in, tilewright.Array
 from __future__ import annotations
 
 import contextlib
+import functools
 import logging
 import os
 import threading
@@ -111,9 +112,14 @@ def asarray(x: npt.ArrayLike | Array, device: str | Device | None = None) -> Arr
 
 def _dtype(dtype: np.dtype[Any], what: str) -> DType:
     try:
-        return DType.from_numpy(dtype.newbyteorder("="))
+        return _language_type(dtype)
     except TypeError as error:
         raise ShapeError(f"{what}: {error}") from None
+
+
+@functools.cache
+def _language_type(dtype: np.dtype[Any]) -> DType:
+    return DType.from_numpy(dtype.newbyteorder("="))
 
 
 Operand = npt.NDArray[Any] | Array
