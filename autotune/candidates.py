@@ -19,7 +19,8 @@ FamilySource = Callable[[Program, Target], tuple[Family, ...]]
 REFERENCE_FAMILY = "naive"
 """Fits everything; searched only where nothing else fits."""
 
-_ENUMERATE_RAW = 20_000
+_ENUMERATE_RAW = 2_000
+"""Points of a space before constraints up to which listing it takes no noticeable time."""
 
 
 @dataclass(frozen=True)
@@ -29,7 +30,7 @@ class Candidate:
     family: str
     configuration: Configuration
 
-    @property
+    @cached_property
     def key(self) -> tuple[str, str]:
         """What the database calls it: family and configuration as JSON."""
         return self.family, self.configuration.to_json()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import threading
 from collections import OrderedDict
 from collections.abc import Collection
@@ -13,11 +14,13 @@ from tilewright.dsl import families
 from tilewright.dsl.lowering import Lowering
 from tilewright.dsl.program import GENERATOR_VERSION, Program
 from tilewright.dsl.space import Configuration
-from tilewright.errors import UnsupportedError
+from tilewright.errors import DatabaseError, UnsupportedError
 from tilewright.runtime import Device
 
 if TYPE_CHECKING:
     from tilewright.tuning_db import Store, Winner
+
+log = logging.getLogger("tilewright.autotune")
 
 TUNED = "tuned"
 OTHER_DRIVER = "tuned on another driver version"
@@ -87,17 +90,29 @@ def _choose(stage: Program, device: Device, store: Store | None, key: str, sourc
     fitting = source(stage, device.target)
     legal = _Legal(stage, device, {f.name: f for f in fitting if f.name != REFERENCE_FAMILY or len(fitting) == 1})
     if store is not None:
-        exact = store.winner(device.identity, device.driver, GENERATOR_VERSION, key)
-        if exact is not None and exact.exact:
-            found = legal.configuration(exact)
-            if found is not None:
-                return Choice(exact.family, found, TUNED)
-        for near in start_winners(stage, device, store, key):
-            found = legal.configuration(near)
-            if found is not None:
-                return Choice(near.family, found, OTHER_DRIVER if near.signature == key else NEAREST)
+        try:
+            known = _stored(stage, device, store, key, legal)
+        except DatabaseError as e:  # a database that cannot be read makes programs slower, not impossible
+            log.warning("%s: the default configuration is used", e)
+            known = None
+        if known is not None:
+            return known
     first = fitting[0]
     return Choice(first.name, first.default(stage, device.target), DEFAULT)
+
+
+def _stored(stage: Program, device: Device, store: Store, key: str, legal: _Legal) -> Choice | None:
+    """What the database says, or None if nothing in it may be used."""
+    exact = store.winner(device.identity, device.driver, GENERATOR_VERSION, key)
+    if exact is not None and exact.exact:
+        found = legal.configuration(exact)
+        if found is not None:
+            return Choice(exact.family, found, TUNED)
+    for near in start_winners(stage, device, store, key):
+        found = legal.configuration(near)
+        if found is not None:
+            return Choice(near.family, found, OTHER_DRIVER if near.signature == key else NEAREST)
+    return None
 
 
 def start_winners(stage: Program, device: Device, store: Store, key: str) -> tuple[Winner, ...]:

@@ -18,6 +18,7 @@ from dataclasses import dataclass
 from typing import Protocol
 
 from tilewright.autotune.candidates import Candidate, StageSpace
+from tilewright.autotune.surrogate import Surrogate, expected_improvement
 from tilewright.dsl.space import Configuration
 
 Key = tuple[str, str]
@@ -43,10 +44,19 @@ class SearchSettings:
     """Candidates measured from anywhere before the leaders' surroundings are looked at."""
     leaders: int = 4
     """How many of the best are improved and crossed."""
-    pattern: str = "LLCLXC"
-    """What follows in turn: L a step around a leader, C a crossing of two, X exploration."""
+    pattern: str = "LGCG"
+    """What follows in turn: L a step around a leader, G the model's choice from anywhere, C a crossing of two, X
+    exploration."""
     draws: int = 8
     """Random candidates of which exploration takes the least familiar."""
+    pool: int = 40
+    """Random candidates that the model chooses from, beside the leaders' neighbours and crossings."""
+    relearn: int = 8
+    """The model's length scales are found anew after so many measurements."""
+    remembered: int = 200
+    """Of more measurements than that, the model sees the fastest and the newest: its cost grows with their cube."""
+    tail: float = 8.0
+    """Slower candidates, and failed ones, count as this many times the best: the model need not tell them apart."""
 
 
 class LocalSearch:
@@ -69,6 +79,8 @@ class LocalSearch:
         self._start = [c for c in start if space.violated(c) is None]
         self._familiar: Counter[tuple[str, str, object]] = Counter()
         self._steps = 0
+        self._around: dict[Candidate, list[Candidate]] = {}
+        self._models: dict[str, tuple[int, int, Surrogate]] = {}
         every = space.all
         self._rest: list[Candidate] | None = None
         if every is not None and len(every) <= self.settings.exhaustive:
@@ -115,7 +127,12 @@ class LocalSearch:
         first = self._steps
         self._steps += 1
         for kind in (*(pattern[(first + n) % len(pattern)] for n in range(len(pattern))), "X"):
-            yield from {"L": self._stepped, "C": self._crossed, "X": self._explored}[kind]()
+            yield from {
+                "L": self._stepped,
+                "C": self._crossed,
+                "G": self._modelled,
+                "X": self._explored,
+            }[kind]()
         if self.space.all is not None:  # nearly everything is known: what is left, one by one
             yield from self.space.all
 
@@ -123,12 +140,55 @@ class LocalSearch:
         done = [k for k, s in self.seconds.items() if s is not None]
         return sorted(done, key=lambda k: self.seconds[k] or math.inf)
 
+    def _neighbours(self, candidate: Candidate) -> list[Candidate]:
+        """Those of the space, kept: leaders stay leaders for a while."""
+        if candidate not in self._around:
+            self._around[candidate] = self.space.neighbours(candidate)
+        return self._around[candidate]
+
     def _stepped(self) -> Iterator[Candidate]:
-        """Neighbours of the leaders, the best leader's first."""
+        """Neighbours of the leaders, the most promising of each leader first."""
         for leader in self.best(self.settings.leaders):
-            around = self.space.neighbours(leader)
-            self._random.shuffle(around)
-            yield from around
+            yield from self._by_promise(self._neighbours(leader))
+
+    def _modelled(self) -> Iterator[Candidate]:
+        """What the model expects most of, among leaders' neighbours, crossings and random candidates."""
+        pool = [n for leader in self.best(self.settings.leaders) for n in self._neighbours(leader)]
+        pool += [c for _ in range(3) for c in self._crossed()]
+        pool += [c for _ in range(self.settings.pool) if (c := self.space.sample(self._random)) is not None]
+        yield from self._by_promise(pool)
+
+    def _by_promise(self, candidates: list[Candidate]) -> list[Candidate]:
+        """New candidates, those with the largest expected improvement first."""
+        fresh = [c for c in dict.fromkeys(candidates) if c.key not in self._asked]
+        self._random.shuffle(fresh)
+        promise: dict[Candidate, float] = {}
+        best = min((s for s in self.seconds.values() if s is not None), default=None)
+        for family in {c.family for c in fresh}:
+            members = [c for c in fresh if c.family == family]
+            model = self._model(family, best)
+            if model is not None and best is not None:
+                mean, deviation = model.predict([c.configuration for c in members])
+                promise.update(zip(members, expected_improvement(mean, deviation, math.log(best)), strict=True))
+        return sorted(fresh, key=lambda c: -promise.get(c, 0.0))
+
+    def _model(self, family: str, best: float | None) -> Surrogate | None:
+        """The family's model with everything known; None while too little is."""
+        known = [(self._candidates[k].configuration, s) for k, s in self.seconds.items() if k[0] == family]
+        if best is None or len(known) < 5 or self.space.spaces[family].raw_size < 2:
+            return None
+        learnt, at, model = self._models.get(family, (0, 0, Surrogate(self.space.spaces[family])))
+        if learnt != len(known):
+            worst = best * self.settings.tail
+            kept = known
+            if len(known) > self.settings.remembered:
+                half = self.settings.remembered // 2
+                kept = sorted(known[:-half], key=lambda k: k[1] or math.inf)[:half] + known[-half:]
+            values = [math.log(min(s if s is not None else worst, worst)) for _, s in kept]
+            anew = at == 0 or len(known) - at >= self.settings.relearn
+            model.fit([c for c, _ in kept], values, anew)
+            self._models[family] = (len(known), len(known) if anew else at, model)
+        return model
 
     def _crossed(self) -> Iterator[Candidate]:
         """Every parameter from one of two leaders of the same family, sometimes with a step."""
@@ -146,7 +206,7 @@ class LocalSearch:
             if self.space.violated(child) is not None:
                 continue
             if child.key in self._asked:
-                yield from self._random.sample(around := self.space.neighbours(child), min(2, len(around)))
+                yield from self._random.sample(around := self._neighbours(child), min(2, len(around)))
             else:
                 yield child
 

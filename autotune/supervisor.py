@@ -109,6 +109,11 @@ class Worker:
         self._reader = threading.Thread(target=_read_answers, args=(self._process.stdout, self._answers), daemon=True)
         self._reader.start()
 
+    @property
+    def process(self) -> int:
+        """Its id."""
+        return self._process.pid
+
     def ask(self, request: Request) -> None:
         """Send a request; WorkerDiedError if the process is gone."""
         try:
@@ -176,6 +181,11 @@ class Supervisor:
         self._done = 0
         self._slowest_first_run: float | None = None
         self._folder = Path(tempfile.mkdtemp(prefix="tilewright-"))
+
+    @property
+    def process(self) -> int | None:
+        """Id of the measuring process, None while there is none."""
+        return self._worker.process if self._worker is not None else None
 
     def __enter__(self) -> Supervisor:
         return self

@@ -433,6 +433,8 @@ def _tuners(
 ) -> tuple[_StageTuner, ...]:
     found: dict[str, _StageTuner] = {}
     for n, stage in enumerate(stages):
+        if all(t.size == 0 for t in stage.outputs):
+            continue  # nothing is launched for it
         weight = 1.0 if weights is None else float(weights[n])
         fixed = () if constants is None else tuple(sorted(constants[n]))
         key = stage_key(stage, fixed)

@@ -25,6 +25,7 @@ from tilewright.autotune.choosing import DEFAULT, NEAREST, OTHER_DRIVER, TUNED
 from tilewright.autotune.messages import Compared, Outcome
 from tilewright.autotune.search import LocalSearch, SearchSettings
 from tilewright.autotune.supervisor import Job, Limits, StageError, Supervisor
+from tilewright.autotune.surrogate import Surrogate, expected_improvement
 from tilewright.dsl.affine import Affine
 from tilewright.dsl.dtypes import DType
 from tilewright.dsl.families import Family
@@ -117,7 +118,8 @@ class TileFamily:
         )
 
     def default(self, program: Program, target: Target) -> Configuration:
-        return Configuration.of({"m": 1, "n": 1, "k": 1, "path": "direct"})
+        first = self.sizes[0]
+        return Configuration.of({"m": first, "n": first, "k": first, "path": "direct"})
 
     def lower(self, program: Program, target: Target, configuration: Configuration) -> Lowering:
         if configuration["m"] == 32 and configuration["k"] == 32:
@@ -291,6 +293,16 @@ def test_constant_inputs_are_part_of_the_key(store: Store) -> None:
     assert choose(stage, FAKE, store, {"x"}, tiles()).origin == NEAREST  # the best there is for it
 
 
+def test_a_database_that_breaks_costs_the_tuning_not_the_program(
+    store: Store, caplog: pytest.LogCaptureFixture
+) -> None:
+    store.record(stored(relu(1000), GOOD))
+    store.close()
+    Path(store.url.removeprefix("sqlite:///")).write_bytes(b"no database" * 1000)
+    assert choose(relu(1000), FAKE, store, source=tiles()).origin == DEFAULT
+    assert "is damaged or no database" in caplog.text
+
+
 def test_choosing_is_fast(store: Store) -> None:
     stages = [relu(1000 + n) for n in range(50)]
     for stage in stages[::2]:
@@ -364,9 +376,41 @@ def test_small_spaces_are_measured_whole_and_large_ones_can_be() -> None:
     search = LocalSearch(small)
     assert search.is_exhaustive
     assert len(replay(search, 1000)) == 2 * 2 * 2 * 3
-    every = tile_space().all
-    assert every is not None
-    assert len(replay(LocalSearch(tile_space()), 10_000)) == len(every)
+    large = StageSpace({"tiles": TileFamily(sizes=(1, 2, 4, 8)).space(relu(), TARGET)}, ())
+    search = LocalSearch(large)
+    assert not search.is_exhaustive
+    assert len(replay(search, 1000)) == 4 * 4 * 4 * 3
+
+
+def test_a_long_search_stays_cheap() -> None:
+    search = LocalSearch(tile_space(), (), 0, SearchSettings(remembered=40))
+    assert len(replay(search, 120)) == 120
+
+
+def test_the_model_learns_which_parameters_matter() -> None:
+    every = list(tile_space().all or ())
+    random.Random(0).shuffle(every)
+    known = [c for c in every if tile_seconds(c.configuration)]
+    seen, unseen = known[:80], known[80:200]
+    model = Surrogate(TileFamily().space(relu(), TARGET))
+    model.fit([c.configuration for c in seen], [math.log(tile_seconds(c.configuration) or 1.0) for c in seen], True)
+    mean, deviation = model.predict([c.configuration for c in unseen])
+    truth = np.log([tile_seconds(c.configuration) or 1.0 for c in unseen])
+    assert np.sqrt(np.mean((mean - truth) ** 2)) < 0.3 * truth.std()
+    assert np.mean(np.abs(mean - truth) < 3 * deviation) > 0.9
+    known_mean, known_deviation = model.predict([seen[0].configuration])
+    assert known_mean[0] == pytest.approx(math.log(tile_seconds(seen[0].configuration) or 1.0), abs=0.05)
+    assert known_deviation[0] < deviation.min()
+    gains = expected_improvement(mean, deviation, float(truth.min()))
+    assert np.all(gains >= 0)
+    assert truth[np.argmax(gains)] < np.median(truth)
+
+
+def test_a_model_of_equal_times_predicts_them() -> None:
+    configurations = [c.configuration for c in (tile_space().all or ())[:6]]
+    model = Surrogate(TileFamily().space(relu(), TARGET))
+    model.fit(configurations, [-3.0] * 6, True)
+    assert model.predict(configurations[:2])[0] == pytest.approx([-3.0, -3.0])
 
 
 def test_history_is_not_asked_again() -> None:
@@ -419,9 +463,10 @@ def test_nothing_known_is_measured_again(store: Store) -> None:
 
 
 def test_generator_bugs_and_crashes_are_results_not_ends(store: Store) -> None:
-    every = tile_space().all
+    family = TileFamily(sizes=(2, 8, 32))
+    every = stage_space(relu(), TARGET, tiles(family)).all
     assert every is not None
-    report = tune([relu()], FAKE, store, Budget(evaluations=1000), source=tiles(), measurer=Simulation())
+    report = tune([relu()], FAKE, store, Budget(evaluations=1000), source=tiles(family), measurer=Simulation())
     assert report.evaluations == len(every)
     assert report.statuses["build_failed"] == sum(c.configuration["m"] == c.configuration["k"] == 32 for c in every)
     assert report.statuses["crashed"] > 0
@@ -436,10 +481,9 @@ def test_without_a_budget_a_stage_ends_when_nothing_improves(store: Store) -> No
 
 
 def test_stages_are_deduplicated_and_the_heavy_ones_get_more(store: Store) -> None:
-    stages = [relu(1000), relu(2000, "light"), relu(1000, "twin"), relu(3000, "unmeasurable")]
-    report = tune(
-        stages, FAKE, store, Budget(evaluations=80), source=tiles(), weights=[20, 1, 20, 1], measurer=Simulation()
-    )
+    stages = [relu(1000), relu(2000, "light"), relu(1000, "twin"), relu(3000, "unmeasurable"), relu(0)]
+    weights = [20, 1, 20, 1, 1]
+    report = tune(stages, FAKE, store, Budget(evaluations=80), source=tiles(), weights=weights, measurer=Simulation())
     assert [s.weight for s in report.stages] == [40, 1, 1]
     heavy, light, bad = report.stages
     assert heavy.evaluations > 3 * light.evaluations > 0
@@ -827,6 +871,39 @@ def test_two_processes_tune_into_one_database(tmp_path: Path) -> None:
         assert s.verify() == ()
         for size in (1000, 2000, 3000):
             assert choose(relu(size), FAKE, s, source=tiles()).origin == TUNED
+
+
+ORPHAN_PROCESS = """
+import sys
+sys.path.insert(0, sys.argv[1])
+import test_autotune as t
+from tilewright.autotune.supervisor import Supervisor
+from tilewright.runtime import select_device
+
+with Supervisor(select_device(sys.argv[2])) as s:
+    job = t.relu_job(s.device)
+    s.prepare(job)
+    print(s.process, flush=True)
+    s.evaluate(job, t.FAULTS["endless"][0])
+"""
+
+
+def test_the_measuring_process_does_not_outlive_its_supervisor(device: Device) -> None:
+    here = str(Path(__file__).parent)
+    tuner = subprocess.Popen(
+        [sys.executable, "-c", ORPHAN_PROCESS, here, device.name], stdout=subprocess.PIPE, text=True
+    )
+    assert tuner.stdout is not None
+    orphan = Path("/proc") / tuner.stdout.readline().strip()
+    time.sleep(0.5)  # well within the endless kernel
+    assert orphan.exists()
+    tuner.kill()
+    tuner.wait()
+    tuner.stdout.close()
+    deadline = time.monotonic() + 20
+    while orphan.exists() and "\nState:\tZ" not in (orphan / "status").read_text() and time.monotonic() < deadline:
+        time.sleep(0.05)
+    assert not orphan.exists() or "\nState:\tZ" in (orphan / "status").read_text()
 
 
 def test_a_killed_tuner_loses_at_most_the_candidate_in_flight(tmp_path: Path) -> None:
