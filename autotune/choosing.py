@@ -9,11 +9,11 @@ from collections.abc import Collection
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from tilewright.autotune.candidates import REFERENCE_FAMILY, FamilySource
+from tilewright.autotune.candidates import FamilySource
 from tilewright.dsl import families
 from tilewright.dsl.lowering import Lowering
 from tilewright.dsl.program import GENERATOR_VERSION, Program
-from tilewright.dsl.space import Configuration
+from tilewright.dsl.space import Configuration, Space
 from tilewright.errors import DatabaseError, UnsupportedError
 from tilewright.runtime import Device
 
@@ -87,8 +87,7 @@ def choose(
 
 
 def _choose(stage: Program, device: Device, store: Store | None, key: str, source: FamilySource) -> Choice:
-    fitting = source(stage, device.target)
-    legal = _Legal(stage, device, {f.name: f for f in fitting if f.name != REFERENCE_FAMILY or len(fitting) == 1})
+    legal = _Legal(stage, device, source)
     if store is not None:
         try:
             known = _stored(stage, device, store, key, legal)
@@ -97,7 +96,7 @@ def _choose(stage: Program, device: Device, store: Store | None, key: str, sourc
             known = None
         if known is not None:
             return known
-    first = fitting[0]
+    first = source(stage, device.target)[0]
     return Choice(first.name, first.default(stage, device.target), DEFAULT)
 
 
@@ -123,22 +122,30 @@ def start_winners(stage: Program, device: Device, store: Store, key: str) -> tup
     return (own, *others) if own is not None else others
 
 
-@dataclass(frozen=True)
 class _Legal:
     """Checks stored configurations against the families' spaces for one stage."""
 
-    stage: Program
-    device: Device
-    fitting: dict[str, families.Family]
+    def __init__(self, stage: Program, device: Device, source: FamilySource) -> None:
+        self._stage = stage
+        self._target = device.target
+        self._source = source
+        self._spaces: dict[str, Space | None] = {}
 
     def configuration(self, winner: Winner) -> Configuration | None:
         """The winner's configuration if it may be used for this stage, else None."""
-        family = self.fitting.get(winner.family)
-        if family is None:
-            return None
+        if winner.family not in self._spaces:
+            self._spaces[winner.family] = self._space(winner.family)
+        space = self._spaces[winner.family]
         configuration = Configuration.from_json(winner.configuration)
-        space = family.space(self.stage, self.device.target)
-        return configuration if space.violated(configuration) is None else None
+        return configuration if space is not None and space.violated(configuration) is None else None
+
+    def _space(self, name: str) -> Space | None:
+        """The space of a family for the stage, None if it does not fit; asks no other family (that takes longer)."""
+        known = families.FAMILIES if self._source is families.fitting else self._source(self._stage, self._target)
+        family = next((f for f in known if f.name == name), None)
+        if family is None or family.refusal(self._stage, self._target) is not None:
+            return None
+        return family.space(self._stage, self._target)
 
 
 def lower(stage: Program, device: Device, choice: Choice, source: FamilySource | None = None) -> Lowering:
