@@ -16,6 +16,7 @@ from tilewright.dsl.families.contract import CONTRACT
 from tilewright.dsl.parse import parse_op
 from tilewright.dsl.program import Program
 from tilewright.dsl.target import Shape
+from tilewright.errors import KernelError
 from tilewright.runtime import Context, Device
 
 BOTH_SHAPES = pytest.mark.parametrize("shape", [Shape.CPU, Shape.GPU], ids=["cpu-shaped", "gpu-shaped"])
@@ -44,7 +45,14 @@ def check(
     tolerance = {DType.F32: 2e-6, DType.F64: 1e-14, DType.F16: 2e-3}.get(output.dtype, 0) * scale * 8
     for configuration in configurations:
         assert space.violated(configuration) is None
-        found = run(ctx, CONTRACT, program, target, configuration, arrays)[output.name]
+        try:
+            found = run(ctx, CONTRACT, program, target, configuration, arrays)[output.name]
+        except KernelError as error:
+            # How many registers a kernel takes is the compiler's secret; a tuner records such a configuration as
+            # out of resources, but the default must run.
+            if "work-items in a work-group" in str(error) and configuration != configurations[0]:
+                continue
+            raise
         error = np.abs(found.astype(np.float64) - expected).max(initial=0)
         assert error <= tolerance, f"{configuration}: off by {error}"
 
