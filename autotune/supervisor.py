@@ -95,7 +95,7 @@ class Worker:
             "POCL_CACHE_DIR": str(folder),  # this driver keeps every kernel ever built; ours are built once
         }
         self._process = subprocess.Popen(
-            [sys.executable, "-m", "tilewright.autotune.worker"],
+            [sys.executable, "-m", "tilewright.autotune.worker", str(folder)],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=self._words,

@@ -3,7 +3,9 @@
 A candidate may crash, hang or ruin the device, so this runs in a process of its own, which its supervisor kills and
 replaces at will. It ends by itself when the supervisor is gone, even in the middle of an endless kernel.
 
-    python -m tilewright.autotune.worker        # requests on stdin, answers on stdout; see messages.py
+    python -m tilewright.autotune.worker FOLDER     # requests on stdin, answers on stdout; see messages.py
+
+FOLDER holds the supervisor's temporary files; they are removed if it is gone.
 """
 
 from __future__ import annotations
@@ -12,7 +14,9 @@ import contextlib
 import math
 import os
 import queue
+import shutil
 import statistics
+import sys
 import threading
 import time
 from collections import OrderedDict
@@ -380,10 +384,11 @@ class Server:
             self._stages.popitem(last=False)
 
 
-def _read_requests(stream: BinaryIO, requests: queue.SimpleQueue[Request]) -> None:
+def _read_requests(stream: BinaryIO, requests: queue.SimpleQueue[Request], folder: str) -> None:
     while True:
         message = receive(stream)
         if message is None:  # the supervisor is gone: nobody waits for what the main thread does, however long
+            shutil.rmtree(folder, ignore_errors=True)
             os._exit(0)
         requests.put(message)  # type: ignore[arg-type]
 
@@ -398,7 +403,7 @@ def main() -> None:
 
         resource.setrlimit(resource.RLIMIT_CORE, (0, 0))  # crashes are expected; writing core files takes long
     requests: queue.SimpleQueue[Request] = queue.SimpleQueue()
-    threading.Thread(target=_read_requests, args=(requests_in, requests), daemon=True).start()
+    threading.Thread(target=_read_requests, args=(requests_in, requests, sys.argv[1]), daemon=True).start()
     server = Server(_Answers(answers))
     while True:
         server.serve(requests.get())
