@@ -268,7 +268,7 @@ def _attribute(a: onnx.AttributeProto) -> Attribute:
 
 def unsupported_nodes(graph: Graph) -> list[str]:
     """One line per node that cannot be run: its name, operator, opset, and what is unsupported about it."""
-    host = set(graph.constants)
+    host = set(graph.constants) | set(steering_inputs(graph))
     problems = []
     for node in graph.nodes:
         if is_known_ahead(node, host):
@@ -279,6 +279,21 @@ def unsupported_nodes(graph: Graph) -> list[str]:
             name = f"{node.name!r}" if node.name else f"the node that writes {node.label!r}"
             problems.append(f"{name}: {node.op} (opset {graph.opset}): {reason}")
     return problems
+
+
+def steering_inputs(graph: Graph) -> tuple[str, ...]:
+    """The inputs whose elements decide sizes or how an operator works (shapes, axes, pads); a plan is made for each.
+
+    Only inputs of at most one dimension can steer: a size that is computed from an image stays unsupported.
+    """
+    needed: set[str] = set()
+    for node in reversed(graph.nodes):
+        operator = OPERATORS.get(node.op)
+        if operator is not None:
+            needed.update(node.inputs[n] for n in operator.host if n < len(node.inputs))
+        if node.op not in _SHAPE_READERS and needed & set(node.outputs):
+            needed.update(node.inputs)
+    return tuple(v.name for v in graph.inputs if v.name in needed and v.shape is not None and len(v.shape) <= 1)
 
 
 def is_known_ahead(node: Node, host: set[str]) -> bool:

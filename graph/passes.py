@@ -15,7 +15,7 @@ import numpy as np
 from tilewright.dsl.dtypes import DType
 from tilewright.errors import ModelError
 from tilewright.graph import host
-from tilewright.graph.ir import Graph, Node, Value
+from tilewright.graph.ir import Graph, Node, Value, frozen
 from tilewright.graph.onnx_import import is_known_ahead
 from tilewright.graph.rules import Replacement, Rule, apply, dead_code_removed, fresh, type_of
 
@@ -37,13 +37,17 @@ def simplify(graph: Graph, rules: tuple[Rule, ...] | None = None) -> Graph:
     raise ModelError(f"the rewrite rules do not come to an end on graph {graph.name!r}")
 
 
-def specialise(graph: Graph, shapes: Mapping[str, tuple[int, ...]]) -> Graph:
+def specialise(
+    graph: Graph, shapes: Mapping[str, tuple[int, ...]], known: Mapping[str, np.ndarray] | None = None
+) -> Graph:
     """The graph for inputs of the given sizes: all types known, everything that follows from sizes alone folded.
 
-    Raises ModelError if the sizes contradict the network, or if a value's size depends on data.
+    ``known`` gives the elements of inputs that decide sizes; they are no inputs afterwards. Raises ModelError if the
+    sizes contradict the network, or if a value's size depends on data.
     """
-    inputs = tuple(replace(v, shape=shapes[v.name]) for v in graph.inputs)
-    graph = replace(graph, inputs=inputs, values={})
+    fixed = {name: frozen(np.array(array)) for name, array in (known or {}).items()}
+    inputs = tuple(replace(v, shape=shapes[v.name]) for v in graph.inputs if v.name not in fixed)
+    graph = replace(graph, inputs=inputs, values={}, constants={**graph.constants, **fixed})
     graph = fold_constants(graph, sizes=True)
     simple = simplify(graph)
     return simple if simple is graph else fold_constants(simple, sizes=True)
@@ -131,13 +135,16 @@ def _identity(graph: Graph, node: Node) -> Replacement | None:
     source, result = type_of(graph, node.inputs[0]), type_of(graph, node.outputs[0])
     if source is None or result is None or not source.is_concrete or not result.is_concrete:
         return None
+    if node.op == "Slice" and len(node.inputs) > 4 and node.inputs[4] not in graph.constants:
+        return None
     if node.op == "Cast":
         return _alias(node) if source.dtype is result.dtype else None
     if node.op == "Transpose":
         order = node.integers("perm", tuple(reversed(range(len(source.sizes)))))
         moved = [d for d in order if source.sizes[d] != 1]
         return _alias(node) if source.shape == result.shape and moved == sorted(moved) else None
-    if node.op == "Slice" and any((_host_value(graph, node, 4) if len(node.inputs) > 4 else np.ones(1)) < 0):
+    steps = _host_value(graph, node, 4) if node.op == "Slice" else None
+    if steps is not None and (steps < 0).any():
         return None
     return _alias(node) if source.shape == result.shape else None
 

@@ -16,7 +16,7 @@ from tilewright.graph import passes
 from tilewright.graph.fusion import fuse
 from tilewright.graph.ir import Value
 from tilewright.graph.layout import lay_out
-from tilewright.graph.onnx_import import Model, import_model
+from tilewright.graph.onnx_import import Model, import_model, steering_inputs
 from tilewright.graph.plan import Plan, PlannedCall, ProfileRow, SharedConstants, build_plan
 from tilewright.graph.steps import steps_of
 from tilewright.runtime import Device, select_device
@@ -26,7 +26,9 @@ if TYPE_CHECKING:
     from tilewright.autotune import TuningReport
     from tilewright.autotune.tuning import Progress
 
-Shapes = tuple[tuple[int, ...], ...]
+Sizes = tuple[tuple[int, ...], ...]
+Key = tuple[Sizes, tuple[bytes, ...]]
+"""What a plan is made for: the inputs' sizes, and the elements of those inputs that decide sizes."""
 
 MAX_PLANS = 4
 """Plans that a session keeps; the one that was used longest ago goes first."""
@@ -69,11 +71,12 @@ class InferenceSession:
         self._graph = passes.simplify(replace(graph, outputs=computed))
         self.device = select_device(device)
         self._store = _opened(store)
-        self._plans: OrderedDict[Shapes, Plan] = OrderedDict()
+        self._steering = steering_inputs(self._graph)
+        self._plans: OrderedDict[Key, Plan] = OrderedDict()
         self._shared = SharedConstants()
         self._lock = threading.RLock()
-        if all(v.is_concrete for v in self._graph.inputs):
-            self._plan(tuple(v.sizes for v in self._graph.inputs))
+        if all(v.is_concrete for v in self._graph.inputs) and not self._steering:
+            self.plan()
 
     # --- what goes in and out ---
 
@@ -94,8 +97,7 @@ class InferenceSession:
         """
         wanted = self._wanted(output_names)
         arrays = self._checked(input_feed)
-        plan = self._plan(tuple(arrays[v.name].shape for v in self._graph.inputs))
-        results = plan.run(arrays)
+        results = self._plan_for(arrays).run(arrays)
         # a network may name one of its inputs as an output
         return [results[name] if name in results else np.array(arrays[name]) for name in wanted]
 
@@ -124,35 +126,38 @@ class InferenceSession:
 
     # --- plans ---
 
-    def _plan(self, shapes: Shapes) -> Plan:
-        with self._lock:
-            plan = self._plans.get(shapes)
-            if plan is None:
-                plan = self._plans[shapes] = self._built(shapes)
-                while len(self._plans) > MAX_PLANS:
-                    self._plans.popitem(last=False)
-            self._plans.move_to_end(shapes)
-            return plan
-
-    def _built(self, shapes: Shapes) -> Plan:
-        sizes = {v.name: shape for v, shape in zip(self._graph.inputs, shapes, strict=True)}
-        network = lay_out(fuse(steps_of(passes.specialise(self._graph, sizes))))
-        return build_plan(network, self.device, self._store, self._shared)
-
     def plan(self, feeds: Mapping[str, Any] | None = None, batch: int = 1) -> Plan:
         """The plan for the sizes of `feeds`, or with every open size set to `batch`, made if there is none yet."""
         if feeds is not None:
-            arrays = self._checked(feeds)
-            return self._plan(tuple(arrays[v.name].shape for v in self._graph.inputs))
-        return self._plan(self._sizes_with(batch))
+            return self._plan_for(self._checked(feeds))
+        if self._steering:
+            raise InputError(f"the input {_listed(self._steering)} decides sizes; give feeds")
+        return self._plan(self._sizes_with(batch), {})
 
-    def _sizes_with(self, batch: int) -> Shapes:
+    def _sizes_with(self, batch: int) -> Sizes:
         result = []
         for v in self._graph.inputs:
             if v.shape is None:
                 raise InputError(f"the input {v.name!r} leaves its rank open; give feeds to say its sizes")
             result.append(tuple(n if isinstance(n, int) else batch for n in v.shape))
         return tuple(result)
+
+    def _plan_for(self, arrays: Mapping[str, np.ndarray[Any, Any]]) -> Plan:
+        known = {name: arrays[name] for name in self._steering}
+        return self._plan(tuple(arrays[v.name].shape for v in self._graph.inputs), known)
+
+    def _plan(self, sizes: Sizes, known: Mapping[str, np.ndarray[Any, Any]]) -> Plan:
+        key = sizes, tuple(a.tobytes() for a in known.values())
+        with self._lock:
+            plan = self._plans.get(key)
+            if plan is None:
+                shapes = {v.name: n for v, n in zip(self._graph.inputs, sizes, strict=True)}
+                network = lay_out(fuse(steps_of(passes.specialise(self._graph, shapes, known))))
+                plan = self._plans[key] = build_plan(network, self.device, self._store, self._shared)
+                while len(self._plans) > MAX_PLANS:
+                    self._plans.popitem(last=False)
+            self._plans.move_to_end(key)
+            return plan
 
     # --- tuning and profiling ---
 

@@ -142,6 +142,8 @@ def _node_steps(graph: Graph, node: Node, references: References) -> list[Step]:
     match result:
         case Compute():
             return [_item(node, result, references)]
+        case tuple():
+            return [_item(node, part, references) for part in result if node.outputs[part.outputs["y"]]]
         case Views():
             made = zip(node.outputs, result.views, strict=True)
             return [ViewStep(output, node.inputs[0], views) for output, views in made if output]
@@ -152,8 +154,12 @@ def _node_steps(graph: Graph, node: Node, references: References) -> list[Step]:
 def application(graph: Graph, node: Node) -> Application:
     """The node with everything known about its operands."""
     inputs = tuple(_operand(graph, name) if name else None for name in node.inputs)
-    outputs = tuple(_operand(graph, name) for name in node.outputs if name)
+    outputs = tuple(_operand(graph, name) if name else _NOTHING for name in node.outputs)
     return Application(node.op, graph.opset, node.attributes, inputs, outputs)
+
+
+_NOTHING = Operand(DType.F32, ())
+"""Stands for an output that nobody wants."""
 
 
 def _operand(graph: Graph, name: str) -> Operand:

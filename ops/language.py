@@ -11,14 +11,20 @@ from tilewright.dsl.parse import parse_op
 from tilewright.ops.operator import Application, Compute, Operand
 
 
-def program(app: Application, text: str, shapes: Mapping[str, tuple[int, ...]], operands: Mapping[str, int]) -> Compute:
-    """The Program of an op's text, whose only output `y` is the application's first.
+def program(
+    app: Application,
+    text: str,
+    shapes: Mapping[str, tuple[int, ...]],
+    operands: Mapping[str, int],
+    output: int = 0,
+) -> Compute:
+    """The Program of an op's text, whose only output `y` is the application's output at that position.
 
     ``shapes`` gives the sizes of `y` and of every input, ``operands`` which input of the application each tensor is.
     The output's element type is written into the header.
     """
     header, body = text.strip().split(":\n", 1)
-    definition = parse_op(f"{header}: {app.outputs[0].dtype.value}:\n{body}\n")
+    definition = parse_op(f"{header}: {app.outputs[output].dtype.value}:\n{body}\n")
     dims = definition.outputs[0].dims or ()
     sizes = {d.text: n for d, n in zip(dims, shapes["y"], strict=True) if isinstance(d, syntax.Name)}
     made = definition.specialise(
@@ -26,7 +32,7 @@ def program(app: Application, text: str, shapes: Mapping[str, tuple[int, ...]], 
         {name: app.input(position).dtype for name, position in operands.items()},
         sizes=sizes,
     )
-    return Compute(made, dict(operands))
+    return Compute(made, dict(operands), {"y": output})
 
 
 def pointwise(app: Application, formula: str, inputs: Sequence[Operand | None]) -> Compute:

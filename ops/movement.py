@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from typing import Any
 
+from tilewright.dsl.dtypes import DType
 from tilewright.errors import UnsupportedError
 from tilewright.ops.language import literal, pad_literal, program
 from tilewright.ops.operator import (
@@ -181,18 +183,70 @@ def space_to_depth(app: Application) -> Compute:
     return _copy(app, "n, c, h, i, w, j", out=out, shape=shape, out_shape=out_shape)
 
 
-@operator("Gather", host=(1,))
-def gather(app: Application) -> Views:
-    """One position of an axis, or positions with an even step, given ahead: a slice."""
-    shape, indices = app.input(0).shape, app.known(1)
+GATHER = """
+op gather(x[{sizes}], at[{places}]) -> y[{out_sizes}]:
+    y[{out}] = {kind}(k) where({place} == k, x[{read}], {otherwise})
+"""
+"""Positions that only the device knows: every element of the axis is looked at, and the wanted one taken."""
+
+MAX_LOOKS = 1 << 31
+"""Elements that a gather on the device may look at."""
+
+
+@operator("Gather")
+def gather(app: Application) -> Result:
+    """Elements at given positions of an axis; positions known ahead, evenly spaced upwards, are a slice."""
+    shape, indices = app.input(0).shape, app.input(1)
     axis = app.integer("axis", 0) % len(shape)
-    assert indices is not None
-    places = [int(i) % shape[axis] for i in indices.reshape(-1)]
-    step = places[1] - places[0] if len(places) > 1 else 1
-    even = all(b - a == step for a, b in zip(places, places[1:], strict=False))
-    if not places or step < 1 or not even:
-        raise UnsupportedError("indices that are not evenly spaced upwards are not supported")
-    return Views(((_one_axis(shape, axis, places[0], len(places), step), Reshaped(app.outputs[0].shape)),))
+    if indices.value is not None:
+        places = [int(i) % shape[axis] for i in indices.value.reshape(-1)]
+        step = places[1] - places[0] if len(places) > 1 else 1
+        if places and step >= 1 and all(b - a == step for a, b in zip(places, places[1:], strict=False)):
+            return Views(((_one_axis(shape, axis, places[0], len(places), step), Reshaped(app.outputs[0].shape)),))
+    if shape[axis] * math.prod(app.outputs[0].shape) > MAX_LOOKS:
+        raise UnsupportedError(f"gathering from {shape[axis]} positions on the device would take too long")
+    return _gathered(app, axis)
+
+
+def _gathered(app: Application, axis: int) -> Compute:
+    shape, indices, dtype = app.input(0).shape, app.input(1), app.input(0).dtype
+    before = [f"b{d}" for d in range(axis)]
+    after = [f"a{d}" for d in range(len(shape) - axis - 1)]
+    at = [f"i{d}" for d in range(indices.rank)]
+    element = f"at[{', '.join(at)}]"
+    text = GATHER.format(
+        sizes=", ".join(map(str, shape)),
+        places=", ".join(map(str, indices.shape)),
+        out_sizes=", ".join(map(str, app.outputs[0].shape)),
+        out=", ".join([*before, *at, *after]),
+        kind="any" if dtype is DType.BOOL else "sum",
+        place=f"where({element} < 0, {element} + {shape[axis]}, {element})",
+        read=", ".join([*before, "k", *after]),
+        otherwise="false" if dtype is DType.BOOL else "0",
+    )
+    return program(app, text, {"x": shape, "at": indices.shape, "y": app.outputs[0].shape}, {"x": 0, "at": 1})
+
+
+ONE_HOT = """
+op one_hot(at[{places}], values[2]) -> y[{out_sizes}]:
+    y[{out}] = where(where({element} < 0, {element} + {depth}, {element}) == k, values[1], values[0])
+"""
+
+
+@operator("OneHot", host=(1,))
+def one_hot(app: Application) -> Compute:
+    """A new axis that holds the second value at the given position and the first elsewhere."""
+    indices, out = app.input(0), app.outputs[0].shape
+    axis = app.integer("axis", -1) % len(out)
+    at = [f"i{d}" for d in range(indices.rank)]
+    text = ONE_HOT.format(
+        places=", ".join(map(str, indices.shape)),
+        out_sizes=", ".join(map(str, out)),
+        out=", ".join([*at[:axis], "k", *at[axis:]]),
+        element=f"at[{', '.join(at)}]",
+        depth=out[axis],
+    )
+    return program(app, text, {"at": indices.shape, "values": (2,), "y": out}, {"at": 0, "values": 2})
 
 
 def _refuse_resize(attributes: Mapping[str, Any], opset: int) -> str | None:

@@ -117,9 +117,31 @@ def _scale(app: Application, count: int) -> tuple[str, str, tuple[int, ...]]:
     raise UnsupportedError(f"a scale of shape {app.input(1).shape} that broadcasts is not supported")
 
 
-@operator("LayerNormalization")
-def layer_normalization(app: Application) -> Compute:
-    """Over all dimensions from ``axis`` on."""
+MEAN = """
+op mean(x[R, K]) -> y[R]:
+    y[r] = (sum(k) x[r, k]) / {count}
+"""
+
+INVERSE_DEVIATION = """
+op inverse_deviation(x[R, K]) -> y[R]:
+    m[r] = (sum(k) x[r, k]) / {count}
+    y[r] = 1 / sqrt((sum(k) (x[r, k] - m[r]) * (x[r, k] - m[r])) / {count} + {epsilon})
+"""
+
+
+@operator("LayerNormalization", outputs=3)
+def layer_normalization(app: Application) -> tuple[Compute, ...]:
+    """Over all dimensions from ``axis`` on; mean and inverse deviation are outputs too if wanted."""
+    rows, count = _rows(app)
+    epsilon = literal(app.number("epsilon", 1e-5))
+    made = [_normalised_layer(app)]
+    for position, template in enumerate((MEAN, INVERSE_DEVIATION)[: len(app.outputs) - 1]):
+        text = template.format(count=count, epsilon=epsilon)
+        made.append(program(app, text, {"x": (rows, count), "y": (rows,)}, {"x": 0}, output=position + 1))
+    return tuple(made)
+
+
+def _normalised_layer(app: Application) -> Compute:
     rows, count = _rows(app)
     dims, at, shape = _scale(app, count)
     bias = app.optional(2)

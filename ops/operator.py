@@ -142,7 +142,8 @@ class Join:
     axis: int
 
 
-Result = Compute | Views | Join
+Result = Compute | tuple[Compute, ...] | Views | Join
+"""Several Computes each make other outputs of the node."""
 
 
 # --- the table ---------------------------------------------------------------------------------------------------------

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass
 
+from tilewright.dsl.dtypes import DType
 from tilewright.ops.language import program
 from tilewright.ops.operator import Application, Compute, operator
 
@@ -99,9 +101,12 @@ def _filled(app: Application, template: str, frame: Axes, shape: tuple[int, ...]
 def reduction(app: Application) -> Compute:
     """One reduction over the axes given by attribute or input."""
     frame = Axes(app.input(0).shape, _reduced_axes(app), app.outputs[0].shape)
-    value = REDUCTIONS[app.op].format(**frame.holes())
+    template = REDUCTIONS[app.op]
+    if app.input(0).dtype is DType.BOOL:
+        template = template.replace("max(", "any(").replace("min(", "all(")
+    value = template.format(**frame.holes())
     if not frame.axes:
-        value = value.replace("(sum() ", "(").replace("(max() ", "(").replace("(min() ", "(").replace("(prod() ", "(")
+        value = re.sub(r"\b(sum|max|min|prod|any|all)\(\) ", "", value)
     return program(
         app, REDUCE.format(**frame.holes(), value=value), {"x": frame.shape, "y": frame.out_shape}, {"x": 0}
     )
@@ -161,3 +166,27 @@ def extreme_position(app: Application) -> Compute:
     text = ARG.replace("{kind}", "max" if app.op == "ArgMax" else "min")
     text = text.replace("{first}", "max" if last else "min").replace("{none}", "0" if last else str(shape[axis] - 1))
     return _filled(app, text, Axes(shape, (axis,), app.outputs[0].shape))
+
+
+CUMULATIVE_SUM = """
+op cumulative_sum(x[{sizes}]) -> y[{sizes}]:
+    y[{at}] = sum(j: {count}) where(j {sign} {axis}, x[{inner}], 0)
+"""
+
+
+@operator("CumSum", host=(1,))
+def cumulative_sum(app: Application) -> Compute:
+    """Sums of everything before each element (``exclusive``) and the element itself, or after it (``reverse``)."""
+    shape, axis_operand = app.input(0).shape, app.known(1)
+    axis = int(axis_operand.reshape(-1)[0]) % len(shape) if axis_operand is not None else 0
+    names = [f"i{d}" for d in range(len(shape))]
+    sign = ">" if app.integer("reverse", 0) else "<"
+    text = CUMULATIVE_SUM.format(
+        sizes=", ".join(map(str, shape)),
+        at=", ".join(names),
+        count=shape[axis],
+        sign=sign if app.integer("exclusive", 0) else f"{sign}=",
+        axis=names[axis],
+        inner=", ".join("j" if d == axis else name for d, name in enumerate(names)),
+    )
+    return program(app, text, {"x": shape, "y": shape}, {"x": 0})

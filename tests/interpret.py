@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 
 import numpy as np
+from scipy.special import erf
 
 from tilewright.dsl.affine import Affine
 from tilewright.dsl.dtypes import DType
@@ -31,6 +32,7 @@ _FUNCTIONS: dict[str, Callable[..., object]] = {
     "pow": np.power,
     "max": np.maximum,
     "min": np.minimum,
+    "erf": erf,
     "rsqrt": lambda x: 1 / np.sqrt(x),
     "sigmoid": lambda x: 1 / (1 + np.exp(-x)),
     "relu": lambda x: np.maximum(x, 0),
