@@ -45,7 +45,7 @@ def run(
     lowering = family.lower(moved, target, configuration)
     buffers: dict[str, Buffer] = {}
     before: dict[str, np.ndarray] = {}
-    for t in moved.tensors.values():
+    for t in (*moved.inputs, *moved.outputs):
         memory = np.full(t.span + GUARD, _sentinel(t), t.dtype.numpy)
         if t.name in arrays:
             _view(t, memory)[...] = arrays[t.name]
@@ -58,7 +58,7 @@ def run(
     ctx.enqueue([ctx.bind(launch, buffers) for launch in lowering.launches])
     ctx.finish()
     results = {}
-    for t in moved.tensors.values():
+    for t in (*moved.inputs, *moved.outputs):
         after = ctx.read(buffers[t.name], before[t.name].shape, t.dtype.numpy)
         if t in moved.outputs:
             results[t.name] = _view(t, after).copy()

@@ -18,6 +18,7 @@ import math
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 
+from tilewright.dsl.affine import Affine
 from tilewright.dsl.dtypes import DType
 from tilewright.dsl.families.shared import (
     Collapsed,
@@ -153,6 +154,14 @@ class Plan:
         """Bytes read per step of the reduction."""
         found = {r: None for e in self.reduces for r in reads(e.body)}
         return sum(self.program.tensors[r.tensor].dtype.itemsize for r in found) or 4
+
+    @property
+    def number(self) -> Affine:
+        """The flat number of an output, in the order of the kept loops."""
+        total, step = Affine(), 1
+        for d in reversed(self.loops.kept):
+            total, step = total + Affine.of({d.name: step}), step * d.extent
+        return total
 
     @property
     def split(self) -> Dimension:

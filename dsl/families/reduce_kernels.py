@@ -130,17 +130,14 @@ class _Writer:
 
     def keep(self, j: int, value: str, lanes: int, offset: int = 0) -> None:
         """Store a partial result of the current split."""
-        e = self.plan.reduces[j]
-        terms = {"output": 1}
-        if lanes > 1:
-            terms[LANE] = 1
-        address = Affine.of({**terms, "split": self.plan.outputs}, offset)
-        names = {"output": "output", "split": "split"}
-        kind = accumulator(e)
+        e, vector = self.plan.reduces[j], self.plan.vector.name
+        place = {vector: Affine.of({vector: 1, **({LANE: 1} if lanes > 1 else {})}, offset)}
+        address = self.plan.number.substitute(place) + Affine.of({"split": self.plan.outputs})
         pointer = argument(self.plan.partials[j])
         if e.dtype is DType.BOOL:
             value = f"({value} & 1)"
-        self.body.line(store(pointer, address, names, kind, lanes, value))
+        names = {**self.names, "split": "split"}
+        self.body.line(store(pointer, address, names, accumulator(e), lanes, value))
 
     def launch(self, geometry: Geometry, split: bool, combines: bool = False) -> Launch:
         """The finished kernel."""
@@ -166,16 +163,6 @@ class _Writer:
 def acc(j: int, chain: int) -> str:
     """The accumulator of reduction `j` in chain `chain`."""
     return f"acc{j}_{chain}"
-
-
-def _output_number(writer: _Writer, columns: bool) -> None:
-    """Declare `output`, the flat number of the current output, for partial results."""
-    number, step = Affine(), 1
-    for d in reversed(writer.plan.loops.kept):
-        number = number + Affine.of({d.name: step})
-        step *= d.extent
-    terms = " + ".join(f"{c}*{writer.names[name]}" for name, c in number.terms) or "0"
-    writer.body.line(f"const {writer.ctype} output = {terms};")
 
 
 # --- CPU ------------------------------------------------------------------------------------------------------------
@@ -227,7 +214,6 @@ def _cpu_rows(writer: _Writer, configuration: Configuration) -> Launch:
         if splits == 1:
             writer.finish(results, 1)
         else:
-            _output_number(writer, False)
             for j, value in enumerate(results):
                 writer.keep(j, value, 1)
     return writer.launch(cpu_geometry(blocks * splits), splits > 1)
@@ -279,8 +265,6 @@ def _cpu_columns(writer: _Writer, configuration: Configuration) -> Launch:
         _columns(writer, unroll, vectors, splits)
         for m in range(vectors):
             writer.merge(m, [k * vectors + m for k in range(1, unroll)])
-        if splits > 1:
-            _output_number(writer, True)
         for m in range(vectors):
             if splits == 1:
                 writer.finish([acc(j, m) for j in range(len(plan.reduces))], lanes, m * lanes)
@@ -354,7 +338,6 @@ def gpu(plan: Plan, configuration: Configuration) -> Launch:
         if splits == 1:
             writer.finish(results, width)
         else:
-            _output_number(writer, not plan.rows)
             for j, value in enumerate(results):
                 writer.keep(j, value, width)
     return writer.launch(gpu_geometry(groups * splits * group, group), splits > 1)
