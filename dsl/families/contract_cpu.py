@@ -134,18 +134,21 @@ def lower(c: Contraction, program: Program, target: Target, configuration: Confi
         ctype=index_type(program),
         text=str(configuration),
     )
-    launches, scratch = [], []
+    launches, scratch, helpers = [], [], dict[str, str]()
     if tile.pack_a:
         panels = tile.row_blocks * tile.tiles
         scratch.append(Scratch("packed_a", c.dtype, c.g * panels * c.k * tile.rows))
-        launches.append(_pack(tile, c.a, "packed_a", panels, tile.rows))
+        launches.append(_pack(tile, c.a, "packed_a", panels, tile.rows, helpers))
     if tile.pack_b:
         scratch.append(Scratch("packed_b", c.dtype, c.g * tile.column_blocks * c.k * tile.width))
-        launches.append(_pack(tile, c.b, "packed_b", tile.column_blocks, tile.width))
+        launches.append(_pack(tile, c.b, "packed_b", tile.column_blocks, tile.width, helpers))
     if _turned(tile):
         fill = tile.a.tensor.pad
         scratch.append(Scratch("pad_row", tile.a.tensor.dtype, _pad_row(tile), fill=fill))
-    return Lowering((*launches, _product(tile)), tuple(scratch))
+    launches.append(_product(tile, helpers))
+    # One program for all kernels: every compilation has a fixed cost beside that of its text.
+    source = "".join(f"{text}\n" for text in helpers.values()) + "".join(launch.source for launch in launches)
+    return Lowering(tuple(replace(launch, source=source) for launch in launches), tuple(scratch))
 
 
 def _turned(tile: Tile) -> bool:
@@ -156,14 +159,13 @@ def _turned(tile: Tile) -> bool:
 # --- packing --------------------------------------------------------------------------------------------------------
 
 
-def _pack(tile: Tile, operand: Operand, into: str, panels: int, width: int) -> Launch:
+def _pack(tile: Tile, operand: Operand, into: str, panels: int, width: int, helpers: dict[str, str]) -> Launch:
     """Copies an operand to `into[group][panel][depth][width]`; places beyond the last row or column become 0."""
     c = tile.c
     across, total = (c.rows, c.m) if into == "packed_a" else (c.columns, c.n)
     inputs = tuple(dict.fromkeys(r.tensor for r in reads(operand.value)))
     parameters = [f"__global const {tile.program.tensors[n].dtype.opencl}* restrict {argument(n)}" for n in inputs]
     parameters.append(f"__global {tile.scalar}* restrict {argument(into)}")
-    helpers: dict[str, str] = {}
     body = Source()
     with body.block(f"{_KERNEL} {into}({', '.join(parameters)})"):
         body.line(f"const {tile.ctype} panel = get_global_id(0), group = get_global_id(1);")
@@ -178,8 +180,6 @@ def _pack(tile: Tile, operand: Operand, into: str, panels: int, width: int) -> L
             _pack_strided(tile, body, operand, across, width, total, step)
     src = Source()
     src.line(f"// Operand {into[-1].upper()} as panels of {width}, one after the other, depth by depth.")
-    for text in helpers.values():
-        src.line(text)
     src.line(body.text)
     return Launch(into, src.text, (panels, c.g), (1, 1), (*inputs, into), (into,))
 
@@ -200,23 +200,23 @@ def _pack_strided(
     address, _ = parted(place.address, [i.name for i in across])
     base, inner = parted(address, [i.name for i in tile.c.depth])
     source, dtype = argument(place.tensor.name), place.tensor.dtype.opencl
-    body.line(f"const int count = max(0, min({width}, {total} - (int)panel * {width}));")
+    body.line(f"const int count = min({width}, {total} - (int)panel * {width});")
     body.line(f"__global const {dtype}* from = {source} + {affine(base, NAMES)} + panel * {width * step};")
 
-    def copy(count: str) -> Callable[[], None]:
+    def copy(value: str) -> Callable[[], None]:
         def write() -> None:
-            value = f"({tile.scalar})from[{affine(inner, NAMES)} + lane * {step}]"
-            body.line(f"for (int lane = 0; lane < {count}; ++lane) to[lane] = {value};")
-            if count == "count":
-                body.line(f"for (int lane = count; lane < {width}; ++lane) to[lane] = 0;")
+            body.line(f"for (int lane = 0; lane < {width}; ++lane) to[lane] = {value};")
             body.line(f"to += {width};")
 
         return write
 
-    with body.block(f"if (count == {width})"):
-        _nest(body, tile.c.depth, copy(str(width)), tile.ctype)
-    with body.block("else"):
-        _nest(body, tile.c.depth, copy("count"), tile.ctype)
+    value = f"({tile.scalar})from[{affine(inner, NAMES)} + lane * {step}]"
+    if step == 1:
+        with body.block(f"if (count == {width})"):
+            _nest(body, tile.c.depth, copy(value), tile.ctype)
+            body.line("return;")
+    if total % width or step != 1:
+        _nest(body, tile.c.depth, copy(f"lane < count ? {value} : 0"), tile.ctype)
 
 
 def _pack_each(
@@ -253,9 +253,8 @@ def _nest(body: Source, indices: tuple[Index, ...], inside: Callable[[], None], 
 # --- the product ----------------------------------------------------------------------------------------------------
 
 
-def _product(tile: Tile) -> Launch:
+def _product(tile: Tile, helpers: dict[str, str]) -> Launch:
     c = tile.c
-    helpers: dict[str, str] = {}
     names = _arguments(tile)
     parameters = [_parameter(tile, n) for n in names]
     body = Source()
@@ -275,8 +274,6 @@ def _product(tile: Tile) -> Launch:
     src = Source()
     src.line(f"// {statement_text(c.statement)}".replace("\\", ""))
     src.line(f"// contract: {c.m} rows x {c.n} columns x {c.k} deep, {c.g} groups; {tile.text}")
-    for text in helpers.values():
-        src.line(text)
     src.line(body.text)
     blocks = (tile.row_blocks, tile.column_blocks)
     size = (*(blocks[::-1] if tile.columns_first else blocks), c.g)
