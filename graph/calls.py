@@ -70,9 +70,7 @@ class Network:
 
     def constant_inputs(self, call: Call) -> tuple[str, ...]:
         """The call's input tensors that never change between runs."""
-        return tuple(
-            t.name for t in call.program.inputs if self.buffers[call.buffers[t.name]].role is Role.CONSTANT
-        )
+        return tuple(t.name for t in call.program.inputs if self.buffers[call.buffers[t.name]].role is Role.CONSTANT)
 
 
 def network_of(program: Program) -> Network:

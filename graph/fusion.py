@@ -86,7 +86,7 @@ class _Work:
         return replace(self.steps, steps=tuple(s for s in self.items if s is not None))
 
 
-# --- epilogues ----------------------------------------------------------------------------------------------------------
+# --- epilogues --------------------------------------------------------------------------------------------------------
 
 
 def _with_epilogues(steps: Steps) -> Steps:
@@ -211,7 +211,7 @@ def split_dimension(program: Program, d: int, factors: tuple[int, int], referenc
     )
 
 
-# --- prologues ----------------------------------------------------------------------------------------------------------
+# --- prologues --------------------------------------------------------------------------------------------------------
 
 
 def _with_prologues(steps: Steps) -> Steps:
@@ -233,7 +233,10 @@ def _with_prologues(steps: Steps) -> Steps:
 def _reads_each_once(program: Program, tensor: Tensor) -> bool:
     """Whether the program reads every element of `tensor` exactly once."""
     found = [
-        (s, e) for s in program.statements for e in walk(s.value) if isinstance(e, Read | Inside) and e.tensor == tensor.name
+        (s, e)
+        for s in program.statements
+        for e in walk(s.value)
+        if isinstance(e, Read | Inside) and e.tensor == tensor.name
     ]
     if len(found) != 1 or isinstance(found[0][1], Inside):
         return False
@@ -244,7 +247,7 @@ def _reads_each_once(program: Program, tensor: Tensor) -> bool:
     return len(singles) == len(extent) and {name: n for name, n in zip(singles, sizes, strict=True)} == extent
 
 
-# --- composition --------------------------------------------------------------------------------------------------------
+# --- composition ------------------------------------------------------------------------------------------------------
 
 
 def composed(items: Sequence[Item], references: References) -> Item:

@@ -34,7 +34,10 @@ def evaluate(node: Node, opset: int, inputs: Sequence[np.ndarray | None]) -> tup
     graph = helper.make_graph(
         [node_proto(node)],
         "node",
-        [helper.make_tensor_value_info(n, helper.np_dtype_to_tensor_dtype(a.dtype), a.shape) for n, a in present.items()],
+        [
+            helper.make_tensor_value_info(n, helper.np_dtype_to_tensor_dtype(a.dtype), a.shape)
+            for n, a in present.items()
+        ],
         [helper.make_empty_tensor_value_info(o) for o in outputs],
     )
     try:

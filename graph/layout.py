@@ -59,7 +59,7 @@ def lay_out(steps: Steps) -> Network:
     return Network(tuple(work.calls), work.buffers)
 
 
-# --- the graph's outputs ------------------------------------------------------------------------------------------------
+# --- the graph's outputs ----------------------------------------------------------------------------------------------
 
 
 def _outputs_of_their_own(steps: Steps) -> Steps:
@@ -123,7 +123,7 @@ def copy_program(x: Tensor, y: Tensor) -> Program:
     return Program("copy", (x,), (y,), (Statement(y.name, indices, Read(x.name, here, x.dtype)),))
 
 
-# --- which values are channels-last ---------------------------------------------------------------------------------------
+# --- which values are channels-last -----------------------------------------------------------------------------------
 
 
 def channels_last_values(steps: Steps) -> frozenset[str]:
@@ -177,7 +177,7 @@ def _fits(tensor: Tensor, step: ViewStep) -> bool:
     return through is not None
 
 
-# --- places -------------------------------------------------------------------------------------------------------------
+# --- places -----------------------------------------------------------------------------------------------------------
 
 
 @dataclass

@@ -57,13 +57,14 @@ def import_model(model: Model) -> Graph:
     if problems:
         count = f"{len(problems)} node{'s' if len(problems) > 1 else ''}"
         raise UnsupportedOperatorError(
-            f"{place} has {count} that cannot be run here:\n  " + "\n  ".join(problems)
+            f"{place} has {count} that cannot be run here:\n  "
+            + "\n  ".join(problems)
             + "\nExport the network without them, or run it in another runtime."
         )
     return graph
 
 
-# --- reading -----------------------------------------------------------------------------------------------------------
+# --- reading ----------------------------------------------------------------------------------------------------------
 
 
 def _load(model: Model) -> tuple[onnx.ModelProto, str]:
@@ -128,18 +129,21 @@ def _without_data(model: onnx.ModelProto) -> onnx.ModelProto:
     slim.graph.name = model.graph.name
     slim.graph.node.extend(model.graph.node)
     slim.graph.input.extend(model.graph.input)
-    slim.graph.output.extend(model.graph.output)
+    # exporters leave sizes of outputs away, which the checker does not allow; they are inferred anyway
+    slim.graph.output.extend(o for o in model.graph.output if o.type.tensor_type.HasField("shape"))
     slim.graph.value_info.extend(model.graph.value_info)
     named = {i.name for i in model.graph.input}
     for tensor in model.graph.initializer:
         if tensor.name not in named:
-            slim.graph.input.append(onnx.helper.make_tensor_value_info(tensor.name, tensor.data_type, list(tensor.dims)))
+            slim.graph.input.append(
+                onnx.helper.make_tensor_value_info(tensor.name, tensor.data_type, list(tensor.dims))
+            )
     return slim
 
 
 def _opset(model: onnx.ModelProto, place: str) -> int:
     versions = {o.domain: o.version for o in model.opset_import}
-    version = versions.get("", versions.get("ai.onnx", 0))
+    version = int(versions.get("", versions.get("ai.onnx", 0)))
     newest = onnx.defs.onnx_opset_version()
     if version > newest:
         raise ModelError(f"{place} uses opset {version}, the installed onnx package knows up to {newest}; update onnx")
@@ -171,10 +175,11 @@ def _has_function(op: str, opset: int) -> bool:
         schema = onnx.defs.get_schema(op, max_inclusive_version=opset, domain="")
     except onnx.defs.SchemaError:
         return False
-    return bool(schema.has_function or schema.has_context_dependent_function)
+    known: Any = schema  # the package's stubs lack these two
+    return bool(known.has_function or known.has_context_dependent_function)
 
 
-# --- conversion --------------------------------------------------------------------------------------------------------
+# --- conversion -------------------------------------------------------------------------------------------------------
 
 
 def _convert(model: onnx.ModelProto, place: str) -> Graph:
@@ -263,7 +268,7 @@ def _attribute(a: onnx.AttributeProto) -> Attribute:
             return f"<{onnx.AttributeProto.AttributeType.Name(other)}>"  # subgraphs; no operator here has any
 
 
-# --- what cannot be run ------------------------------------------------------------------------------------------------
+# --- what cannot be run -----------------------------------------------------------------------------------------------
 
 
 def unsupported_nodes(graph: Graph) -> list[str]:

@@ -76,9 +76,7 @@ def fold_constants(graph: Graph, sizes: bool = False) -> Graph:
         if sizes and v.name in constants:
             values[v.name] = Value(v.name, *_constant_type(constants[v.name]))
     outputs = tuple(values.get(v.name, v) for v in graph.outputs) if sizes else graph.outputs
-    return dead_code_removed(
-        replace(graph, nodes=tuple(nodes), constants=constants, values=values, outputs=outputs)
-    )
+    return dead_code_removed(replace(graph, nodes=tuple(nodes), constants=constants, values=values, outputs=outputs))
 
 
 def _value_ahead(
@@ -114,7 +112,7 @@ def _constant_type(array: np.ndarray) -> tuple[DType, tuple[int, ...]]:
     return DType.from_numpy(array.dtype), array.shape
 
 
-# --- nodes that change nothing ------------------------------------------------------------------------------------------
+# --- nodes that change nothing ----------------------------------------------------------------------------------------
 
 
 def _alias(node: Node) -> Replacement:
@@ -159,7 +157,7 @@ def _host_value(graph: Graph, node: Node, position: int) -> np.ndarray | None:
     return graph.constants.get(node.inputs[position]) if len(node.inputs) > position else None
 
 
-# --- batch normalisation, scales and biases -------------------------------------------------------------------------------
+# --- batch normalisation, scales and biases ---------------------------------------------------------------------------
 
 
 def _batch_normalization(graph: Graph, node: Node) -> Replacement | None:
@@ -214,9 +212,7 @@ def _per_channel(constant: np.ndarray, channels: int, rank: int) -> np.ndarray |
     return np.broadcast_to(constant.reshape(-1).astype(np.float64), (channels,))
 
 
-def _new_convolution(
-    graph: Graph, node: Node, conv: Node, weights: np.ndarray | None, bias: np.ndarray
-) -> Replacement:
+def _new_convolution(graph: Graph, node: Node, conv: Node, weights: np.ndarray | None, bias: np.ndarray) -> Replacement:
     """`conv` with other weights (None: the same) and bias, writing what `node` wrote."""
     dtype = graph.constants[conv.inputs[1]].dtype
     bias_name = fresh(graph, f"{node.outputs[0]}.bias")
@@ -258,7 +254,7 @@ def _bias_into_convolution(graph: Graph, node: Node) -> Replacement | None:
     return _new_convolution(graph, node, conv, None, _bias_of(graph, conv) + bias)
 
 
-# --- pads -----------------------------------------------------------------------------------------------------------------
+# --- pads -------------------------------------------------------------------------------------------------------------
 
 
 def _pads(graph: Graph, node: Node) -> tuple[int, ...] | None:
@@ -315,9 +311,7 @@ def _pad_into_window(graph: Graph, node: Node) -> Replacement | None:
     if node.op == "AveragePool":
         attributes["count_include_pad"] = 1
     inputs = (pad.inputs[0], *node.inputs[1:])
-    return Replacement(
-        (replace(node, inputs=inputs, attributes=attributes, origins=(*pad.sources, *node.sources)),)
-    )
+    return Replacement((replace(node, inputs=inputs, attributes=attributes, origins=(*pad.sources, *node.sources)),))
 
 
 def _pads_alike(node: Node, value: float, own: tuple[int, ...]) -> bool:
@@ -334,9 +328,9 @@ Matcher = Callable[[Graph, Node], Replacement | None]
 
 IDENTITIES = Rule(
     "nodes that change nothing",
-    frozenset(
-        "Identity Dropout Cast Pad Concat Sum Max Min Mean Transpose Reshape Flatten Squeeze Unsqueeze Expand Slice".split()
-    ),
+    frozenset({"Cast", "Dropout", "Expand", "Identity", "Pad", "Slice", "Transpose"})
+    | {"Flatten", "Reshape", "Squeeze", "Unsqueeze"}
+    | {"Concat", "Max", "Mean", "Min", "Sum"},
     "the output has the input's elements, type and sizes",
     _identity,
 )

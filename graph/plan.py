@@ -109,7 +109,7 @@ def build_plan(
     return builder.plan()
 
 
-# --- choosing -----------------------------------------------------------------------------------------------------------
+# --- choosing ---------------------------------------------------------------------------------------------------------
 
 
 def _planned(network: Network, device: Device, store: Store | None) -> tuple[PlannedCall, ...]:
@@ -154,7 +154,7 @@ def _ahead(lowering: Lowering, constants: Sequence[str]) -> frozenset[int]:
     return frozenset(found)
 
 
-# --- building -----------------------------------------------------------------------------------------------------------
+# --- building ---------------------------------------------------------------------------------------------------------
 
 
 @dataclass
@@ -270,7 +270,7 @@ class _Builder:
         return arenas
 
 
-# --- running ------------------------------------------------------------------------------------------------------------
+# --- running ----------------------------------------------------------------------------------------------------------
 
 
 class Plan:
@@ -301,25 +301,32 @@ class Plan:
         self._buffers = dict(buffers)
         self._own = {name: self._buffers[name] for name in (*self.inputs, *self.outputs)}
         self._bound = bound
-        self._users = {
-            name: [n for n, p in enumerate(launches) if name in p.arguments.values()] for name in self._own
-        }
+        self._users = {name: [n for n, p in enumerate(launches) if name in p.arguments.values()] for name in self._own}
         self._lock = threading.Lock()
 
     @property
-    def constant_bytes(self) -> int:
-        """Memory for constants, packed or not."""
+    def lost(self) -> bool:
+        """True after a fault of the device, with which the plan's buffers are gone."""
+        return self._ctx.lost
+
+    @property
+    def constants(self) -> tuple[Buffer, ...]:
+        """Buffers that are written once: constants as they are or packed, and filled scratch."""
         own = set(map(id, self._own.values()))
-        return sum(b.nbytes for b in self._buffers.values() if b.base is None and id(b) not in own)
+        return tuple(b for b in self._buffers.values() if b.base is None and id(b) not in own)
+
+    @property
+    def constant_bytes(self) -> int:
+        """Memory for constants."""
+        return sum(b.nbytes for b in self.constants)
 
     def run(self, feeds: Feeds) -> dict[str, np.ndarray[Any, Any]]:
-        """Run once: inputs by name (arrays of the declared shape and dtype, or buffers on the device) to all outputs."""
+        """Run once: inputs by name (arrays of the declared shape and dtype, or device buffers) to all outputs."""
         with self._lock:
             self._hand_in(feeds, {})
             self._ctx.enqueue(self._bound)
             return {
-                name: self._ctx.read(self._buffers[name], spec.shape, spec.dtype)
-                for name, spec in self.outputs.items()
+                name: self._ctx.read(self._buffers[name], spec.shape, spec.dtype) for name, spec in self.outputs.items()
             }
 
     def run_on_device(self, feeds: Feeds) -> dict[str, Buffer]:

@@ -63,7 +63,7 @@ class InferenceSession:
     """
 
     def __init__(
-        self, model: Model, device: Device | str | None = None, store: Store | str | None | bool = None
+        self, model: Model, device: Device | str | None = None, store: Store | str | bool | None = None
     ) -> None:
         graph = import_model(model)
         self._outputs = graph.outputs
@@ -88,9 +88,7 @@ class InferenceSession:
         """What `run` gives."""
         return [_argument(v) for v in self._outputs]
 
-    def run(
-        self, output_names: Sequence[str] | None, input_feed: Mapping[str, Any]
-    ) -> list[np.ndarray[Any, Any]]:
+    def run(self, output_names: Sequence[str] | None, input_feed: Mapping[str, Any]) -> list[np.ndarray[Any, Any]]:
         """Run once: the named outputs (None: all) for arrays by input name.
 
         Raises InputError for names, types or sizes that do not fit; the first run with new sizes builds kernels.
@@ -135,12 +133,7 @@ class InferenceSession:
         return self._plan(self._sizes_with(batch), {})
 
     def _sizes_with(self, batch: int) -> Sizes:
-        result = []
-        for v in self._graph.inputs:
-            if v.shape is None:
-                raise InputError(f"the input {v.name!r} leaves its rank open; give feeds to say its sizes")
-            result.append(tuple(n if isinstance(n, int) else batch for n in v.shape))
-        return tuple(result)
+        return tuple(tuple(n if isinstance(n, int) else batch for n in v.shape or ()) for v in self._graph.inputs)
 
     def _plan_for(self, arrays: Mapping[str, np.ndarray[Any, Any]]) -> Plan:
         known = {name: arrays[name] for name in self._steering}
@@ -150,6 +143,9 @@ class InferenceSession:
         key = sizes, tuple(a.tobytes() for a in known.values())
         with self._lock:
             plan = self._plans.get(key)
+            if plan is not None and plan.lost:
+                self._plans.clear()
+                self._shared, plan = SharedConstants(), None
             if plan is None:
                 shapes = {v.name: n for v, n in zip(self._graph.inputs, sizes, strict=True)}
                 network = lay_out(fuse(steps_of(passes.specialise(self._graph, shapes, known))))
@@ -200,7 +196,7 @@ class InferenceSession:
         return self.plan(feeds).profile(self._checked(feeds))
 
 
-def _opened(store: Store | str | None | bool) -> Store | None:
+def _opened(store: Store | str | bool | None) -> Store | None:
     if isinstance(store, bool):
         return Store.open() if store else None
     return store if isinstance(store, Store) else Store.open(store)
@@ -221,17 +217,18 @@ def _array(value: Value, given: Any) -> np.ndarray[Any, Any]:
     expected = value.dtype.numpy
     if array.dtype != expected:
         raise InputError(f"the input {value.name!r} should be {expected}, found {array.dtype}; convert it with astype")
-    if value.shape is None:
-        return array
-    shape = "x".join(str(n or "?") for n in value.shape) or "a single number"
+    sizes = value.shape or ()
+    shape = "x".join(str(n or "?") for n in sizes) or "a single number"
     found = "x".join(map(str, array.shape)) or "a single number"
-    if array.ndim != len(value.shape):
+    if array.ndim != len(sizes):
         raise InputError(
-            f"the input {value.name!r} should have {len(value.shape)} dimensions ({shape}), found {array.ndim} ({found})"
+            f"the input {value.name!r} should have {len(sizes)} dimensions ({shape}), found {array.ndim} ({found})"
         )
-    for d, (wanted, n) in enumerate(zip(value.shape, array.shape, strict=True)):
+    for d, (wanted, n) in enumerate(zip(sizes, array.shape, strict=True)):
         if isinstance(wanted, int) and wanted != n:
-            raise InputError(f"the input {value.name!r} should have size {wanted} in dimension {d} ({shape}), found {n} ({found})")
+            raise InputError(
+                f"the input {value.name!r} should have size {wanted} in dimension {d} ({shape}), found {n} ({found})"
+            )
     return array
 
 
@@ -248,4 +245,3 @@ def _check_named_sizes(inputs: Sequence[Value], arrays: Mapping[str, np.ndarray[
 
 
 __all__ = ["InferenceSession", "NodeArgument"]
-

@@ -1,8 +1,8 @@
 """Nodes as steps: Programs over named values, views of values, and joins, before anything has a place in memory.
 
-    Item       a Program to run; each of its tensors is a Reference
-    ViewStep   a value that is another seen through views
-    JoinStep   a value that is others side by side
+Item       a Program to run; each of its tensors is a Reference
+ViewStep   a value that is another seen through views
+JoinStep   a value that is others side by side
 """
 
 from __future__ import annotations
@@ -127,7 +127,8 @@ def steps_of(graph: Graph) -> Steps:
             problems.append(f"{node.label!r}: {node.op} (opset {graph.opset}): {error}")
     if problems:
         raise UnsupportedOperatorError(
-            f"{len(problems)} nodes cannot be run with these sizes:\n  " + "\n  ".join(problems)
+            f"{len(problems)} nodes cannot be run with these sizes:\n  "
+            + "\n  ".join(problems)
             + "\nExport the network without them, or run it in another runtime."
         )
     return Steps(graph, tuple(steps), references)
@@ -188,4 +189,3 @@ def merged(program: Program) -> Program:
         if t.name not in found or t.pad:
             found[t.name] = t
     return program if len(found) == len(program.inputs) else replace(program, inputs=tuple(found.values()))
-

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from itertools import pairwise
 
 from tilewright.dsl.program import Tensor
 from tilewright.ops import Permuted, Reshaped, Sliced, View
@@ -16,8 +17,8 @@ def seen(tensor: Tensor, view: View) -> Tensor | None:
             return replace(tensor, shape=shape, strides=tuple(tensor.strides[a] for a in view.axes))
         case Sliced():
             start = sum(n * s for n, s in zip(view.starts, tensor.strides, strict=True))
-            strides = tuple(n * s for n, s in zip(view.steps, tensor.strides, strict=True))
-            return replace(tensor, shape=view.sizes, strides=strides, offset=tensor.offset + start)
+            steps = tuple(n * s for n, s in zip(view.steps, tensor.strides, strict=True))
+            return replace(tensor, shape=view.sizes, strides=steps, offset=tensor.offset + start)
         case Reshaped():
             strides = reshaped_strides(tensor.shape, tensor.strides, view.shape)
             return None if strides is None else replace(tensor, shape=view.shape, strides=strides)
@@ -48,7 +49,7 @@ def reshaped_strides(
             else:
                 group_old.append(old[position])
                 product_old, position = product_old * old[position][0], position + 1
-        if any(a[1] != b[0] * b[1] for a, b in zip(group_old, group_old[1:], strict=False)):
+        if any(a[1] != b[0] * b[1] for a, b in pairwise(group_old)):
             return None
         step = group_old[-1][1]
         found = []

@@ -71,4 +71,3 @@ def pad_literal(value: float | int) -> str:
     if isinstance(value, float) and math.isinf(value):
         return "inf" if value > 0 else "-inf"
     return repr(value)
-

@@ -56,8 +56,8 @@ def matmul(app: Application) -> Compute:
     batch = y.rank - (a.rank > 1) - (b.rank > 1)
     names = [f"i{d}" for d in range(batch)]
     rows, columns = ["m"] * (a.rank > 1), ["n"] * (b.rank > 1)
-    left = _batch_at(names, a.shape[:-2]) + [*rows, "k"]
-    right = _batch_at(names, b.shape[:-2]) + ["k", *columns]
+    left = [*_batch_at(names, a.shape[:-2]), *rows, "k"]
+    right = [*_batch_at(names, b.shape[:-2]), "k", *columns]
     out = names + rows + columns
     return _product(app, [left, right], out)
 
@@ -96,6 +96,7 @@ def einsum(app: Application) -> Compute:
         letters = left.replace(",", "")
         right = "".join(sorted(x for x in set(letters) if letters.count(x) == 1))
     places = [
-        ["0" if app.input(n).shape[d] == 1 else f"i{ord(x)}" for d, x in enumerate(term)] for n, term in enumerate(terms)
+        ["0" if app.input(n).shape[d] == 1 else f"i{ord(x)}" for d, x in enumerate(term)]
+        for n, term in enumerate(terms)
     ]
     return _product(app, places, [f"i{ord(x)}" for x in right])

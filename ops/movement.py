@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
+from itertools import pairwise
 from typing import Any
 
 from tilewright.dsl.dtypes import DType
@@ -68,9 +69,9 @@ def slice_(app: Application) -> Result:
     """A range with steps per axis; negative steps run backwards and are copied."""
     shape = app.input(0).shape
     starts, steps = [0] * len(shape), [1] * len(shape)
-    for axis, start, step in _ranges(app):
+    for axis, written, step in _ranges(app):
         n = shape[axis]
-        start = start + n if start < 0 else start
+        start = written + n if written < 0 else written
         starts[axis] = min(max(start, 0), n if step > 0 else n - 1)
         steps[axis] = step
     if all(s > 0 for s in steps):
@@ -201,7 +202,7 @@ def gather(app: Application) -> Result:
     if indices.value is not None:
         places = [int(i) % shape[axis] for i in indices.value.reshape(-1)]
         step = places[1] - places[0] if len(places) > 1 else 1
-        if places and step >= 1 and all(b - a == step for a, b in zip(places, places[1:], strict=False)):
+        if places and step >= 1 and all(b - a == step for a, b in pairwise(places)):
             return Views(((_one_axis(shape, axis, places[0], len(places), step), Reshaped(app.outputs[0].shape)),))
     if shape[axis] * math.prod(app.outputs[0].shape) > MAX_LOOKS:
         raise UnsupportedError(f"gathering from {shape[axis]} positions on the device would take too long")

@@ -42,7 +42,8 @@ op rms_norm(x[R, K], scale[{scale}]) -> y[R, K]:
 
 LOCAL_RESPONSE = """
 op lrn(x[N, C{sizes}]) -> y[N, C{sizes}]:
-    y[n, c{at}] = x[n, c{at}] / pow({bias} + {factor} * (sum(j: {size}) x[n, c + j - {half}{at}] * x[n, c + j - {half}{at}]), {beta})
+    s[n, c{at}] = sum(j: {size}) x[n, c + j - {half}{at}] * x[n, c + j - {half}{at}]
+    y[n, c{at}] = x[n, c{at}] / pow({bias} + {factor} * s[n, c{at}], {beta})
 """
 
 LP = """
@@ -164,9 +165,7 @@ def root_mean_square_normalization(app: Application) -> Compute:
     """Division by the root mean square over all dimensions from ``axis`` on."""
     rows, count = _rows(app)
     dims, at, shape = _scale(app, count)
-    text = ROOT_MEAN_SQUARE.format(
-        scale=dims, scale_at=at, count=count, epsilon=literal(app.number("epsilon", 1e-5))
-    )
+    text = ROOT_MEAN_SQUARE.format(scale=dims, scale_at=at, count=count, epsilon=literal(app.number("epsilon", 1e-5)))
     shapes = {"x": (rows, count), "y": (rows, count), "scale": shape}
     return program(app, text, shapes, {"x": 0, "scale": 1})
 

@@ -90,7 +90,7 @@ class Application:
         return None if value is None else tuple(int(v) for v in value)
 
 
-# --- results -----------------------------------------------------------------------------------------------------------
+# --- results ----------------------------------------------------------------------------------------------------------
 
 
 @dataclass(frozen=True)
@@ -146,7 +146,7 @@ Result = Compute | tuple[Compute, ...] | Views | Join
 """Several Computes each make other outputs of the node."""
 
 
-# --- the table ---------------------------------------------------------------------------------------------------------
+# --- the table --------------------------------------------------------------------------------------------------------
 
 Build = Callable[[Application], Result]
 Refuse = Callable[[Mapping[str, Any], int], str | None]
@@ -170,9 +170,8 @@ class Operator:
     def refusal(self, attributes: Mapping[str, Any], opset: int, outputs: int) -> str | None:
         """Why a node with these attributes and number of outputs cannot be run, or None if it can."""
         if outputs > self.outputs:
-            return f"only its first {self.outputs} outputs are supported" if self.outputs > 1 else (
-                "only its first output is supported"
-            )
+            first = "output is" if self.outputs == 1 else f"{self.outputs} outputs are"
+            return f"only its first {first} supported"
         return self.refuse(attributes, opset) if self.refuse else None
 
 

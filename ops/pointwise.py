@@ -132,9 +132,9 @@ def modulo(app: Application) -> Compute:
     dtype = app.outputs[0].dtype
     wide = "f64" if dtype is not DType.F32 and dtype is not DType.F16 else "f32"
     quotient = f"({wide}(a) / {wide}(b))"
-    whole = f"where({quotient} < 0, ceil({quotient}), floor({quotient}))" if app.integer("fmod", 0) else (
-        f"floor({quotient})"
-    )
+    whole = f"floor({quotient})"
+    if app.integer("fmod", 0):
+        whole = f"where({quotient} < 0, ceil({quotient}), {whole})"
     return pointwise(app, f"a - b * {dtype.value}({whole})", app.inputs)
 
 
@@ -168,7 +168,7 @@ def clip(app: Application) -> Compute:
     """``min(max(a, low), high)``; limits are attributes before opset 11 and may be left out."""
     if app.opset >= 11:
         low, high = ("b" if app.optional(1) else None), ("c" if app.optional(2) else None)
-        inputs = (app.inputs + (None, None))[:3]
+        inputs = (*app.inputs, None, None)[:3]
     else:
         low = literal(app.number("min", 0.0)) if "min" in app.attributes else None
         high = literal(app.number("max", 0.0)) if "max" in app.attributes else None
@@ -194,7 +194,8 @@ def gelu(app: Application) -> Compute:
 @operator("IsInf", pointwise=True)
 def is_infinite(app: Application) -> Compute:
     """True for infinities of the wanted signs."""
-    wanted = [f"a == {v}" for name, v in (("detect_positive", "inf"), ("detect_negative", "-inf")) if app.integer(name, 1)]
+    signs = {"detect_positive": "inf", "detect_negative": "-inf"}
+    wanted = [f"a == {value}" for name, value in signs.items() if app.integer(name, 1)]
     return pointwise(app, " or ".join(wanted) or "a != a and a == a", app.inputs)
 
 

@@ -107,9 +107,7 @@ def reduction(app: Application) -> Compute:
     value = template.format(**frame.holes())
     if not frame.axes:
         value = re.sub(r"\b(sum|max|min|prod|any|all)\(\) ", "", value)
-    return program(
-        app, REDUCE.format(**frame.holes(), value=value), {"x": frame.shape, "y": frame.out_shape}, {"x": 0}
-    )
+    return program(app, REDUCE.format(**frame.holes(), value=value), {"x": frame.shape, "y": frame.out_shape}, {"x": 0})
 
 
 @operator("ReduceLogSumExp", host=(1,))

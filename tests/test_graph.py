@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -29,7 +30,9 @@ def model(text: str, opset: int = 17, **constants: np.ndarray) -> onnx.ModelProt
 def evaluate(graph: Graph, feeds: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
     """The graph's outputs by onnxruntime, without its optimisations."""
     open_outputs = [helper.make_empty_tensor_value_info(v.name) for v in graph.outputs]
-    inputs = [helper.make_tensor_value_info(n, helper.np_dtype_to_tensor_dtype(a.dtype), a.shape) for n, a in feeds.items()]
+    inputs = [
+        helper.make_tensor_value_info(n, helper.np_dtype_to_tensor_dtype(a.dtype), a.shape) for n, a in feeds.items()
+    ]
     constants = [numpy_helper.from_array(np.array(a), name) for name, a in graph.constants.items()]
     proto = helper.make_graph([host.node_proto(n) for n in graph.nodes], "g", inputs, open_outputs, constants)
     whole = helper.make_model(proto, opset_imports=[helper.make_opsetid("", graph.opset)], ir_version=8)
@@ -61,7 +64,7 @@ def check_rule(rule: Rule, graph: Graph, fired: int, counts: Mapping[str, int], 
     return after
 
 
-# --- the importer -------------------------------------------------------------------------------------------------------
+# --- the importer -----------------------------------------------------------------------------------------------------
 
 RELU = "g (float[N, 3] x) => (float[N, 3] y) { y = Relu(x) }"
 
@@ -83,12 +86,20 @@ def test_initializers_listed_as_inputs_are_not_fed() -> None:
     assert [v.name for v in import_model(proto).inputs] == ["x"]
 
 
+def test_outputs_may_leave_their_sizes_open() -> None:
+    proto = model(RELU)
+    proto.graph.output[0].type.tensor_type.ClearField("shape")
+    graph = import_model(proto)
+    assert graph.outputs[0].shape is None
+    assert passes.specialise(graph, {"x": (2, 3)}).outputs[0].shape == (2, 3)
+
+
 def test_missing_files_and_folders(tmp_path: Path) -> None:
     with pytest.raises(ModelError, match=r"nowhere\.onnx does not exist; give the path"):
         import_model(tmp_path / "nowhere.onnx")
-    with pytest.raises(ModelError, match="is a folder; give the path"):
+    with pytest.raises(ModelError, match=r"is a folder; give the path"):
         import_model(tmp_path)
-    with pytest.raises(ModelError, match="a model is a path, bytes or an onnx.ModelProto, not int"):
+    with pytest.raises(ModelError, match=r"a model is a path, bytes or an onnx.ModelProto, not int"):
         import_model(3)  # type: ignore[arg-type]
 
 
@@ -104,21 +115,21 @@ def test_truncated_file(tmp_path: Path) -> None:
     proto = model("g (float[N, 64] x) => (float[N, 64] y) { y = MatMul(x, w) }", w=random(64, 64))
     path = tmp_path / "short.onnx"
     path.write_bytes(proto.SerializeToString()[:-300])
-    with pytest.raises(ModelError, match="truncated, or something else than ONNX"):
+    with pytest.raises(ModelError, match=r"truncated, or something else than ONNX"):
         import_model(path)
 
 
 def test_incomplete_initializer() -> None:
     proto = model("g (float[N, 4] x) => (float[N, 4] y) { y = MatMul(x, w) }", w=random(4, 4))
     proto.graph.initializer[0].raw_data = proto.graph.initializer[0].raw_data[:-8]
-    with pytest.raises(ModelError, match="not a valid ONNX model|incomplete"):
+    with pytest.raises(ModelError, match=r"not a valid ONNX model|incomplete"):
         import_model(proto)
 
 
 def test_checker_complaints_are_one_sentence() -> None:
     proto = model(RELU)
     proto.graph.node[0].input[0] = "nobody"
-    with pytest.raises(ModelError, match="is not a valid ONNX model: .*nobody") as caught:
+    with pytest.raises(ModelError, match=r"is not a valid ONNX model: .*nobody") as caught:
         import_model(proto)
     assert "\n" not in str(caught.value)
 
@@ -126,7 +137,7 @@ def test_checker_complaints_are_one_sentence() -> None:
 def test_opset_from_the_future() -> None:
     proto = model(RELU)
     proto.opset_import[0].version = 1000
-    with pytest.raises(ModelError, match="1000|not a valid"):
+    with pytest.raises(ModelError, match=r"1000|not a valid"):
         import_model(proto)
 
 
@@ -151,13 +162,15 @@ def test_all_unsupported_nodes_are_listed() -> None:
 
 def test_unsupported_attributes_and_data_dependent_shapes_say_why() -> None:
     proto = model(
-        """g (float[2, 3, 4, 4] x, int64[2] s) => (float[N] y, float[2, 3, 6, 6] z) {
+        """g (float[2, 3, 4, 4] x) => (float[A, B] y, float[2, 3, 6, 6] z) {
+            r = ReduceMax <axes = [0, 2, 3], keepdims = 0> (x)
+            s = Cast <to = 7> (r)
             y = Reshape(x, s)
             z = Pad <mode = "reflect"> (x, p)
         }""",
         p=np.array([0, 0, 1, 1, 0, 0, 1, 1]),
     )
-    with pytest.raises(UnsupportedOperatorError, match="(?s)'s' must be constant.*mode 'reflect'"):
+    with pytest.raises(UnsupportedOperatorError, match=r"(?s)'s' must be constant.*mode 'reflect'"):
         import_model(proto)
 
 
@@ -166,10 +179,10 @@ def test_external_data(tmp_path: Path) -> None:
     path = tmp_path / "model.onnx"
     onnx.save_model(proto, path, save_as_external_data=True, location="weights.bin", size_threshold=0)
     np.testing.assert_array_equal(import_model(path).constants["w"], random(64, 64))
-    with pytest.raises(ModelError, match="lies in another file; open the model by its path"):
+    with pytest.raises(ModelError, match=r"lies in another file; open the model by its path"):
         import_model(path.read_bytes())
     (tmp_path / "weights.bin").unlink()
-    with pytest.raises(ModelError, match="cannot be read"):
+    with pytest.raises(ModelError, match=r"cannot be read"):
         import_model(path)
 
 
@@ -181,7 +194,7 @@ def test_external_data_outside_the_folder_is_refused(tmp_path: Path) -> None:
     tensor.external_data.add(key="location", value="../secret.bin")
     path = tmp_path / "inner" / "model.onnx"
     path.write_bytes(proto.SerializeToString())
-    with pytest.raises(ModelError, match="cannot be read"):
+    with pytest.raises(ModelError, match=r"cannot be read"):
         import_model(path)
 
 
@@ -190,7 +203,7 @@ def test_operators_defined_in_terms_of_others_are_expanded() -> None:
     assert "ThresholdedRelu" in graph.op_counts or len(graph.nodes) > 1
 
 
-# --- constants ----------------------------------------------------------------------------------------------------------
+# --- constants --------------------------------------------------------------------------------------------------------
 
 
 def test_constants_fold_through_chains() -> None:
@@ -239,7 +252,7 @@ def test_sizes_that_contradict_the_network() -> None:
         passes.specialise(graph, {"x": (2, 3)})
 
 
-# --- rules --------------------------------------------------------------------------------------------------------------
+# --- rules ------------------------------------------------------------------------------------------------------------
 
 
 def test_identities_vanish() -> None:
@@ -373,7 +386,7 @@ def padded(op: str, constant: float | None = None, pads: np.ndarray = PADS) -> G
     ],
 )
 def test_pads_move_into_windows(op: str, value: float | None) -> None:
-    name = op.split()[0].split("(")[0]
+    name = re.split(r"\W", op, maxsplit=1)[0]
     check_rule(passes.PADS, padded(op, value), 1, {name: 1}, x=random(2, 2, 8, 8))
 
 
@@ -390,7 +403,7 @@ def test_pads_move_into_windows(op: str, value: float | None) -> None:
     ],
 )
 def test_pads_stay_where_they_mean_something_else(op: str, value: float, pads: np.ndarray) -> None:
-    name = op.split()[0].split("(")[0]
+    name = re.split(r"\W", op, maxsplit=1)[0]
     check_rule(passes.PADS, padded(op, value, pads), 0, {"Pad": 1, name: 1}, x=random(2, 2, 8, 8))
 
 
@@ -406,9 +419,9 @@ def test_dead_code_and_unused_constants_are_dropped() -> None:
 
 def test_verify_finds_disorder() -> None:
     graph = import_model(model("g (float[2] x) => (float[2] y) { a = Exp(x)\n y = Relu(a) }"))
-    with pytest.raises(ValueError, match="before anything writes it"):
+    with pytest.raises(ValueError, match=r"before anything writes it"):
         verify(graph.replace_nodes(graph.nodes[::-1]))
-    with pytest.raises(ValueError, match="exists already"):
+    with pytest.raises(ValueError, match=r"exists already"):
         verify(graph.replace_nodes(graph.nodes + graph.nodes[:1]))
-    with pytest.raises(ValueError, match="never written"):
+    with pytest.raises(ValueError, match=r"never written"):
         verify(graph.replace_nodes(graph.nodes[:1]))
