@@ -20,7 +20,7 @@ from tilewright.dsl.families.naive import NAIVE
 from tilewright.dsl.families.reduce import REDUCE
 from tilewright.dsl.families.window import WINDOW
 from tilewright.dsl.parse import parse_op
-from tilewright.dsl.program import Program, Tensor, walk
+from tilewright.dsl.program import Program, Tensor, rename_tensors, walk
 from tilewright.dsl.space import Configuration
 from tilewright.dsl.target import Shape, Target
 from tilewright.errors import UnsupportedError
@@ -416,8 +416,6 @@ def test_nothing_from_names_reaches_the_kernel() -> None:
     made = parse_op(BIAS_RELU).specialise({"x": (1, 4, 5, 6), "b": (4,)})
     x = replace(made.inputs[0], name='a b"*/\\\n#')
     value = made.statements[0].value
-    from tilewright.dsl.program import rename_tensors
-
     odd = replace(
         made,
         name="half;\\",

@@ -106,7 +106,12 @@ class Window:
         registers = target.vector_registers if not gpu else 16
         room = max(1, (registers - 3 - plan.taps_along) // len(plan.reduces))
         if plan.tile is not None:
-            values["pixels"] = _even(plan.tile.extent, min(8, room, 4 if gpu else 8))
+            # Vectors that fill a cache line; a short row as one tile, so that no output is computed twice.
+            short = plan.tile.extent <= 8 and plan.tile.extent <= room
+            wide = not gpu and not short and target.vector_bytes < 64 and 2 * lanes <= plan.vector.extent
+            values["vectors"] = 2 if wide else 1
+            most = 4 if gpu or wide else 8
+            values["pixels"] = _even(plan.tile.extent, min(most, max(1, room // values["vectors"])))
         elif not gpu:
             most = min(4, room, plan.vector.extent // lanes)
             values["vectors"] = max(n for n in (1, 2, 4) if n <= max(1, most))
