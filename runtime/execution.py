@@ -226,12 +226,14 @@ class Context:
         with border.guard(f"examine kernel {launch.kernel}", KernelError):
             count = int(kernel.num_args)
             limit = int(kernel.get_work_group_info(info.WORK_GROUP_SIZE, self._handle))
+            # NVIDIA's driver says 256 even of kernels that it compiled for, and runs with, 1024
+            required = math.prod(kernel.get_work_group_info(info.COMPILE_WORK_GROUP_SIZE, self._handle))
             local_memory = int(kernel.get_work_group_info(info.LOCAL_MEM_SIZE, self._handle))
         if count != len(launch.arguments):
             raise KernelError(f"kernel {launch.kernel} takes {count} arguments, but {len(launch.arguments)} are given")
         _check_sizes(launch)
         target = self.device.target
-        limit = min(limit, target.max_work_group)
+        limit = min(max(limit, required), target.max_work_group)
         group = math.prod(launch.local_size or (1,))
         if group > limit:
             raise KernelError(
