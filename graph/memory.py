@@ -61,6 +61,23 @@ def assign(lifetimes: Sequence[Lifetime], alignment: int, limit: int) -> Arenas:
     return Arenas(spots, tuple(sizes))
 
 
+def assign_whole(lifetimes: Sequence[Lifetime]) -> Arenas:
+    """Spots at offset 0 only, for devices whose buffers should not be split: every arena serves buffers in turn.
+
+    Large buffers are placed first, each in the first arena where it meets no other.
+    """
+    users: list[list[Lifetime]] = []
+    spots: dict[str, Spot] = {}
+    for b in sorted(lifetimes, key=lambda b: (-b.nbytes, b.first, b.name)):
+        free = (n for n, group in enumerate(users) if not any(b.meets(other) for other in group))
+        arena = next(free, len(users))
+        if arena == len(users):
+            users.append([])
+        users[arena].append(b)
+        spots[b.name] = Spot(arena, 0)
+    return Arenas(spots, tuple(group[0].nbytes for group in users))
+
+
 def _lowest(b: Lifetime, placed: Sequence[tuple[int, Lifetime]], alignment: int) -> int:
     """The lowest aligned offset at which `b` overlaps nothing that is needed at the same time."""
     offset = 0

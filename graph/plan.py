@@ -19,7 +19,7 @@ from tilewright.dsl.lowering import Launch, Lowering, Scratch
 from tilewright.dsl.program import Program
 from tilewright.errors import DeviceError
 from tilewright.graph.calls import BufferSpec, Call, Network, Role, network_of
-from tilewright.graph.memory import Arenas, Lifetime, assign
+from tilewright.graph.memory import Arenas, Lifetime, assign, assign_whole
 from tilewright.runtime import BoundLaunch, Buffer, Context, Device, context
 from tilewright.tuning_db import Store
 
@@ -263,6 +263,11 @@ class _Builder:
                 if name not in self.buffers:
                     touched.setdefault(name, []).append(position)
         lifetimes = [Lifetime(name, sizes[name], at[0], at[-1]) for name, at in touched.items()]
+        if not self.ctx.splits_buffers:
+            arenas = assign_whole(lifetimes)
+            memory = [self.ctx.allocate(n) for n in arenas.sizes]
+            self.buffers.update((name, memory[spot.arena]) for name, spot in arenas.spots.items())
+            return arenas
         arenas = assign(lifetimes, self.ctx.alignment, self.ctx.device.max_allocation)
         memory = [self.ctx.allocate(n) for n in arenas.sizes]
         for name, spot in arenas.spots.items():

@@ -23,7 +23,7 @@ from tilewright.runtime.cache import ProgramCache
 from tilewright.runtime.discovery import Device, handle_of
 from tilewright.runtime.pool import Buffer, Pool
 from tilewright.runtime.programs import Module, build_program
-from tilewright.runtime.targets import source_prelude
+from tilewright.runtime.targets import driver_of, source_prelude, splits_buffers
 
 if TYPE_CHECKING:
     import pyopencl
@@ -85,6 +85,8 @@ class Context:
                 self._context, properties=cl.command_queue_properties.PROFILING_ENABLE
             )
             self.alignment = max(int(self._handle.mem_base_addr_align) // 8, 16)
+        self.splits_buffers = splits_buffers(driver_of(device.platform, device.kind))
+        """Whether `view` may be used for parts that overlap and come and go."""
         self.pool = Pool(self._context, device.name, device.global_memory, device.max_allocation)
         self.cache = ProgramCache()
         self._modules: dict[str, Module] = {}

@@ -141,3 +141,12 @@ def _fma(driver: Driver) -> str:
 
 def _is_pocl(driver: Driver) -> bool:
     return driver.name.startswith("pocl")
+
+
+def splits_buffers(driver: Driver) -> bool:
+    """Whether overlapping sub-buffers are safe.
+
+    NVIDIA's driver (580.159) ends the process now and then when sub-buffers of one buffer are released, in
+    clReleaseMemObject.
+    """
+    return driver.name != "nvidia"

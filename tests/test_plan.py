@@ -20,7 +20,7 @@ from tilewright.errors import DeviceError, InputError, ModelError, UnsupportedOp
 from tilewright.graph import passes
 from tilewright.graph.calls import Network, Role, network_of
 from tilewright.graph.layout import channels_last_strides
-from tilewright.graph.memory import Lifetime, assign
+from tilewright.graph.memory import Lifetime, assign, assign_whole
 from tilewright.graph.onnx_import import import_model
 from tilewright.graph.plan import SharedConstants, build_plan, plan_program
 from tilewright.graph.session import MAX_PLANS, InferenceSession
@@ -56,6 +56,17 @@ def test_what_lives_at_the_same_time_never_overlaps(buffers: list[Lifetime], ali
             other = arenas.spots[b.name]
             if spot.arena == other.arena and a.meets(b) and a.nbytes and b.nbytes:
                 assert spot.offset + a.nbytes <= other.offset or other.offset + b.nbytes <= spot.offset
+
+
+@given(lifetimes())
+def test_without_sub_buffers_each_arena_serves_one_buffer_at_a_time(buffers: list[Lifetime]) -> None:
+    arenas = assign_whole(buffers)
+    for b in buffers:
+        spot = arenas.spots[b.name]
+        assert spot.offset == 0
+        assert b.nbytes <= arenas.sizes[spot.arena]
+        for other in buffers:
+            assert other is b or not b.meets(other) or arenas.spots[other.name].arena != spot.arena
 
 
 def test_memory_is_reused_along_a_chain() -> None:
