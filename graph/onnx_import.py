@@ -6,7 +6,7 @@ a checker's complaint, operators nothing here can run (all of them at once, befo
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from pathlib import Path
 from typing import Any
 
@@ -301,7 +301,7 @@ def steering_inputs(graph: Graph) -> tuple[str, ...]:
     return tuple(v.name for v in graph.inputs if v.name in needed and v.shape is not None and len(v.shape) <= 1)
 
 
-def is_known_ahead(node: Node, host: set[str]) -> bool:
+def is_known_ahead(node: Node, host: Collection[str]) -> bool:
     """True if the node's result follows from constants and sizes, so that the host computes it once per plan."""
     if node.op in _SHAPE_READERS:
         return True

@@ -303,6 +303,7 @@ class Plan:
         self.arena_bytes = sum(arenas.sizes)
         """Memory for everything that is written and read within a run."""
         self._ctx = ctx
+        self._arenas = arenas
         self._buffers = dict(buffers)
         self._own = {name: self._buffers[name] for name in (*self.inputs, *self.outputs)}
         self._bound = bound
@@ -317,8 +318,8 @@ class Plan:
     @property
     def constants(self) -> tuple[Buffer, ...]:
         """Buffers that are written once: constants as they are or packed, and filled scratch."""
-        own = set(map(id, self._own.values()))
-        return tuple(b for b in self._buffers.values() if b.base is None and id(b) not in own)
+        others = self._own.keys() | self._arenas.spots.keys()
+        return tuple(b for name, b in self._buffers.items() if name not in others)
 
     @property
     def constant_bytes(self) -> int:

@@ -10,6 +10,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 
+import numpy as np
+
 from tilewright.dsl import compose
 from tilewright.dsl.dtypes import DType
 from tilewright.dsl.program import Program, Tensor
@@ -119,10 +121,11 @@ def steps_of(graph: Graph) -> Steps:
     """
     references = References()
     steps: list[Step] = []
+    constants = dict(graph.constants)
     problems = []
     for node in graph.nodes:
         try:
-            steps += _node_steps(graph, node, references)
+            steps += _node_steps(graph, node, references, constants)
         except UnsupportedError as error:
             problems.append(f"{node.label!r}: {node.op} (opset {graph.opset}): {error}")
     if problems:
@@ -131,10 +134,10 @@ def steps_of(graph: Graph) -> Steps:
             + "\n  ".join(problems)
             + "\nExport the network without them, or run it in another runtime."
         )
-    return Steps(graph, tuple(steps), references)
+    return Steps(replace(graph, constants=constants), tuple(steps), references)
 
 
-def _node_steps(graph: Graph, node: Node, references: References) -> list[Step]:
+def _node_steps(graph: Graph, node: Node, references: References, constants: dict[str, np.ndarray]) -> list[Step]:
     operator = OPERATORS.get(node.op)
     if operator is None:
         raise UnsupportedError("the operator is not supported")
@@ -142,9 +145,9 @@ def _node_steps(graph: Graph, node: Node, references: References) -> list[Step]:
     result = operator.build(app)
     match result:
         case Compute():
-            return [_item(node, result, references)]
+            return [_item(node, result, references, constants)]
         case tuple():
-            return [_item(node, part, references) for part in result if node.outputs[part.outputs["y"]]]
+            return [_item(node, part, references, constants) for part in result if node.outputs[part.outputs["y"]]]
         case Views():
             made = zip(node.outputs, result.views, strict=True)
             return [ViewStep(output, node.inputs[0], views) for output, views in made if output]
@@ -173,11 +176,15 @@ def _operand(graph: Graph, name: str) -> Operand:
     return Operand(value.dtype, value.sizes)
 
 
-def _item(node: Node, result: Compute, references: References) -> Item:
+def _item(node: Node, result: Compute, references: References, constants: dict[str, np.ndarray]) -> Item:
     shapes = {name: t.shape for name, t in result.program.tensors.items()}
     names = {t: references.name(node.inputs[n], shapes[t]) for t, n in result.inputs.items()}
     names |= {t: references.name(node.outputs[n], shapes[t]) for t, n in result.outputs.items()}
     names |= {t.name: references.inner() for t in result.program.intermediates}
+    for tensor, array in result.constants.items():
+        value = f"{node.outputs[0]}\0{tensor}"
+        constants[value] = array
+        names[tensor] = references.name(value, array.shape)
     program = merged(compose.rename(result.program, names))
     return Item(replace(program, name=node.op.lower()), (node.op,), node.sources)
 

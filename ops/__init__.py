@@ -3,7 +3,7 @@
 `OPERATORS` is the table; importing this package fills it.
 """
 
-from tilewright.ops import convolution, matmul, movement, normalise, pointwise, pooling, reduce
+from tilewright.ops import convolution, matmul, movement, normalise, pointwise, pooling, reduce, resize
 from tilewright.ops.operator import (
     OPERATORS,
     Application,
@@ -39,4 +39,5 @@ __all__ = [
     "pointwise",
     "pooling",
     "reduce",
+    "resize",
 ]

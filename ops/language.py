@@ -6,7 +6,10 @@ import math
 import re
 from collections.abc import Mapping, Sequence
 
+import numpy as np
+
 from tilewright.dsl import syntax
+from tilewright.dsl.dtypes import DType
 from tilewright.dsl.parse import parse_op
 from tilewright.ops.operator import Application, Compute, Operand
 
@@ -17,22 +20,25 @@ def program(
     shapes: Mapping[str, tuple[int, ...]],
     operands: Mapping[str, int],
     output: int = 0,
+    constants: Mapping[str, np.ndarray] | None = None,
 ) -> Compute:
     """The Program of an op's text, whose only output `y` is the application's output at that position.
 
     ``shapes`` gives the sizes of `y` and of every input, ``operands`` which input of the application each tensor is.
-    The output's element type is written into the header.
+    ``constants`` are inputs that the operator brings along. The output's element type is written into the header.
     """
+    constants = constants or {}
     header, body = text.strip().split(":\n", 1)
     definition = parse_op(f"{header}: {app.outputs[output].dtype.value}:\n{body}\n")
     dims = definition.outputs[0].dims or ()
     sizes = {d.text: n for d, n in zip(dims, shapes["y"], strict=True) if isinstance(d, syntax.Name)}
     made = definition.specialise(
-        {name: shapes[name] for name in operands},
-        {name: app.input(position).dtype for name, position in operands.items()},
+        {name: shapes[name] for name in (*operands, *constants)},
+        {name: app.input(position).dtype for name, position in operands.items()}
+        | {name: DType.from_numpy(array.dtype) for name, array in constants.items()},
         sizes=sizes,
     )
-    return Compute(made, dict(operands), {"y": output})
+    return Compute(made, dict(operands), {"y": output}, constants)
 
 
 def pointwise(app: Application, formula: str, inputs: Sequence[Operand | None]) -> Compute:

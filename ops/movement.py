@@ -228,6 +228,28 @@ def _gathered(app: Application, axis: int) -> Compute:
     return program(app, text, {"x": shape, "at": indices.shape, "y": app.outputs[0].shape}, {"x": 0, "at": 1})
 
 
+@operator("GatherElements")
+def gather_elements(app: Application) -> Compute:
+    """Along one axis, the element at the position that the indices give for each output."""
+    shape, indices, dtype = app.input(0).shape, app.input(1), app.input(0).dtype
+    axis = app.integer("axis", 0) % len(shape)
+    if shape[axis] * math.prod(indices.shape) > MAX_LOOKS:
+        raise UnsupportedError(f"gathering from {shape[axis]} positions on the device would take too long")
+    names = [f"i{d}" for d in range(len(shape))]
+    element = f"at[{', '.join(names)}]"
+    text = GATHER.format(
+        sizes=", ".join(map(str, shape)),
+        places=", ".join(map(str, indices.shape)),
+        out_sizes=", ".join(map(str, indices.shape)),
+        out=", ".join(names),
+        kind="any" if dtype is DType.BOOL else "sum",
+        place=f"where({element} < 0, {element} + {shape[axis]}, {element})",
+        read=", ".join("k" if d == axis else f"{name} + 0" for d, name in enumerate(names)),
+        otherwise="false" if dtype is DType.BOOL else "0",
+    )
+    return program(app, text, {"x": shape, "at": indices.shape, "y": indices.shape}, {"x": 0, "at": 1})
+
+
 ONE_HOT = """
 op one_hot(at[{places}], values[2]) -> y[{out_sizes}]:
     y[{out}] = where(where({element} < 0, {element} + {depth}, {element}) == k, values[1], values[0])
@@ -248,39 +270,6 @@ def one_hot(app: Application) -> Compute:
         depth=out[axis],
     )
     return program(app, text, {"at": indices.shape, "values": (2,), "y": out}, {"at": 0, "values": 2})
-
-
-def _refuse_resize(attributes: Mapping[str, Any], opset: int) -> str | None:
-    mode = attributes.get("mode", "nearest")
-    if mode != "nearest":
-        return f"mode {mode!r} is not supported, only 'nearest' by whole factors is"
-    return None
-
-
-@operator("Resize", "Upsample", host=(1, 2, 3), refuse=_refuse_resize)
-def resize(app: Application) -> Compute:
-    """Nearest neighbour by whole factors: each element becomes a block."""
-    shape, out = app.input(0).shape, app.outputs[0].shape
-    factors = [o // n if n and o % n == 0 else 0 for n, o in zip(shape, out, strict=True)]
-    if 0 in factors:
-        raise UnsupportedError(f"resizing {shape} to {out} is not by whole factors")
-    _check_blocks(app)
-    pairs = tuple(n for s, f in zip(shape, factors, strict=True) for n in (s, f))
-    out_at = ", ".join(f"i{d}, f{d}" for d in range(len(shape)))
-    return _copy(app, ", ".join(f"i{d}" for d in range(len(shape))), out=out_at, out_shape=pairs)
-
-
-def _check_blocks(app: Application) -> None:
-    """Raise UnsupportedError unless every output of a block reads the element that the block stands for."""
-    if app.opset < 11:
-        return  # asymmetric coordinates, rounded down
-    coordinates = app.attributes.get("coordinate_transformation_mode", "half_pixel")
-    nearest = app.attributes.get("nearest_mode", "round_prefer_floor")
-    if (coordinates, nearest) == ("asymmetric", "floor"):
-        return
-    if coordinates in {"half_pixel", "pytorch_half_pixel"} and nearest.startswith("round_prefer"):
-        return  # (i + 0.5) / f - 0.5 lies within half a pixel of i // f
-    raise UnsupportedError(f"nearest neighbours by {coordinates!r} and {nearest!r} are not supported")
 
 
 TRILU = """

@@ -93,13 +93,15 @@ class Application:
 # --- results ----------------------------------------------------------------------------------------------------------
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Compute:
     """A program over the node's operands; tensors are named ``inputs`` and ``outputs`` by operand position."""
 
     program: Program
     inputs: Mapping[str, int]
     outputs: Mapping[str, int] = field(default_factory=lambda: {"y": 0})
+    constants: Mapping[str, np.ndarray] = field(default_factory=dict)
+    """Tensors that the operator brings along."""
 
 
 @dataclass(frozen=True)

@@ -50,6 +50,7 @@ CASES = [
     "flatten",
     "floor",
     "gather",
+    "gatherelements",
     "gelu",
     "gemm",
     "globalaveragepool",
