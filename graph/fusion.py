@@ -7,6 +7,7 @@ one (a prologue) only where each of its elements is read once, so that nothing i
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
@@ -147,26 +148,40 @@ def _composed_epilogue(work: _Work, position: int, members: Sequence[int]) -> It
     items = [work.items[p] for p in (position, *members)]
     found = [i for i in items if isinstance(i, Item)]
     shape = found[0].output.shape
-    references = work.steps.references
     seen = [found[0]]
     for item in found[1:]:
+        splits = _splits(item.output.shape, shape)
+        if splits is None:
+            return None
         fitted = item.program
-        if item.output.shape != shape:
-            split = _split_of(item.output.shape, shape)
-            if split is None:
-                return None
-            fitted = split_dimension(item.program, split[0], split[1], references)
+        for d, factors in splits:
+            fitted = split_dimension(fitted, d, factors, work.steps.references)
         seen.append(replace(item, program=fitted))
-    return composed(seen, references)
+    return composed(seen, work.steps.references)
 
 
-def _split_of(shape: tuple[int, ...], wanted: tuple[int, ...]) -> tuple[int, tuple[int, int]] | None:
-    """The dimension of `shape`, and its two factors, whose splitting gives `wanted`; None if there is none."""
-    for d in range(len(shape)):
-        if len(wanted) == len(shape) + 1 and shape[:d] == wanted[:d] and shape[d + 1 :] == wanted[d + 2 :]:
-            outer, inner = wanted[d], wanted[d + 1]
-            if outer * inner == shape[d]:
-                return d, (outer, inner)
+def _splits(shape: tuple[int, ...], wanted: tuple[int, ...]) -> list[tuple[int, tuple[int, int]]] | None:
+    """Splittings of one dimension into two, to be done in this order, that lead from `shape` to `wanted`; or None."""
+    groups = _groups(shape, wanted)
+    if groups is None:
+        return None
+    result, d = [], 0
+    for count in groups:
+        for inner in range(d, d + count - 1):
+            result.append((inner, (wanted[inner], math.prod(wanted[inner + 1 : d + count]))))
+        d += count
+    return result
+
+
+def _groups(shape: tuple[int, ...], wanted: tuple[int, ...]) -> tuple[int, ...] | None:
+    """How many dimensions of `wanted` make up each dimension of `shape`, or None if they do not."""
+    if not shape:
+        return None if wanted else ()
+    for count in range(1, len(wanted) - len(shape) + 2):
+        if math.prod(wanted[:count]) == shape[0]:
+            rest = _groups(shape[1:], wanted[count:])
+            if rest is not None:
+                return (count, *rest)
     return None
 
 

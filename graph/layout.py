@@ -26,6 +26,7 @@ SPATIAL = frozenset(
         "AveragePool",
         "BatchNormalization",
         "Conv",
+        "ConvTranspose",
         "DepthToSpace",
         "GlobalAveragePool",
         "GlobalLpPool",

@@ -3,7 +3,7 @@
 `OPERATORS` is the table; importing this package fills it.
 """
 
-from tilewright.ops import convolution, matmul, movement, normalise, pointwise, pooling, reduce, resize
+from tilewright.ops import convolution, matmul, movement, normalise, pointwise, pooling, reduce, resize, transposed
 from tilewright.ops.operator import (
     OPERATORS,
     Application,
@@ -40,4 +40,5 @@ __all__ = [
     "pooling",
     "reduce",
     "resize",
+    "transposed",
 ]

@@ -132,21 +132,66 @@ def expand(app: Application) -> Compute:
 
 def _refuse_pad(attributes: Mapping[str, Any], opset: int) -> str | None:
     mode = attributes.get("mode", "constant")
-    return None if mode == "constant" else f"mode {mode!r} is not supported, only 'constant' is"
+    return None if mode in {"constant", *FRAMES} else f"mode {mode!r} is not supported"
+
+
+FRAMES = {
+    "reflect": ("{begin} - {i}", "{twice_last} - ({i} - {begin})"),
+    "edge": ("0", "{last}"),
+    "wrap": ("{i} - {begin} + {size}", "{i} - {begin} - {size}"),
+}
+"""Where the elements in front of an axis and behind it come from, for each mode of padding that repeats elements."""
 
 
 @operator("Pad", host=(1, 2, 3), refuse=_refuse_pad)
 def pad(app: Application) -> Compute:
-    """A frame of constant elements; negative pads crop."""
+    """A frame of constant or repeated elements; negative pads crop."""
     rank = app.input(0).rank
     begins = [0] * rank
-    value = app.known(2)
-    number = app.number("value", 0.0) if value is None else value.reshape(-1)[0].item()
     listed, axes = app.known(1), app.known(3)
     pads = (app.integers("pads") or ()) if listed is None else tuple(int(p) for p in listed)
     for position, axis in enumerate(range(rank) if axes is None else axes):
         begins[int(axis) % rank] = pads[position]
+    mode = app.attributes.get("mode", "constant")
+    if mode != "constant":
+        return _framed(app, str(mode), begins)
+    value = app.known(2)
+    number = app.number("value", 0.0) if value is None else value.reshape(-1)[0].item()
     return _copy(app, ", ".join(f"i{d} - ({b})" for d, b in enumerate(begins)), pad_literal(number))
+
+
+def _framed(app: Application, mode: str, begins: list[int]) -> Compute:
+    """Axis after axis: elements before, within and behind what is there."""
+    shape, out = app.input(0).shape, app.outputs[0].shape
+    if any(max(b, o - n - b) > (n if mode == "wrap" else n - 1) for n, o, b in zip(shape, out, begins, strict=True)):
+        raise UnsupportedError(f"mode {mode!r} with a frame wider than the tensor is not supported")
+    axes = [d for d in range(len(shape)) if out[d] != shape[d] or begins[d]] or [0]
+    names = [f"i{d}" for d in range(len(shape))]
+    sizes = list(shape)
+    lines, source = [], "x"
+    for number, d in enumerate(axes):
+        target = "y" if number == len(axes) - 1 else f"t{d}"
+        sizes[d] = out[d]
+        lines.append(
+            f"    {target}[{_bounded(names, sizes)}] = {_framed_axis(mode, source, names, d, shape[d], begins[d])}"
+        )
+        source = target
+    text = f"op frame(x[{', '.join(map(str, shape))}]) -> y[{', '.join(map(str, out))}]:\n" + "\n".join(lines) + "\n"
+    return program(app, text, {"x": shape, "y": out}, {"x": 0})
+
+
+def _bounded(names: list[str], sizes: list[int]) -> str:
+    return ", ".join(f"{name}: {n}" for name, n in zip(names, sizes, strict=True))
+
+
+def _framed_axis(mode: str, source: str, names: list[str], d: int, size: int, begin: int) -> str:
+    def read(place: str) -> str:
+        return f"{source}[{', '.join(place if n == d else f'{name} + 0' for n, name in enumerate(names))}]"
+
+    holes = {"i": names[d], "begin": begin, "size": size, "last": size - 1, "twice_last": 2 * (size - 1)}
+    before, behind = (read(place.format(**holes)) for place in FRAMES[mode])
+    inside = read(f"{names[d]} - ({begin})")
+    return f"where({names[d]} < {begin}, {before}, where({names[d]} >= {begin + size}, {behind}, {inside}))"
 
 
 @operator("Tile", host=(1,))

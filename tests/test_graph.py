@@ -166,11 +166,11 @@ def test_unsupported_attributes_and_data_dependent_shapes_say_why() -> None:
             r = ReduceMax <axes = [0, 2, 3], keepdims = 0> (x)
             s = Cast <to = 7> (r)
             y = Reshape(x, s)
-            z = Pad <mode = "reflect"> (x, p)
+            z = Pad <mode = "mirror"> (x, p)
         }""",
         p=np.array([0, 0, 1, 1, 0, 0, 1, 1]),
     )
-    with pytest.raises(UnsupportedOperatorError, match=r"(?s)'s' must be constant.*mode 'reflect'"):
+    with pytest.raises(UnsupportedOperatorError, match=r"(?s)'s' must be constant.*mode 'mirror'"):
         import_model(proto)
 
 

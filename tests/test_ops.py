@@ -270,6 +270,22 @@ ON_DEVICE = {
         }""",
         {},
     ),
+    "transposed convolution and its epilogue": (
+        """g (float[N, 4, 5, 6] x) => (float[a, b, c, d] y) {
+            c = ConvTranspose <strides = [2, 3], pads = [1, 1, 0, 1], output_padding = [0, 1], group = 2> (x, w, b)
+            y = LeakyRelu(c)
+        }""",
+        {"w": random(4, 3, 3, 4), "b": random(6)},
+    ),
+    "frames of repeated elements": (
+        """g (float[N, 4, 5, 6] x) => (float[a, b, c, d] r, float[a, b, c, d] e, float[a, b, c, d] w) {
+            p = Constant <value = int64[8] {0, 0, 2, 3, 0, 0, 1, 4}> ()
+            r = Pad <mode = "reflect"> (x, p)
+            e = Pad <mode = "edge"> (x, p)
+            w = Pad <mode = "wrap"> (x, p)
+        }""",
+        {},
+    ),
     "concatenation, split and slices": (
         f"""g ({IMAGE}) => (float[a, b, c, d] y) {{
             c1 = Conv <pads = [1, 1, 1, 1]> (x, w, b)
@@ -300,10 +316,30 @@ ON_DEVICE = {
 """Graphs in ONNX text with their constants; the open batch is 2."""
 
 
+TRANSPOSED = [
+    "strides = [2, 2], pads = [1, 1, 1, 1], output_padding = [1, 1]",
+    "strides = [3, 2], pads = [0, 1, 1, 0], output_padding = [1, 0]",
+    "strides = [1, 1], dilations = [2, 3], pads = [2, 1, 0, 3]",
+    'strides = [2, 3], auto_pad = "SAME_UPPER"',
+    'strides = [2, 3], auto_pad = "SAME_LOWER"',
+    "strides = [4, 4], output_padding = [1, 1]",
+]
+
+
+@pytest.mark.parametrize("attributes", TRANSPOSED)
+def test_transposed_convolutions(attributes: str) -> None:
+    """ONNX's own cases have weights that are no constants."""
+    text = f"g (float[2, 4, 5, 6] x) => (float[a, b, c, d] y) {{ y = ConvTranspose <{attributes}> (x, w) }}"
+    proto = model(text, w=random(4, 3, 3, 3))
+    x = {"x": random(2, 4, 5, 6)}
+    np.testing.assert_allclose(by_numpy(planned(proto, x), x)["y"], by_onnxruntime(proto, x)[0], rtol=1e-4, atol=1e-5)
+
+
 @pytest.mark.parametrize("name", ON_DEVICE)
 def test_on_device(name: str, device: Device) -> None:
     text, constants = ON_DEVICE[name]
-    proto = model(text, **constants)
+    opset = 19 if "frames" in name else 17
+    proto = model(text, opset, **constants)
     value = proto.graph.input[0]
     shape = [d.dim_value or 2 for d in value.type.tensor_type.shape.dim]
     x = random(*shape) if value.type.tensor_type.elem_type == 1 else np.arange(-4, 6).reshape(shape)
