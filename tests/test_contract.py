@@ -165,7 +165,7 @@ def test_other_contractions(ctx: Context, shape: Shape) -> None:
     rng = np.random.default_rng(5)
     cases = [
         ("x[K], w[N,K]) -> y[N]: y[n] = sum(k) x[k] * w[n,k]", "k,nk->n", ((301,), (33, 301))),
-        ("a[B,M,K], b[B,K,N]) -> y[B,M,N]: y[g,m,n] = sum(k) a[g,m,k]*b[g,k,n]", "bmk,bkn->bmn", ((3, 7, 9), (3, 9, 8))),
+        ("a[B,M,K],b[B,K,N]) -> y[B,M,N]: y[g,m,n] = sum(k) a[g,m,k]*b[g,k,n]", "bmk,bkn->bmn", ((3, 7, 9), (3, 9, 8))),
         ("a[B,M,K], b[K,N]) -> y[N,B,M]: y[n,g,m] = sum(k) a[g,m,k]*b[k,n]", "bmk,kn->nbm", ((3, 7, 9), (9, 24))),
         ("a[M,K,L], b[L,N,K]) -> y[M,N]: y[m,n] = sum(k,l) a[m,k,l]*b[l,n,k]", "mkl,lnk->mn", ((7, 5, 9), (9, 24, 5))),
     ]  # fmt: skip
