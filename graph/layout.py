@@ -44,6 +44,10 @@ SPATIAL = frozenset(
 """Operators whose outputs are images: (batch, channel, positions...)."""
 
 
+IMAGE_RANKS = (3, 4, 5)
+"""Ranks that images along one to three dimensions have."""
+
+
 def channels_last_strides(shape: tuple[int, ...]) -> tuple[int, ...]:
     """Strides of (N, C, positions...) with channels next to one another."""
     moved = contiguous_strides((shape[0], *shape[2:], shape[1]))
@@ -144,7 +148,7 @@ def channels_last_values(steps: Steps) -> frozenset[str]:
 
 def _is_image(steps: Steps, item: Item) -> bool:
     shape = steps.graph.values[steps.written(item)].sizes if steps.written(item) in steps.graph.values else ()
-    return len(shape) in (3, 4, 5) and bool(SPATIAL & set(item.ops))
+    return len(shape) in IMAGE_RANKS and bool(SPATIAL & set(item.ops))
 
 
 def _follows_image(steps: Steps, item: Item, found: set[str]) -> bool:
@@ -169,6 +173,11 @@ def _flattened(steps: Steps, found: set[str]) -> set[str]:
         if users and all(isinstance(u, ViewStep) and not _fits(last, u) and _fits(plain, u) for u in users):
             result.add(value)
     return result
+
+
+def _innermost(tensor: Tensor) -> int:
+    """The dimension along which neighbours lie closest in memory."""
+    return min(range(len(tensor.shape)), key=lambda d: (tensor.shape[d] == 1, tensor.strides[d]))
 
 
 def _fits(tensor: Tensor, step: ViewStep) -> bool:
@@ -238,18 +247,21 @@ class _Layout:
         return self.places[value]
 
     def _through(self, place: Tensor, view: View) -> Tensor:
-        """`place` through a view; by way of a row-major copy where strides cannot say it."""
+        """`place` through a view; by way of a copy where strides cannot say it, which only reshapes need."""
         direct = seen(place, view)
         if direct is not None:
             return direct
-        copied = seen(self._copied(place), view)
-        assert copied is not None
-        return copied
-
-    def _copied(self, place: Tensor) -> Tensor:
-        plain = self._temporary(place.dtype, place.shape)
-        self._copy(place, plain, place.name)
-        return plain
+        assert isinstance(view, Reshaped)
+        target = self._temporary(place.dtype, view.shape)
+        if len(view.shape) in IMAGE_RANKS and _innermost(place) != len(place.shape) - 1:  # images stay images
+            target = replace(target, strides=channels_last_strides(view.shape))
+        back = seen(target, Reshaped(place.shape))
+        if back is None:
+            target = replace(target, strides=contiguous_strides(view.shape))
+            back = seen(target, Reshaped(place.shape))
+        assert back is not None
+        self._copy(place, back, place.name)
+        return target
 
     def _temporary(self, dtype: DType, shape: tuple[int, ...]) -> Tensor:
         name = f"\0{len(self.buffers)}"

@@ -130,7 +130,7 @@ def steps_of(graph: Graph) -> Steps:
             problems.append(f"{node.label!r}: {node.op} (opset {graph.opset}): {error}")
     if problems:
         raise UnsupportedOperatorError(
-            f"{len(problems)} nodes cannot be run with these sizes:\n  "
+            f"{len(problems)} node{'s' if len(problems) > 1 else ''} cannot be run with these sizes:\n  "
             + "\n  ".join(problems)
             + "\nExport the network without them, or run it in another runtime."
         )

@@ -8,8 +8,8 @@ from pathlib import Path
 
 import numpy as np
 import onnx
-import onnxruntime
 import pytest
+from networks import by_onnxruntime, model, random
 from onnx import helper, numpy_helper
 
 from tilewright.dsl.dtypes import DType
@@ -18,13 +18,6 @@ from tilewright.graph import host, passes
 from tilewright.graph.ir import Graph, verify
 from tilewright.graph.onnx_import import import_model
 from tilewright.graph.rules import Rule, apply, dead_code_removed
-
-
-def model(text: str, opset: int = 17, **constants: np.ndarray) -> onnx.ModelProto:
-    """A model from ONNX text of its graph; `constants` are added as initializers."""
-    proto = onnx.parser.parse_model(f'<ir_version: 8, opset_import: ["" : {opset}]>\n{text}')
-    proto.graph.initializer.extend(numpy_helper.from_array(a, name) for name, a in constants.items())
-    return proto
 
 
 def evaluate(graph: Graph, feeds: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
@@ -36,15 +29,8 @@ def evaluate(graph: Graph, feeds: Mapping[str, np.ndarray]) -> dict[str, np.ndar
     constants = [numpy_helper.from_array(np.array(a), name) for name, a in graph.constants.items()]
     proto = helper.make_graph([host.node_proto(n) for n in graph.nodes], "g", inputs, open_outputs, constants)
     whole = helper.make_model(proto, opset_imports=[helper.make_opsetid("", graph.opset)], ir_version=8)
-    options = onnxruntime.SessionOptions()
-    options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL
-    options.intra_op_num_threads = 1
-    results = onnxruntime.InferenceSession(whole.SerializeToString(), options).run(None, dict(feeds))
+    results = by_onnxruntime(whole, feeds)
     return {v.name: r for v, r in zip(graph.outputs, results, strict=True)}
-
-
-def random(*shape: int, seed: int = 0) -> np.ndarray:
-    return np.random.default_rng([seed, *shape]).standard_normal(shape).astype(np.float32)
 
 
 def check_rule(rule: Rule, graph: Graph, fired: int, counts: Mapping[str, int], **feeds: np.ndarray) -> Graph:
