@@ -85,7 +85,12 @@ def _value(name: str, proto: onnx.TypeProto | None) -> Value:
     shape = None
     if tensor.HasField("shape"):
         shape = tuple(d.dim_value if d.HasField("dim_value") else d.dim_param or None for d in tensor.shape.dim)
-    return Value(name, DType.from_numpy(helper.tensor_dtype_to_np_dtype(tensor.elem_type)), shape)
+    try:
+        dtype = DType.from_numpy(helper.tensor_dtype_to_np_dtype(tensor.elem_type))
+    except TypeError:
+        found = onnx.TensorProto.DataType.Name(tensor.elem_type)
+        raise ModelError(f"the value {name!r} has element type {found}, which is not supported") from None
+    return Value(name, dtype, shape)
 
 
 def node_proto(node: Node) -> onnx.NodeProto:

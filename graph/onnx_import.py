@@ -238,6 +238,9 @@ def _size(d: onnx.TensorShapeProto.Dimension) -> Size:
 
 
 def _array(tensor: TensorProto, place: str) -> np.ndarray:
+    if _element_type(tensor.data_type) is None:
+        name = TensorProto.DataType.Name(tensor.data_type)
+        raise ModelError(f"the constant {tensor.name!r} of {place} has element type {name}, which is not supported")
     try:
         return frozen(np.ascontiguousarray(onnx.numpy_helper.to_array(tensor)).reshape(tuple(tensor.dims)))
     except (ValueError, TypeError) as error:

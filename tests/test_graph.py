@@ -120,6 +120,19 @@ def test_checker_complaints_are_one_sentence() -> None:
     assert "\n" not in str(caught.value)
 
 
+def test_element_types_that_the_language_lacks() -> None:
+    proto = model("g (float[N] x) => (float[N] y) { b = Cast <to = 16> (x)\n y = Cast <to = 1> (b) }")
+    with pytest.raises(ModelError, match=r"the value 'b' has element type BFLOAT16, which is not supported"):
+        passes.specialise(import_model(proto), {"x": (2,)})
+    proto = model(RELU)
+    proto.graph.initializer.add(name="s", data_type=8, dims=[1], string_data=[b"text"])
+    with pytest.raises(ModelError, match=r"the constant 's' of .* has element type STRING"):
+        import_model(proto)
+    proto = model("g (complex64[N] x) => (complex64[N] y) { y = Identity(x) }")
+    with pytest.raises(ModelError, match=r"'x' of .* has element type COMPLEX64"):
+        import_model(proto)
+
+
 def test_opset_from_the_future() -> None:
     proto = model(RELU)
     proto.opset_import[0].version = 1000
