@@ -37,6 +37,7 @@ from tilewright.dsl.program import (
     rename_tensors,
     substitute_indices,
     transform,
+    uses_only,
     walk,
 )
 
@@ -196,6 +197,50 @@ def _guarded(value: Expr, read: Read, tensor: Tensor, dimensions: tuple[int, ...
     return Call("where", (condition, value, Const(tensor.pad, value.dtype)), value.dtype)
 
 
+def hoist(program: Program) -> Program:
+    """Give reductions that are the same along some output index a statement of their own.
+
+    ``y[r,k] = e[r,k] / sum(j) e[r,j]`` would compute each row's sum once per k. Reductions that read nothing (counts of
+    the elements inside a window) stay: they cost less than the memory they would take.
+    """
+    statements: list[Statement] = []
+    made: list[Tensor] = []
+    for s in program.statements:
+        found = {e for e in _outermost_reductions(s.value) if _repeats(e, s)}
+        replaced: dict[Expr, Expr] = {}
+        for reduce in sorted(found, key=str):
+            own = tuple(i for i in s.indices if not uses_only(reduce, frozenset(_others(s, i))))
+            taken = {*program.tensors, *(t.name for t in made)}
+            name = f"{s.target}_{reduce.kind}"
+            name = _unused(name, taken) if name in taken else name
+            made.append(Tensor(name, reduce.dtype, tuple(i.extent for i in own)))
+            statements.append(Statement(name, own, reduce))
+            replaced[reduce] = Read(name, tuple(Affine.index(i.name) for i in own), reduce.dtype)
+        statements.append(replace(s, value=_exchanged(s.value, replaced)))
+    if not made:
+        return program
+    return replace(program, statements=tuple(statements), intermediates=(*program.intermediates, *made))
+
+
+def _exchanged(e: Expr, replaced: Mapping[Expr, Expr]) -> Expr:
+    return transform(e, lambda node: replaced.get(node, node)) if replaced else e
+
+
+def _outermost_reductions(e: Expr) -> list[Reduce]:
+    if isinstance(e, Reduce):
+        return [e]
+    return [r for c in children(e) for r in _outermost_reductions(c)]
+
+
+def _repeats(e: Reduce, s: Statement) -> bool:
+    """Whether a reduction gives the same value along an output index with more than one element."""
+    return bool(reads(e)) and any(i.extent > 1 and uses_only(e, frozenset(_others(s, i))) for i in s.indices)
+
+
+def _others(s: Statement, index: Index) -> set[str]:
+    return {i.name for i in all_indices(s) if i is not index}
+
+
 def split(program: Program) -> tuple[Program, ...]:
     """The program as stages in order: Programs that one kernel each can compute.
 
@@ -203,7 +248,7 @@ def split(program: Program) -> tuple[Program, ...]:
     same ranges and that do not read each other (``sum`` and ``sum of squares`` in one pass). Tensors keep their names;
     an intermediate becomes the output of one stage and an input of later ones.
     """
-    program = inline(program)
+    program = hoist(inline(program))
     groups: list[list[Statement]] = []
     for s in program.statements:
         if groups and _siblings(groups[-1], s):

@@ -75,16 +75,13 @@ class Network:
 
 def network_of(program: Program) -> Network:
     """A single Program as a network: its inputs and outputs are the buffers of the caller."""
-    buffers = {}
-    for tensors, role in (
-        (program.inputs, Role.INPUT),
-        (program.intermediates, Role.TEMPORARY),
-        (program.outputs, Role.OUTPUT),
-    ):
-        for t in tensors:
-            buffers[t.name] = BufferSpec(t.name, t.dtype, max(t.span, t.size), role, t.shape)
+    stages = compose.split(program)
+    roles = {t.name: Role.OUTPUT for t in program.outputs} | {t.name: Role.INPUT for t in program.inputs}
+    buffers: dict[str, BufferSpec] = {}
+    for t in (*program.inputs, *program.outputs, *(t for stage in stages for t in stage.outputs)):
+        role = roles.get(t.name, Role.TEMPORARY)
+        buffers.setdefault(t.name, BufferSpec(t.name, t.dtype, max(t.span, t.size), role, t.shape))
     calls = tuple(
-        Call(stage, {name: name for name in stage.tensors}, (program.name,), (program.name,))
-        for stage in compose.split(program)
+        Call(stage, {name: name for name in stage.tensors}, (program.name,), (program.name,)) for stage in stages
     )
     return Network(calls, buffers)

@@ -13,20 +13,19 @@ turning pointers rather than copying patches is that of Dukhan, "The Indirect Co
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 
+from tilewright.dsl.families.contract_packing import CPU_KERNEL, KEEP_LOOP, Panels, pack
 from tilewright.dsl.families.contraction import (
     NAMES,
     Access,
     Contraction,
     LoopNames,
-    Operand,
     checked,
     conditions,
     decompose,
-    element,
     linear_stride,
     multiply_add,
     parted,
@@ -41,7 +40,6 @@ from tilewright.dsl.writer import Expressions, Source, affine, argument, index_t
 PAD_ROW_LIMIT = 16384
 """Longest row of pad values, in elements; beyond it the pointer's step is set to 0 instead."""
 
-_KERNEL = "__attribute__((reqd_work_group_size(1, 1, 1)))\n__kernel void"
 
 SUM_BLOCK = 256
 """Depth steps that are summed on their own before they join the total.
@@ -49,9 +47,6 @@ SUM_BLOCK = 256
 Rounding errors of one long chain grow with its length; blocks keep them near those of pairwise summation (Higham,
 "The accuracy of floating point summation", 1993) for one addition in 256.
 """
-
-_KEEP_LOOP = "#pragma unroll 1"
-"""Before the outer depth loops: Intel's compiler otherwise unrolls a 3x3 window whole and takes 30 s over it."""
 
 
 @dataclass(frozen=True)
@@ -138,10 +133,12 @@ def lower(c: Contraction, program: Program, target: Target, configuration: Confi
     if tile.pack_a:
         panels = tile.row_blocks * tile.tiles
         scratch.append(Scratch("packed_a", c.dtype, c.g * panels * c.k * tile.rows))
-        launches.append(_pack(tile, c.a, "packed_a", panels, tile.rows, helpers))
+        a = Panels(c, program, c.a, "packed_a", c.rows, c.m, panels, tile.rows, tile.ctype)
+        launches.append(pack(a, helpers))
     if tile.pack_b:
         scratch.append(Scratch("packed_b", c.dtype, c.g * tile.column_blocks * c.k * tile.width))
-        launches.append(_pack(tile, c.b, "packed_b", tile.column_blocks, tile.width, helpers))
+        b = Panels(c, program, c.b, "packed_b", c.columns, c.n, tile.column_blocks, tile.width, tile.ctype)
+        launches.append(pack(b, helpers))
     if _turned(tile):
         fill = tile.a.tensor.pad
         scratch.append(Scratch("pad_row", tile.a.tensor.dtype, _pad_row(tile), fill=fill))
@@ -156,100 +153,6 @@ def _turned(tile: Tile) -> bool:
     return not tile.pack_a and bool(tile.a.checks)
 
 
-# --- packing --------------------------------------------------------------------------------------------------------
-
-
-def _pack(tile: Tile, operand: Operand, into: str, panels: int, width: int, helpers: dict[str, str]) -> Launch:
-    """Copies an operand to `into[group][panel][depth][width]`; places beyond the last row or column become 0."""
-    c = tile.c
-    across, total = (c.rows, c.m) if into == "packed_a" else (c.columns, c.n)
-    inputs = tuple(dict.fromkeys(r.tensor for r in reads(operand.value)))
-    parameters = [f"__global const {tile.program.tensors[n].dtype.opencl}* restrict {argument(n)}" for n in inputs]
-    parameters.append(f"__global {tile.scalar}* restrict {argument(into)}")
-    body = Source()
-    with body.block(f"{_KERNEL} {into}({', '.join(parameters)})"):
-        body.line(f"const {tile.ctype} panel = get_global_id(0), group = get_global_id(1);")
-        for text in decompose("group", c.groups, lambda i: NAMES[i.name], tile.ctype):
-            body.line(text)
-        start = f"(group * {panels} + panel) * ({tile.ctype}){c.k * width}"
-        body.line(f"__global {tile.scalar}* to = {argument(into)} + {start};")
-        step = _step(tile, operand, across)
-        if step is None:
-            _pack_each(tile, body, operand, across, width, total, helpers)
-        else:
-            _pack_strided(tile, body, operand, across, width, total, step)
-    src = Source()
-    src.line(f"// Operand {into[-1].upper()} as panels of {width}, one after the other, depth by depth.")
-    src.line(body.text)
-    return Launch(into, src.text, (panels, c.g), (1, 1), (*inputs, into), (into,))
-
-
-def _step(tile: Tile, operand: Operand, across: tuple[Index, ...]) -> int | None:
-    """The step across the panel of an operand that is one unchecked read; None if it is not that simple."""
-    if operand.read is None:
-        return None
-    place = tile.c.access(operand.read)
-    return None if place.checks else linear_stride(place.address, across)
-
-
-def _pack_strided(
-    tile: Tile, body: Source, operand: Operand, across: tuple[Index, ...], width: int, total: int, step: int
-) -> None:
-    assert operand.read is not None
-    place = tile.c.access(operand.read)
-    address, _ = parted(place.address, [i.name for i in across])
-    base, inner = parted(address, [i.name for i in tile.c.depth])
-    source, dtype = argument(place.tensor.name), place.tensor.dtype.opencl
-    body.line(f"const int count = min({width}, {total} - (int)panel * {width});")
-    body.line(f"__global const {dtype}* from = {source} + {affine(base, NAMES)} + panel * {width * step};")
-
-    def copy(value: str) -> Callable[[], None]:
-        def write() -> None:
-            body.line(f"for (int lane = 0; lane < {width}; ++lane) to[lane] = {value};")
-            body.line(f"to += {width};")
-
-        return write
-
-    value = f"({tile.scalar})from[{affine(inner, NAMES)} + lane * {step}]"
-    if step == 1:
-        with body.block(f"if (count == {width})"):
-            _nest(body, tile.c.depth, copy(value), tile.ctype)
-            body.line("return;")
-    if total % width or step != 1:
-        _nest(body, tile.c.depth, copy(f"lane < count ? {value} : 0"), tile.ctype)
-
-
-def _pack_each(
-    tile: Tile,
-    body: Source,
-    operand: Operand,
-    across: tuple[Index, ...],
-    width: int,
-    total: int,
-    helpers: dict[str, str],
-) -> None:
-    def write() -> None:
-        with body.block(f"for (int lane = 0; lane < {width}; ++lane)"):
-            body.line(f"const {tile.ctype} flat = panel * {width} + lane;")
-            for text in decompose("flat", across, lambda i: NAMES[i.name], tile.ctype):
-                body.line(text)
-            value = element(tile.c, operand.value, NAMES, tile.program, helpers)
-            body.line(f"to[lane] = flat < {total} ? {value} : 0;")
-        body.line(f"to += {width};")
-
-    _nest(body, tile.c.depth, write, tile.ctype)
-
-
-def _nest(body: Source, indices: tuple[Index, ...], inside: Callable[[], None], ctype: str) -> None:
-    """Loops over `indices` around what `inside` writes."""
-    if not indices:
-        inside()
-        return
-    body.line(_KEEP_LOOP)
-    with body.loop(NAMES[indices[0].name], indices[0].extent, ctype=ctype):
-        _nest(body, indices[1:], inside, ctype)
-
-
 # --- the product ----------------------------------------------------------------------------------------------------
 
 
@@ -258,7 +161,7 @@ def _product(tile: Tile, helpers: dict[str, str]) -> Launch:
     names = _arguments(tile)
     parameters = [_parameter(tile, n) for n in names]
     body = Source()
-    with body.block(f"{_KERNEL} contract({', '.join(parameters)})"):
+    with body.block(f"{CPU_KERNEL} contract({', '.join(parameters)})"):
         first, second = ("column_block", "row_block") if tile.columns_first else ("row_block", "column_block")
         body.line(f"const {tile.ctype} {first} = get_global_id(0), {second} = get_global_id(1);")
         body.line(f"const {tile.ctype} group = get_global_id(2), n0 = column_block * {tile.width};")
@@ -416,7 +319,7 @@ def _loops(tile: Tile, body: Source, depth: tuple[Index, ...], turned: bool) -> 
 
     def level(number: int) -> None:
         if number < len(outer):
-            body.line(_KEEP_LOOP)
+            body.line(KEEP_LOOP)
             with body.loop(NAMES[outer[number].name], outer[number].extent, ctype=tile.ctype):
                 level(number + 1)
                 if flush == number + 1:
