@@ -21,6 +21,7 @@ from tilewright.graph.plan import Plan, PlannedCall, ProfileRow, SharedConstants
 from tilewright.graph.steps import steps_of
 from tilewright.runtime import Device, select_device
 from tilewright.tuning_db import Store
+from tilewright.tuning_db.default import default_store
 
 if TYPE_CHECKING:
     from tilewright.autotune import TuningReport
@@ -70,6 +71,7 @@ class InferenceSession:
         computed = tuple(v for v in graph.outputs if v.name not in graph.input_names)
         self._graph = passes.simplify(replace(graph, outputs=computed))
         self.device = select_device(device)
+        self._own_store = store is None
         self._store = _opened(store)
         self._steering = steering_inputs(self._graph)
         self._plans: OrderedDict[Key, Plan] = OrderedDict()
@@ -173,7 +175,9 @@ class InferenceSession:
         """
         from tilewright.autotune import Budget, tune
 
-        if self._store is None:
+        # A broken database of the user's own only costs speed until it is needed: opening it again says what is wrong.
+        store = Store.open() if self._store is None and self._own_store else self._store
+        if store is None:
             raise InputError("this session has no tuning database; make it with store=None for the user's own")
         plan = self.plan(feeds, batch)
         counts = Counter((c.program, c.constants) for c in plan.calls)
@@ -181,7 +185,7 @@ class InferenceSession:
         report = tune(
             [c.program for c in stages],
             self.device,
-            self._store,
+            store,
             Budget.parse(budget, evaluations),
             progress,
             weights=[float(counts[c.program, c.constants]) for c in stages],
@@ -197,6 +201,8 @@ class InferenceSession:
 
 
 def _opened(store: Store | str | bool | None) -> Store | None:
+    if store is None:
+        return default_store()
     if isinstance(store, bool):
         return Store.open() if store else None
     return store if isinstance(store, Store) else Store.open(store)

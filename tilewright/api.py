@@ -10,7 +10,6 @@ from __future__ import annotations
 import contextlib
 import functools
 import logging
-import os
 import threading
 from collections import OrderedDict
 from collections.abc import Iterator, Mapping, Sequence
@@ -26,10 +25,11 @@ from tilewright.dsl.dtypes import DType
 from tilewright.dsl.parse import parse_op
 from tilewright.dsl.program import Program
 from tilewright.dsl.text import statement_text
-from tilewright.errors import DatabaseError, DeviceError, ShapeError
+from tilewright.errors import DeviceError, ShapeError
 from tilewright.graph.plan import Plan, PlannedCall, plan_program
 from tilewright.runtime import Buffer, Context, Device, context, select_device
 from tilewright.tuning_db import Store
+from tilewright.tuning_db.default import default_store
 
 if TYPE_CHECKING:
     from tilewright.autotune import Progress, TuningReport
@@ -365,28 +365,6 @@ def _stage_source(call: PlannedCall, number: int, count: int) -> str:
             lines.append(launch.source)
             shown.add(launch.source)
     return "\n".join(lines)
-
-
-# --- the user's database ----------------------------------------------------------------------------------------------
-
-_stores: dict[str | None, Store | None] = {}
-_stores_lock = threading.Lock()
-
-
-def default_store() -> Store | None:
-    """The database that $TILEWRIGHT_DB names, else the user's own, opened once; None, with a warning, if it is broken.
-
-    Ops run without their tuned configurations then.
-    """
-    named = os.environ.get("TILEWRIGHT_DB") or None
-    with _stores_lock:
-        if named not in _stores:
-            try:
-                _stores[named] = Store.open()
-            except DatabaseError as error:
-                log.warning("kernels run untuned: %s", error)
-                _stores[named] = None
-        return _stores[named]
 
 
 @contextlib.contextmanager

@@ -1,5 +1,6 @@
 """The tuning database: every measurement and every winner, per device and program.
 
+    default.py   the user's own database
     store.py     Store: record, winner, nearest, tried, stats, export ...
     records.py   Measurement, Winner, Status, Run, Stats
     schema.py    tables, their version, migrations
