@@ -83,7 +83,7 @@ class Pool:
         self._name = name
         self._global_memory = global_memory
         self._max_allocation = max_allocation
-        self.limit = global_memory // 4
+        self.limit = global_memory // 16
         self._lock = threading.Lock()
         self._free: dict[int, list[pyopencl.Buffer]] = {}
         # `__del__` may run at any point, also while this thread holds the lock, so it only appends here (atomic)
