@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import importlib.util
 import os
-from collections.abc import Mapping
 from functools import lru_cache
 from pathlib import Path
 from types import ModuleType
@@ -18,19 +17,17 @@ import numpy as np
 import onnx
 import pytest
 from networks import by_onnxruntime, copies, planned
-from onnx import numpy_helper
-from onnx.reference import ReferenceEvaluator
 
 from tilewright.graph.session import InferenceSession
 from tilewright.runtime import Device
 
 MODELS = Path(os.environ.get("TILEWRIGHT_MODELS", Path(__file__).parents[2] / "shared" / "models"))
+SEED = 0
+"""Of the inputs; the networks' own default. Random weights amplify rounding on some inputs: with seed 1 onnxruntime's
+own efficientnet_b0 is 1.2e-4 from double precision."""
+
 TOLERANCE = 1e-4
 """Largest difference from onnxruntime, as a part of the largest output."""
-
-CHANCE = 4
-"""Where random weights amplify rounding so much that onnxruntime itself leaves the tolerance (efficientnet_b0 on some
-inputs), results may be that many times as far from double precision as onnxruntime's."""
 
 OPSETS = (9, 11, 13, 17)
 BATCHES = (1, 3)
@@ -76,29 +73,11 @@ def check(name: str, opset: int, batches: tuple[int, ...], device: Device) -> No
     proto = network(name, opset)
     session = InferenceSession(proto, device, store=False)
     for batch in batches:
-        feeds = tools().sample_inputs(proto, batch, seed=1)
+        feeds = tools().sample_inputs(proto, batch, SEED)
         expected = by_onnxruntime(proto, feeds)[0]
         result = session.run(None, feeds)[0]
         assert result.shape == expected.shape
-        if _distance(result, expected) > TOLERANCE:
-            exact = by_double_precision(proto, feeds)
-            assert _distance(result, exact) <= max(TOLERANCE, CHANCE * _distance(expected, exact))
-
-
-def _distance(a: np.ndarray, b: np.ndarray) -> float:
-    return float(np.abs(a - b).max() / np.abs(b).max())
-
-
-def by_double_precision(proto: onnx.ModelProto, feeds: Mapping[str, np.ndarray]) -> np.ndarray:
-    """The first output by ONNX's reference evaluator on 64-bit floats."""
-    double = onnx.ModelProto()
-    double.CopyFrom(proto)
-    for tensor in double.graph.initializer:
-        if tensor.data_type == onnx.TensorProto.FLOAT:
-            tensor.CopyFrom(numpy_helper.from_array(numpy_helper.to_array(tensor).astype(np.float64), tensor.name))
-    result = ReferenceEvaluator(double).run(None, {n: a.astype(np.float64) for n, a in feeds.items()})[0]
-    assert isinstance(result, np.ndarray)
-    return result
+        assert np.abs(result - expected).max() <= TOLERANCE * np.abs(expected).max()
 
 
 @pytest.mark.parametrize("name", REDUCED)
