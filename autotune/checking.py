@@ -28,7 +28,7 @@ ROUNDING = 64.0
 """Allowed error in units of the accumulator's rounding times the square root of the reduction's length."""
 STORING = 4.0
 """Allowed error in units of the output type's rounding."""
-_EPSILON = {DType.F16: 2.0**-10, DType.F32: 2.0**-23, DType.F64: 2.0**-52}
+_EPSILON = {DType.F16: 2.0**-10, DType.BF16: 2.0**-7, DType.F32: 2.0**-23, DType.F64: 2.0**-52}
 INTEGER_SLACK = 1e-3
 """Share of integer results computed from floats that may be off by one: values that round at a boundary."""
 

@@ -1,25 +1,51 @@
 """Integer expressions that are linear in loop indices: `2*p + r - 1`.
 
-Everything the generator knows about addresses, ranges and overlaps follows from these.
+Everything the generator knows about addresses, ranges and overlaps follows from these. What is not linear in an index
+(`h / 2`, `ids[n]`) stands in them as an atom: a term like an index, whose value is computed.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import cached_property
+from typing import Protocol
+
+
+class Atom(Protocol):
+    """A computed integer within an index expression; `program.Computed` is the only one. Frozen and hashable."""
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """The loop indices it depends on."""
+
+    def substitute(self, values: Mapping[str, Affine]) -> Affine:
+        """Itself with loop indices replaced, as an index expression (it may have become linear)."""
+
+    def range(self, extents: Mapping[str, int]) -> tuple[int, int]:
+        """Smallest and largest value it can have."""
+
+
+Term = str | Atom
+"""A loop index by its name, or a computed integer."""
 
 
 @dataclass(frozen=True)
 class Affine:
-    """``sum(coefficient * index) + constant``; terms are sorted by index name and never have coefficient 0."""
+    """``sum(coefficient * term) + constant``; terms are sorted by their text and never have coefficient 0."""
 
-    terms: tuple[tuple[str, int], ...] = ()
+    terms: tuple[tuple[Term, int], ...] = ()
     constant: int = 0
 
     @staticmethod
-    def of(terms: Mapping[str, int], constant: int = 0) -> Affine:
-        """Build from a mapping of index name to coefficient; zeros are dropped."""
-        return Affine(tuple(sorted((name, c) for name, c in terms.items() if c)), constant)
+    def of(terms: Mapping[Term, int] | Mapping[str, int], constant: int = 0) -> Affine:
+        """Build from a mapping of term to coefficient; zeros are dropped."""
+        return Affine(tuple(sorted(((t, c) for t, c in terms.items() if c), key=lambda t: str(t[0]))), constant)
+
+    @staticmethod
+    def atom(atom: Atom) -> Affine:
+        """A computed integer by itself."""
+        return Affine(((atom, 1),), 0)
 
     @staticmethod
     def index(name: str) -> Affine:
@@ -28,17 +54,40 @@ class Affine:
 
     @property
     def names(self) -> tuple[str, ...]:
-        """The indices that occur."""
-        return tuple(name for name, _ in self.terms)
+        """The indices that occur, within atoms too."""
+        if self.is_linear:
+            return tuple(str(name) for name, _ in self.terms)
+        found = [[t] if isinstance(t, str) else t.names for t, _ in self.terms]
+        return tuple(dict.fromkeys(name for names in found for name in names))
+
+    @cached_property
+    def is_linear(self) -> bool:
+        """True if there are no atoms: the value moves by `coefficient` for each step of an index."""
+        return all(isinstance(t, str) for t, _ in self.terms)
+
+    @property
+    def atoms(self) -> tuple[Atom, ...]:
+        """The computed integers that occur."""
+        return () if self.is_linear else tuple(t for t, _ in self.terms if not isinstance(t, str))
+
+    def bends(self, name: str) -> bool:
+        """True if an atom depends on `name`, so that its `coefficient` does not tell how the value moves."""
+        return any(name in a.names for a in self.atoms)
 
     @property
     def single(self) -> str | None:
         """The index's name if this is exactly one bare index, else None."""
-        return self.terms[0][0] if len(self.terms) == 1 and self.terms[0][1] == 1 and self.constant == 0 else None
+        if len(self.terms) != 1 or self.constant or self.terms[0][1] != 1:
+            return None
+        term = self.terms[0][0]
+        return term if isinstance(term, str) else None
 
     def coefficient(self, name: str) -> int:
-        """The factor of `name`, 0 if it does not occur."""
-        return dict(self.terms).get(name, 0)
+        """The factor of `name` as a term of its own, 0 if it does not occur; see `bends`."""
+        for term, c in self.terms:
+            if term == name:
+                return c
+        return 0
 
     def __add__(self, other: Affine | int) -> Affine:
         if isinstance(other, int):
@@ -49,31 +98,38 @@ class Affine:
         return Affine.of(total, self.constant + other.constant)
 
     def __mul__(self, factor: int) -> Affine:
-        return Affine.of({name: c * factor for name, c in self.terms}, self.constant * factor)
+        if factor == 0:
+            return Affine((), 0)
+        return Affine(tuple((t, c * factor) for t, c in self.terms), self.constant * factor)
 
     def without(self, name: str) -> Affine:
         """The same expression with `name` set to 0."""
+        if self.bends(name):
+            return self.substitute({name: Affine((), 0)})
         return Affine(tuple(t for t in self.terms if t[0] != name), self.constant)
 
     def substitute(self, values: Mapping[str, Affine]) -> Affine:
         """Replace indices by expressions; those not in `values` stay."""
+        if not any(t in values if isinstance(t, str) else not values.keys().isdisjoint(t.names) for t, _ in self.terms):
+            return self
         total = Affine((), self.constant)
-        for name, c in self.terms:
-            total = total + values.get(name, Affine.index(name)) * c
+        for t, c in self.terms:
+            value = (values.get(t) or Affine.index(t)) if isinstance(t, str) else t.substitute(values)
+            total = total + value * c
         return total
 
     def range(self, extents: Mapping[str, int]) -> tuple[int, int]:
         """Smallest and largest value when every index runs over ``0 .. extent-1`` (extents >= 1)."""
         low = high = self.constant
-        for name, c in self.terms:
-            reach = c * (extents[name] - 1)
-            low, high = low + min(reach, 0), high + max(reach, 0)
+        for t, c in self.terms:
+            first, last = (0, extents[t] - 1) if isinstance(t, str) else t.range(extents)
+            low, high = low + min(c * first, c * last), high + max(c * first, c * last)
         return low, high
 
     def __str__(self) -> str:
         text = ""
         for name, c in self.terms:
-            term = name if abs(c) == 1 else f"{abs(c)}*{name}"
+            term = str(name) if abs(c) == 1 else f"{abs(c)}*{name}"
             text += (f" {'-' if c < 0 else '+'} " if text else "-" if c < 0 else "") + term
         if self.constant or not text:
             sign = f" {'-' if self.constant < 0 else '+'} " if text else "-" if self.constant < 0 else ""

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import functools
 from enum import Enum
+from typing import cast
 
 import numpy as np
 
@@ -20,33 +22,34 @@ class DType(Enum):
     U32 = "u32"
     U64 = "u64"
     F16 = "f16"
+    BF16 = "bf16"
     F32 = "f32"
     F64 = "f64"
 
     @property
     def numpy(self) -> np.dtype[np.generic]:
-        """The NumPy dtype that has the same bytes."""
-        return np.dtype(_NUMPY[self])
+        """The NumPy dtype that has the same bytes (bf16: ml_dtypes' extension type)."""
+        return _numpy(self)
 
     @property
     def opencl(self) -> str:
-        """The OpenCL C type that has the same bytes (bool is stored as uchar)."""
+        """The OpenCL C type that has the same bytes (bool is stored as uchar, bf16 as ushort)."""
         return _OPENCL[self]
 
     @property
     def itemsize(self) -> int:
         """Bytes per element."""
-        return self.numpy.itemsize
+        return _ITEMSIZE[self]
 
     @property
     def is_float(self) -> bool:
-        """True for f16, f32 and f64."""
-        return self in (DType.F16, DType.F32, DType.F64)
+        """True for f16, bf16, f32 and f64."""
+        return self in (DType.F16, DType.BF16, DType.F32, DType.F64)
 
     @property
     def accumulator(self) -> DType:
         """The type in which sums and products of this type are accumulated."""
-        if self is DType.F16:
+        if self in (DType.F16, DType.BF16):
             return DType.F32
         if self in (DType.BOOL, DType.I8, DType.I16, DType.U8, DType.U16):
             return DType.I32
@@ -56,8 +59,8 @@ class DType(Enum):
     def from_numpy(dtype: object) -> DType:
         """The element type of a NumPy dtype; TypeError for one the language lacks (complex, object, ...)."""
         wanted = np.dtype(dtype)  # type: ignore[call-overload]
-        for member, name in _NUMPY.items():
-            if np.dtype(name) == wanted:
+        for member in DType:
+            if _numpy(member) == wanted:
                 return member
         raise TypeError(f"dtype {wanted} has no counterpart in the language; use one of {', '.join(_NUMPY.values())}")
 
@@ -73,6 +76,7 @@ _NUMPY = {
     DType.U32: "uint32",
     DType.U64: "uint64",
     DType.F16: "float16",
+    DType.BF16: "bfloat16",
     DType.F32: "float32",
     DType.F64: "float64",
 }
@@ -88,17 +92,35 @@ _OPENCL = {
     DType.U32: "uint",
     DType.U64: "ulong",
     DType.F16: "half",
+    DType.BF16: "ushort",
     DType.F32: "float",
     DType.F64: "double",
 }
 
 
+_ITEMSIZE = {d: 1 if d is DType.BOOL else 2 if d is DType.BF16 else np.dtype(_NUMPY[d]).itemsize for d in DType}
+
+
+@functools.cache
+def _numpy(dtype: DType) -> np.dtype[np.generic]:
+    if dtype is DType.BF16:
+        import ml_dtypes
+
+        return cast("np.dtype[np.generic]", np.dtype(ml_dtypes.bfloat16))
+    return np.dtype(_NUMPY[dtype])
+
+
 def promote(a: DType, b: DType) -> DType:
-    """The common type of two operands, by NumPy's rules except that integers meeting a float take the float's type."""
+    """The common type of two operands, by NumPy's rules except that integers meeting a float take the float's type.
+
+    f16 and bf16, of which neither holds the other, give f32.
+    """
     if a is b:
         return a
     if a.is_float and not b.is_float:
         return a
     if b.is_float and not a.is_float:
         return b
+    if DType.BF16 in (a, b):
+        return DType.F64 if DType.F64 in (a, b) else DType.F32
     return DType.from_numpy(np.promote_types(a.numpy, b.numpy))

@@ -31,11 +31,17 @@ class Function:
     result: Result
     spelling: str
     meaning: str
+    integers: str = ""
+    """The spelling for integers where it differs."""
+
+    def spelled(self, on_integers: bool) -> str:
+        """The spelling for floats or for integers."""
+        return self.integers if on_integers and self.integers else self.spelling
 
     @property
     def repeats(self) -> bool:
-        """True if the spelling uses an argument twice, so that it must become a helper function in the source."""
-        return any(self.spelling.count(f"{{{n}}}") > 1 for n in range(self.arity))
+        """True if a spelling uses an argument twice, so that it must become a helper function in the source."""
+        return any(text.count(f"{{{n}}}") > 1 for text in (self.spelling, self.integers) for n in range(self.arity))
 
 
 _TABLE = (
@@ -44,6 +50,22 @@ _TABLE = (
     Function("mul", 2, Result.SAME, "{0} * {1}", "product"),
     Function("div", 2, Result.FLOAT, "{0} / {1}", "quotient"),
     Function("neg", 1, Result.SAME, "-{0}", "negation"),
+    Function(
+        "floordiv",
+        2,
+        Result.SAME,
+        "floor({0} / {1})",
+        "quotient, rounded down",
+        "({0} - ((({0} % {1}) + {1}) % {1})) / {1}",
+    ),
+    Function(
+        "mod",
+        2,
+        Result.SAME,
+        "{0} - {1} * floor({0} / {1})",
+        "remainder with the sign of the divisor",
+        "(({0} % {1}) + {1}) % {1}",
+    ),
     Function("pow", 2, Result.FLOAT, "pow({0}, {1})", "power"),
     Function("max", 2, Result.SAME, "({0} < {1} || {1} != {1}) ? {1} : {0}", "larger; NaN if either is NaN"),
     Function("min", 2, Result.SAME, "({0} > {1} || {1} != {1}) ? {1} : {0}", "smaller; NaN if either is NaN"),

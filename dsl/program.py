@@ -6,6 +6,8 @@ library and fusion build them from the same nodes. Families read Programs and wr
     Program      name, tensors, statements
     Statement    target[indices] = value          one output element per index tuple
     Expr         Const | Read | Inside | IndexValue | Call | Cast | Reduce       (a closed set)
+
+Index expressions are `Affine` in the loop indices; what is not (`h / 2`, `ids[n]`) stands in them as a `Computed` term.
 """
 
 from __future__ import annotations
@@ -101,7 +103,7 @@ class Const:
 
 @dataclass(frozen=True)
 class Read:
-    """``tensor[index]``; outside the tensor's shape it gives the tensor's pad value."""
+    """``tensor[index]``; outside the tensor's shape, wherever the index comes from, it gives the tensor's pad value."""
 
     tensor: str
     index: tuple[Affine, ...]
@@ -144,16 +146,48 @@ class Cast:
 
 @dataclass(frozen=True)
 class Reduce:
-    """``kind(indices) body`` with kind one of sum, prod, max, min; over nothing it gives the kind's identity."""
+    """``kind(indices) body`` with kind one of sum, prod, max, min; over nothing it gives the kind's identity.
+
+    A prefix reduction (a scan) has one index, which runs up to and including ``until``: the cumulative sum of
+    ``x[n,k]`` along k is ``sum(j <= k) x[n,j]``.
+    """
 
     kind: str
     indices: tuple[Index, ...]
     body: Expr
     dtype: DType
     """Type of the accumulator and of the result."""
+    until: Affine | None = None
+    """None: the index runs over its whole extent."""
 
 
 Expr = Union[Const, Read, Inside, IndexValue, Call, Cast, Reduce]  # noqa: UP007 - recursive names need the string form
+
+
+@dataclass(frozen=True)
+class Computed:
+    """An integer expression as a term of an index expression: a quotient or remainder of indices, or what was read."""
+
+    expr: Expr
+
+    @cached_property
+    def names(self) -> tuple[str, ...]:
+        """The loop indices it depends on."""
+        return tuple(sorted(free_indices(self.expr)))
+
+    def substitute(self, values: Mapping[str, Affine]) -> Affine:
+        """Itself with loop indices replaced."""
+        return position(substitute_indices(self.expr, values))
+
+    def range(self, extents: Mapping[str, int]) -> tuple[int, int]:
+        """Smallest and largest value it can have: by interval arithmetic, else those of its type."""
+        return bounds(self.expr, extents)
+
+    def __str__(self) -> str:
+        from tilewright.dsl.text import expression_text
+
+        return expression_text(self.expr)
+
 
 REDUCTION_IDENTITY = {"sum": 0.0, "prod": 1.0, "max": -math.inf, "min": math.inf}
 
@@ -191,6 +225,8 @@ class Program:
     intermediates: tuple[Tensor, ...] = ()
     hints: tuple[TileHint, ...] = ()
     limits: tuple[str, ...] = ()
+    fast_math: bool = False
+    """True if NaN, infinities and the last bits of functions may be given up for speed."""
 
     @cached_property
     def tensors(self) -> Mapping[str, Tensor]:
@@ -221,6 +257,7 @@ class Program:
             tuple(map(tensor, self.intermediates)),
             tuple(replace(h, index=hints.get(h.index, h.index)) for h in self.hints),
             self.limits,
+            self.fast_math,
         )
 
     @cached_property
@@ -275,8 +312,16 @@ def children(e: Expr) -> tuple[Expr, ...]:
             return (e.arg,)
         case Reduce():
             return (e.body,)
+        case Read() | Inside():
+            return tuple(a.expr for a in _atoms(e.index))
+        case IndexValue():
+            return tuple(a.expr for a in _atoms((e.index,)))
         case _:
             return ()
+
+
+def _atoms(index: tuple[Affine, ...]) -> tuple[Computed, ...]:
+    return tuple(a for position in index for a in position.atoms if isinstance(a, Computed))
 
 
 def walk(e: Expr) -> Iterator[Expr]:
@@ -298,24 +343,46 @@ def transform(e: Expr, change: Callable[[Expr], Expr]) -> Expr:
         case Reduce():
             body = transform(e.body, change)
             e = e if body is e.body else replace(e, body=body)
+        case Read() | Inside():
+            if not all(a.is_linear for a in e.index):
+                e = replace(e, index=tuple(_transformed(a, change) for a in e.index))
+        case IndexValue():
+            if not e.index.is_linear:
+                e = replace(e, index=_transformed(e.index, change))
         case _:
             pass
     return change(e)
 
 
+def _transformed(a: Affine, change: Callable[[Expr], Expr]) -> Affine:
+    """An index expression with `change` applied within its computed terms."""
+    total = Affine((), a.constant)
+    for term, c in a.terms:
+        value = position(transform(term.expr, change)) if isinstance(term, Computed) else Affine(((term, 1),))
+        total = total + value * c
+    return total
+
+
 def substitute_indices(e: Expr, values: Mapping[str, Affine]) -> Expr:
     """Replace loop indices in every index expression; reduction indices themselves keep their names."""
-
-    def change(node: Expr) -> Expr:
-        match node:
-            case Read() | Inside():
-                return replace(node, index=tuple(a.substitute(values) for a in node.index))
-            case IndexValue():
-                return replace(node, index=node.index.substitute(values))
-            case _:
-                return node
-
-    return transform(e, change)
+    match e:
+        case Read() | Inside():
+            index = tuple(a.substitute(values) for a in e.index)
+            return e if index == e.index else replace(e, index=index)
+        case IndexValue():
+            return replace(e, index=e.index.substitute(values))
+        case Call():
+            args = tuple(substitute_indices(a, values) for a in e.args)
+            return e if all(a is b for a, b in zip(args, e.args, strict=True)) else replace(e, args=args)
+        case Cast():
+            arg = substitute_indices(e.arg, values)
+            return e if arg is e.arg else replace(e, arg=arg)
+        case Reduce():
+            body = substitute_indices(e.body, values)
+            until = None if e.until is None else e.until.substitute(values)
+            return e if body is e.body and until == e.until else replace(e, body=body, until=until)
+        case Const():
+            return e
 
 
 def rename_reductions(e: Expr, names: Mapping[str, str]) -> Expr:
@@ -372,8 +439,8 @@ def checked_dimensions(index: tuple[Affine, ...], shape: tuple[int, ...], extent
     return tuple(needed)
 
 
-def uses_only(e: Expr, names: frozenset[str]) -> bool:
-    """True if every index that occurs in `e` (outside its own reductions) is in `names`."""
+def free_indices(e: Expr) -> frozenset[str]:
+    """The indices that occur in `e`, apart from those that its own reductions bind."""
     own = {i.name for n in walk(e) if isinstance(n, Reduce) for i in n.indices}
     used: set[str] = set()
     for n in walk(e):
@@ -382,9 +449,135 @@ def uses_only(e: Expr, names: frozenset[str]) -> bool:
                 used.update(name for a in n.index for name in a.names)
             case IndexValue():
                 used.update(n.index.names)
+            case Reduce(until=Affine() as until):
+                used.update(until.names)
             case _:
                 pass
-    return used - own <= names
+    return frozenset(used - own)
+
+
+def uses_only(e: Expr, names: frozenset[str]) -> bool:
+    """True if every index that occurs in `e` (outside its own reductions) is in `names`."""
+    return free_indices(e) <= names
+
+
+# --- computed index expressions --------------------------------------------------------------------------------------
+
+
+def is_linear(e: Expr) -> bool:
+    """True if every index expression below `e` is linear in loop indices and no reduction is a prefix."""
+    for n in walk(e):
+        match n:
+            case Read() | Inside():
+                if not all(a.is_linear for a in n.index):
+                    return False
+            case IndexValue():
+                if not n.index.is_linear:
+                    return False
+            case Reduce(until=Affine()):
+                return False
+            case _:
+                pass
+    return True
+
+
+def position(e: Expr, extents: Mapping[str, int] | None = None) -> Affine:
+    """An integer expression as an index expression: linear as far as it can be seen, the rest as computed terms.
+
+    With ``extents``, quotients and remainders are resolved where the ranges decide them: ``(4*h + r) / 4`` is h for an
+    index r of extent 4.
+    """
+    match e:
+        case IndexValue():
+            return _resolved(e.index, extents) if extents is not None and not e.index.is_linear else e.index
+        case Const():
+            return Affine((), int(e.value))
+        case Call(function="add" | "sub"):
+            left, right = (position(a, extents) for a in e.args)
+            return left + right * (1 if e.function == "add" else -1)
+        case Call(function="neg"):
+            return position(e.args[0], extents) * -1
+        case Call(function="mul"):
+            left, right = (position(a, extents) for a in e.args)
+            if not left.terms or not right.terms:
+                return left * right.constant if not right.terms else right * left.constant
+        case Call(function="floordiv" | "mod", args=(_, Const(value=divisor))) if int(divisor) > 0:
+            found = _divided(position(e.args[0], extents), int(divisor), extents)
+            if found is not None:
+                return found[0] if e.function == "floordiv" else found[1]
+        case Cast() if not e.dtype.is_float and isinstance(e.arg, IndexValue | Const) and e.dtype.itemsize >= 4:
+            return position(e.arg, extents)
+        case _:
+            pass
+    return Affine.atom(Computed(e))
+
+
+def _resolved(a: Affine, extents: Mapping[str, int]) -> Affine:
+    total = Affine((), a.constant)
+    for term, c in a.terms:
+        total = total + (position(term.expr, extents) if isinstance(term, Computed) else Affine(((term, 1),))) * c
+    return total
+
+
+def _divided(a: Affine, divisor: int, extents: Mapping[str, int] | None) -> tuple[Affine, Affine] | None:
+    """Quotient (rounded down) and remainder of an index expression, or None where they are not linear."""
+    if divisor == 1:
+        return a, Affine((), 0)
+    multiple = Affine(tuple((t, c // divisor) for t, c in a.terms if c % divisor == 0), a.constant // divisor)
+    rest = Affine(tuple((t, c) for t, c in a.terms if c % divisor), a.constant % divisor)
+    if not rest.terms:
+        return multiple, rest
+    if extents is None or not all(name in extents for name in rest.names):
+        return None
+    low, high = rest.range(extents)
+    return (multiple, rest) if low >= 0 and high < divisor else None
+
+
+def bounds(e: Expr, extents: Mapping[str, int]) -> tuple[int, int]:
+    """Smallest and largest value of an integer expression, as far as its form tells (extents >= 1)."""
+    match e:
+        case Const():
+            return int(e.value), int(e.value)
+        case IndexValue():
+            return e.index.range(extents)
+        case Cast() if not e.dtype.is_float and not e.arg.dtype.is_float and e.dtype.itemsize >= e.arg.dtype.itemsize:
+            return bounds(e.arg, extents)
+        case Call(function="where"):
+            (a, b), (c, d) = (bounds(x, extents) for x in e.args[1:])
+            return min(a, c), max(b, d)
+        case Call(function="add" | "sub" | "mul" | "min" | "max" | "floordiv" | "mod") if not e.dtype.is_float:
+            found = _interval(e.function, bounds(e.args[0], extents), bounds(e.args[1], extents))
+            if found is not None:
+                return found
+        case _:
+            pass
+    if e.dtype is DType.BOOL:
+        return 0, 1
+    bits = 8 * e.dtype.itemsize
+    return (0, 2**bits - 1) if e.dtype.value.startswith("u") else (-(2 ** (bits - 1)), 2 ** (bits - 1) - 1)
+
+
+def _interval(function: str, a: tuple[int, int], b: tuple[int, int]) -> tuple[int, int] | None:
+    """The range of a function of two integers in given ranges; None where the type's own is the answer."""
+    match function:
+        case "add":
+            return a[0] + b[0], a[1] + b[1]
+        case "sub":
+            return a[0] - b[1], a[1] - b[0]
+        case "mul":
+            corners = [x * y for x in a for y in b]
+            return min(corners), max(corners)
+        case "min":
+            return min(a[0], b[0]), min(a[1], b[1])
+        case "max":
+            return max(a[0], b[0]), max(a[1], b[1])
+        case "floordiv" if b[0] > 0:
+            corners = [x // y for x in a for y in b]
+            return min(corners), max(corners)
+        case "mod" if b[0] > 0:
+            return (a[0], a[1]) if a[0] >= 0 and a[1] < b[0] else (0, b[1] - 1)
+        case _:
+            return None
 
 
 __all__ = [
@@ -392,6 +585,7 @@ __all__ = [
     "REDUCTION_IDENTITY",
     "Call",
     "Cast",
+    "Computed",
     "Const",
     "Expr",
     "Index",
@@ -404,10 +598,14 @@ __all__ = [
     "Tensor",
     "TileHint",
     "all_indices",
+    "bounds",
     "checked_dimensions",
     "children",
     "contiguous_strides",
     "extents",
+    "free_indices",
+    "is_linear",
+    "position",
     "reads",
     "rename_indices",
     "rename_reductions",

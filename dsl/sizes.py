@@ -179,7 +179,9 @@ class Extents:
         for p in positions:
             if p.value is None or p.value.coefficient(name) == 0:
                 continue
-            others = [(n, c) for n, c in p.value.terms if n != name]
+            if not p.value.is_linear:
+                continue
+            others = [(str(n), c) for n, c in p.value.terms if n != name]
             if p.value.coefficient(name) < 0 or any(n not in self.found for n, _ in others):
                 return
             start = p.value.constant + sum(c * (self.found[n] - 1) for n, c in others if c < 0)

@@ -38,6 +38,7 @@ def _text(program: Program, sizes: bool) -> str:
     lines += [f"    {statement_text(s, sizes)}" for s in program.statements]
     lines += [f"    {_hint(h)}" for h in program.hints]
     lines += [f"    where {limit}" for limit in program.limits]
+    lines += ["    fast_math"] * program.fast_math
     return "\n".join(lines) + "\n"
 
 
@@ -60,7 +61,8 @@ def expression_text(e: Expr, sizes: bool = False) -> str:
         case Cast():
             return f"{e.dtype.value}({expression_text(e.arg, sizes)})"
         case Reduce():
-            return f"({e.kind}({_indices(e.indices, sizes)}) {expression_text(e.body, sizes)})"
+            until = "" if e.until is None else f" <= {e.until}"
+            return f"({e.kind}({_indices(e.indices, sizes)}{until}) {expression_text(e.body, sizes)})"
         case Call():
             args = [expression_text(a, sizes) for a in e.args]
             sign = OPERATOR_SIGNS.get(e.function)

@@ -4,8 +4,8 @@ Every family goes through here, so that types, NaN rules and name safety hold ev
 generated: tensors become arguments prefixed by `g_`, loop variables `i_<name>`; nothing that a user wrote reaches
 OpenCL C except as digits or as a checked identifier behind such a prefix, or in a comment made safe by `comment`.
 
-Values in registers. f16 is computed as `float` (loads and stores convert; that needs no extension). A truth value is an
-`int` that is 0 or 1 in scalar code, and an `int<W>` mask whose lanes are 0 or -1 in vector code.
+Values in registers. f16 and bf16 are computed as `float` (loads and stores convert; that needs no extension). A truth
+value is an `int` that is 0 or 1 in scalar code, and an `int<W>` mask whose lanes are 0 or -1 in vector code.
 """
 
 from __future__ import annotations
@@ -16,12 +16,13 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 
-from tilewright.dsl.affine import Affine
+from tilewright.dsl.affine import Affine, Term
 from tilewright.dsl.dtypes import DType, promote
 from tilewright.dsl.functions import FUNCTIONS, Result
 from tilewright.dsl.program import (
     Call,
     Cast,
+    Computed,
     Const,
     Expr,
     IndexValue,
@@ -30,6 +31,8 @@ from tilewright.dsl.program import (
     Read,
     Reduce,
     Tensor,
+    bounds,
+    checked_dimensions,
     children,
 )
 
@@ -101,8 +104,8 @@ def comment(text: str) -> str:
 
 
 def vector_type(dtype: DType, width: int) -> str:
-    """The C type of a value in registers: `float` for width 1, `float8` for width 8; f16 is computed as float."""
-    name = {DType.F16: "float", DType.BOOL: "int"}.get(dtype, dtype.opencl)
+    """The C type of a value in registers: `float` for width 1, `float8` for width 8; f16 and bf16 are floats there."""
+    name = {DType.F16: "float", DType.BF16: "float", DType.BOOL: "int"}.get(dtype, dtype.opencl)
     return name if width == 1 else f"{name}{width}"
 
 
@@ -144,16 +147,66 @@ def identity(kind: str, dtype: DType) -> str:
     return literal(low if kind == "max" else high, dtype)
 
 
-def affine(a: Affine, names: Mapping[str, str]) -> str:
+class Names(dict[Term, str]):
+    """The C variables of loop indices, for programs with computed index expressions.
+
+    Looked up with a computed term it gives the C expression of it, in scalar code, where a plain dict would fail.
+    """
+
+    def __init__(
+        self,
+        variables: Mapping[str, str],
+        tensors: Mapping[str, Tensor],
+        extents: Mapping[str, int],
+        helpers: dict[str, str],
+    ) -> None:
+        super().__init__()
+        self.update(variables)
+        self._tensors = tensors
+        self._extents = extents
+        self._helpers = helpers
+
+    def also(self, variables: Mapping[str, str]) -> Names:
+        """The same with other variables for some indices."""
+        merged = Names({}, self._tensors, self._extents, self._helpers)
+        merged.update(self)
+        merged.update(variables)
+        return merged
+
+    def __missing__(self, term: Term) -> str:
+        if not isinstance(term, Computed):
+            raise KeyError(term)
+        text = Expressions(self._read, self, self._tensors, helpers=self._helpers, extents=self._extents)(term.expr)
+        return f"(({'long' if _is_wide(term.expr.dtype) else 'int'}){text})"
+
+    def _read(self, e: Read) -> str:
+        tensor = self._tensors[e.tensor]
+        known = {name: self._extents.get(name, 2**31) for a in e.index for name in a.names}
+        return scalar_read(e, tensor, self, checked_dimensions(e.index, tensor.shape, known))
+
+
+def _is_wide(dtype: DType) -> bool:
+    """True for integer types whose values do not all fit an `int`."""
+    return dtype in (DType.I64, DType.U32, DType.U64)
+
+
+Variables = Mapping[str, str] | Names
+"""The C variable of each index."""
+
+
+def affine(a: Affine, names: Variables) -> str:
     """An index expression in C; `names` gives the C variable of each index."""
-    return str(Affine(tuple((names[name], c) for name, c in a.terms), a.constant))
+    return str(Affine(tuple((names[term], c) for term, c in a.terms), a.constant))  # type: ignore[index]
 
 
-def in_range(index: tuple[Affine, ...], tensor: Tensor, dimensions: tuple[int, ...], names: Mapping[str, str]) -> str:
+def in_range(index: tuple[Affine, ...], tensor: Tensor, dimensions: tuple[int, ...], names: Variables) -> str:
     """C condition that `index` lies within the tensor in the given dimensions (one unsigned comparison each)."""
     tests = []
     for d in dimensions:
-        unsigned, suffix = ("uint", "u") if tensor.shape[d] < 2**31 else ("ulong", "UL")
+        wide = tensor.shape[d] >= 2**31 or any(
+            isinstance(t, Computed) and _is_wide(t.expr.dtype) for t in index[d].atoms
+        )
+        unsigned, suffix = ("ulong", "UL") if wide else ("uint", "u")
         tests.append(f"({unsigned})({affine(index[d], names)}) < {tensor.shape[d]}{suffix}")
     return " && ".join(tests) if tests else "1"
 
@@ -189,7 +242,7 @@ class Expressions:
     """
 
     read: Callable[[Read], str]
-    names: Mapping[str, str]
+    names: Variables
     tensors: Mapping[str, Tensor]
     reduce: Callable[[Reduce], str] | None = None
     width: int = 1
@@ -197,6 +250,8 @@ class Expressions:
     source: Source | None = None
     prefix: str = "v"
     """First letters of the variables declared in ``source``."""
+    extents: Mapping[str, int] = field(default_factory=dict)
+    """Extents of indices, where they are known: quotients of what cannot be negative are plain divisions."""
     _known: dict[Expr, str] = field(default_factory=dict)
     _uses: dict[Expr, int] = field(default_factory=dict)
 
@@ -255,15 +310,18 @@ class Expressions:
             return f"({text} != 0)" if w == 1 else self._mask(f"({text} != 0)", source.itemsize)
         if source is DType.BOOL and w > 1:
             text, source = f"({text} & 1)", DType.I32
-        if to is DType.F16 and rounds:
-            return self._rounded(self.converted(text, source, DType.F32))
+        if to in (DType.F16, DType.BF16) and rounds:
+            return self._rounded(self.converted(text, source, DType.F32), to)
         if vector_type(source, w) == vector_type(to, w):
             return text
         return f"({vector_type(to, 1)})({text})" if w == 1 else f"convert_{vector_type(to, w)}({text})"
 
-    def _rounded(self, text: str) -> str:
-        """A float rounded to f16's precision and range, by way of memory: that needs no extension."""
+    def _rounded(self, text: str, to: DType) -> str:
+        """A float rounded to bf16's or f16's precision and range; f16 by way of memory, which needs no extension."""
         vector, suffix = vector_type(DType.F32, self.width), "" if self.width == 1 else str(self.width)
+        if to is DType.BF16:
+            self.helpers[f"tw_bf16_float{suffix}"] = _bf16_bits(suffix)
+            return f"as_float{suffix}(convert_uint{suffix}(tw_bf16_float{suffix}({text})) << 16)"
         name = f"tw_round_f16_{vector}"
         self.helpers[name] = (
             f"static inline {vector} {name}({vector} a) {{ ushort bits[{self.width}]; "
@@ -285,7 +343,7 @@ class Expressions:
         tensor = self.tensors[e.tensor]
         if self.width == 1:
             return f"({in_range(e.index, tensor, every, self.names)})"
-        if not any(a.coefficient(LANE) for a in e.index):
+        if not any(a.coefficient(LANE) or a.bends(LANE) for a in e.index):
             return f"(int{self.width})(-({in_range(e.index, tensor, every, self.names)}))"
         lanes = [f"-({in_range(at_lane(e.index, lane), tensor, every, self.names)})" for lane in range(self.width)]
         return f"(int{self.width})({', '.join(lanes)})"
@@ -297,6 +355,9 @@ class Expressions:
             return f"({vector_type(e.dtype, 1)}){first}"
         vector = vector_type(DType.I64 if e.dtype.itemsize == 8 else DType.I32, self.width)
         text = f"({vector}){first}"
+        if e.index.bends(LANE):
+            lanes = [affine(at_lane((e.index,), lane)[0], self.names) for lane in range(self.width)]
+            text, step = f"({vector})({', '.join(lanes)})", 0
         if step:
             text = f"({text} + ({vector})({', '.join(str(step * lane) for lane in range(self.width))}))"
         wanted = vector_type(e.dtype, self.width)
@@ -316,12 +377,25 @@ class Expressions:
         if operand is DType.BOOL and not logical:
             operand = DType.I32
         args = [self.converted(self._render(a), a.dtype, operand) for a in e.args]
+        if e.function in ("floordiv", "mod") and self._is_natural(e):
+            return f"({args[0]} {'/' if e.function == 'floordiv' else '%'} {args[1]})"
         text = self._power(e, args) or self._spelled(e.function, args, operand)
         if function.result is Result.BOOL:
             return text if self.width == 1 or logical else self._mask(text, _register_size(operand))
         if operand in _SMALL and self.width == 1:
             return f"({operand.opencl}){text}"
         return self.converted(text, operand, e.dtype)
+
+    def _is_natural(self, e: Call) -> bool:
+        """True for a quotient or remainder of an index that cannot be negative, by a positive number."""
+        dividend, divisor = e.args
+        return (
+            isinstance(divisor, Const)
+            and int(divisor.value) > 0
+            and isinstance(dividend, IndexValue)
+            and all(name in self.extents for name in dividend.index.names)
+            and bounds(dividend, self.extents)[0] >= 0
+        )
 
     def _power(self, e: Call, args: list[str]) -> str | None:
         """Small whole powers as products."""
@@ -345,15 +419,16 @@ class Expressions:
     def _spelled(self, function: str, args: list[str], operand: DType) -> str:
         """A function of the table applied to arguments of the type `operand`."""
         f = FUNCTIONS[function]
+        spelling = f.spelled(not operand.is_float)
         vector = vector_type(operand, self.width)
         if not f.repeats:
-            return f"({f.spelling.format(*args, t=vector)})"
+            return f"({spelling.format(*args, t=vector)})"
         name = f"tw_{function}_{vector}"
         parameters = ", ".join(f"{vector} {letter}" for letter in "abc"[: f.arity])
         returns = vector
         if f.result is Result.BOOL:
             returns = "int" if self.width == 1 else f"{_SIGNED[_register_size(operand)]}{self.width}"
-        body = f.spelling.format(*"abc"[: f.arity], t=vector)
+        body = spelling.format(*"abc"[: f.arity], t=vector)
         self.helpers[name] = f"static inline {returns} {name}({parameters}) {{ return {body}; }}"
         return f"{name}({', '.join(args)})"
 
@@ -378,7 +453,7 @@ class Expressions:
 
 def _register_size(dtype: DType) -> int:
     """Bytes per element of a value in registers."""
-    return 4 if dtype in (DType.F16, DType.BOOL) else dtype.itemsize
+    return 4 if dtype in (DType.F16, DType.BF16, DType.BOOL) else dtype.itemsize
 
 
 def _common(args: tuple[Expr, ...]) -> DType:
@@ -398,17 +473,18 @@ def multiply_add(fma: str, a: str, b: str, c: str) -> str:
 
 def at_lane(index: tuple[Affine, ...], lane: int) -> tuple[Affine, ...]:
     """An index tuple at one position of the vector."""
-    return tuple(a.without(LANE) + a.coefficient(LANE) * lane for a in index)
+    place = {LANE: Affine((), lane)}
+    return tuple(a.substitute(place) for a in index)
 
 
 def element(pointer: str, address: str, dtype: DType) -> str:
     """The element at an address, as a value in registers."""
+    if dtype is DType.BF16:
+        return f"as_float((uint){pointer}[{address}] << 16)"
     return f"vload_half({address}, {pointer})" if dtype is DType.F16 else f"{pointer}[{address}]"
 
 
-def scalar_read(
-    e: Read, tensor: Tensor, names: Mapping[str, str], dimensions: tuple[int, ...], prefix: str = ""
-) -> str:
+def scalar_read(e: Read, tensor: Tensor, names: Variables, dimensions: tuple[int, ...], prefix: str = "") -> str:
     """One element, with the range check that the given dimensions need."""
     address = affine(tensor.address(e.index), names)
     value = element(argument(e.tensor), f"{prefix}{address}", tensor.dtype)
@@ -417,15 +493,13 @@ def scalar_read(
     return f"(({in_range(e.index, tensor, dimensions, names)}) ? {value} : {literal(tensor.pad, tensor.dtype)})"
 
 
-def vector_read(
-    e: Read, tensor: Tensor, names: Mapping[str, str], dimensions: tuple[int, ...], along: str, width: int
-) -> str:
+def vector_read(e: Read, tensor: Tensor, names: Variables, dimensions: tuple[int, ...], along: str, width: int) -> str:
     """`width` elements along index `along`, whose C variable holds the first lane's position; see `lanes_read`."""
     step = {along: Affine.of({along: 1, LANE: 1})}
     return lanes_read(replace(e, index=tuple(a.substitute(step) for a in e.index)), tensor, names, dimensions, width)
 
 
-def lanes_read(e: Read, tensor: Tensor, names: Mapping[str, str], dimensions: tuple[int, ...], width: int) -> str:
+def lanes_read(e: Read, tensor: Tensor, names: Variables, dimensions: tuple[int, ...], width: int) -> str:
     """`width` elements at lanes 0, 1, ... of `LANE`: one load, a broadcast or a gather, by the stride.
 
     ``dimensions`` are those that need a range check. Where that depends on the lane, the vector is loaded as a whole
@@ -434,8 +508,10 @@ def lanes_read(e: Read, tensor: Tensor, names: Mapping[str, str], dimensions: tu
     if width == 1:
         return _as_value(scalar_read(_first(e), tensor, names, dimensions), tensor.dtype, 1)
     address = tensor.address(e.index)
-    by_lane = tuple(d for d in dimensions if e.index[d].coefficient(LANE))
+    by_lane = tuple(d for d in dimensions if e.index[d].coefficient(LANE) or e.index[d].bends(LANE))
     uniform = tuple(d for d in dimensions if d not in by_lane)
+    if address.bends(LANE):
+        return _lanes_apart(e, tensor, names, dimensions, width)
     pad = _splat_of(literal(tensor.pad, tensor.dtype), tensor.dtype, width)
     value = load(argument(e.tensor), address, names, tensor.dtype, width)
     if by_lane:
@@ -454,7 +530,7 @@ def _first(e: Read) -> Read:
     return replace(e, index=at_lane(e.index, 0))
 
 
-def _lanes_apart(e: Read, tensor: Tensor, names: Mapping[str, str], by_lane: tuple[int, ...], width: int) -> str:
+def _lanes_apart(e: Read, tensor: Tensor, names: Variables, by_lane: tuple[int, ...], width: int) -> str:
     """Each lane read for itself; those known to lie outside are the pad value."""
     lanes = []
     for lane in range(width):
@@ -485,7 +561,7 @@ def _splat_of(scalar: str, dtype: DType, width: int) -> str:
     return f"(int{width})(-({scalar}))" if dtype is DType.BOOL else f"({vector_type(dtype, width)})({scalar})"
 
 
-def load(pointer: str, address: Affine, names: Mapping[str, str], dtype: DType, width: int) -> str:
+def load(pointer: str, address: Affine, names: Variables, dtype: DType, width: int) -> str:
     """`width` elements at `address`, whose coefficient of `LANE` is the stride, as a value in registers."""
     stride = address.coefficient(LANE)
     start = affine(address.without(LANE), names)
@@ -494,9 +570,11 @@ def load(pointer: str, address: Affine, names: Mapping[str, str], dtype: DType, 
     if stride == 0:
         return _splat_of(_as_value(element(pointer, start, dtype), dtype, 1), dtype, width)
     loader = f"vload_half{width}" if dtype is DType.F16 else f"vload{width}"
+    if stride == 1 and dtype is DType.BF16:
+        return f"as_float{width}(convert_uint{width}(vload{width}(0, {_at(pointer, start)})) << 16)"
     if stride == 1:
         return _as_value(f"{loader}(0, {_at(pointer, start)})", dtype, width)
-    if stride == 2:
+    if stride == 2 and dtype is not DType.BF16:
         # The second load starts one element early, so that nothing behind the last lane is touched.
         second = affine(address.without(LANE) + (width - 1), names)
         halves = f"{loader}(0, {_at(pointer, start)}).even, {loader}(0, {_at(pointer, second)}).odd"
@@ -505,7 +583,7 @@ def load(pointer: str, address: Affine, names: Mapping[str, str], dtype: DType, 
     return _as_value(f"({_memory_vector(dtype, width)})({', '.join(lanes)})", dtype, width)
 
 
-def store(pointer: str, address: Affine, names: Mapping[str, str], dtype: DType, width: int, value: str) -> str:
+def store(pointer: str, address: Affine, names: Variables, dtype: DType, width: int, value: str) -> str:
     """The C statement that writes a register value at `address`; `LANE`'s coefficient there is the stride.
 
     With a stride other than 1, `value` is written lane by lane and so must be a variable.
@@ -515,8 +593,10 @@ def store(pointer: str, address: Affine, names: Mapping[str, str], dtype: DType,
     if width == 1:
         if dtype is DType.F16:
             return f"vstore_half({value}, {start}, {pointer});"
-        return f"{pointer}[{start}] = {value};"
+        return f"{pointer}[{start}] = {f'tw_bf16_float({value})' if dtype is DType.BF16 else value};"
     value_text = f"convert_uchar{width}({value} & 1)" if dtype is DType.BOOL else value
+    if dtype is DType.BF16 and stride == 1:
+        value_text = f"tw_bf16_float{width}({value})"
     if stride == 1:
         storer = f"vstore_half{width}" if dtype is DType.F16 else f"vstore{width}"
         return f"{storer}({value_text}, 0, {_at(pointer, start)});"
@@ -539,5 +619,18 @@ def preamble(program: Program, helpers: Mapping[str, str]) -> str:
     lines = []
     if any(t.dtype is DType.F64 for t in program.tensors.values()):
         lines.append("#pragma OPENCL EXTENSION cl_khr_fp64 : enable")
+    helpers = dict(helpers)
+    if any(t.dtype is DType.BF16 for t in program.tensors.values()):
+        helpers |= {f"tw_bf16_float{width}": _bf16_bits(width) for width in ("", "2", "4", "8", "16")}
     lines += [helpers[name] for name in sorted(helpers)]
     return "\n".join(lines) + "\n\n" if lines else ""
+
+
+def _bf16_bits(width: str) -> str:
+    """The helper that rounds floats to bf16, to nearest with ties to even; a NaN stays one."""
+    return (
+        f"static inline ushort{width} tw_bf16_float{width}(float{width} a) {{ "
+        f"const uint{width} bits = as_uint{width}(a); "
+        f"const uint{width} rounded = (bits + 0x7fffu + ((bits >> 16) & 1u)) >> 16; "
+        f"return convert_ushort{width}(isnan(a) ? (uint{width})(0x7fc0u) : rounded); }}"
+    )

@@ -37,6 +37,7 @@ MAX_PLANS = 4
 _TYPE_NAMES = {
     DType.BOOL: "bool",
     DType.F16: "float16",
+    DType.BF16: "bfloat16",
     DType.F32: "float",
     DType.F64: "double",
 }

@@ -9,6 +9,7 @@ from __future__ import annotations
 from tilewright.dsl import limits
 from tilewright.dsl.families import contract_cpu, contract_gpu
 from tilewright.dsl.families.contraction import Contraction, linear_stride, recognise
+from tilewright.dsl.families.shared import computes_indices
 from tilewright.dsl.lowering import Lowering
 from tilewright.dsl.program import Program
 from tilewright.dsl.space import Configuration, Constraint, Parameter, Space
@@ -22,7 +23,7 @@ class Contract:
 
     def refusal(self, program: Program, target: Target) -> str | None:
         """Why the program is no contraction, or None."""
-        found = recognise(program)
+        found = computes_indices(program) or recognise(program)
         return found if isinstance(found, str) else None
 
     def space(self, program: Program, target: Target) -> Space:

@@ -267,7 +267,14 @@ class _Writer:
         place = {inner: Affine.of({inner: 1, LANE: 1}, number * self.lanes)}
         prefix = f"{'abcd'[number]}_"
         expressions = renderer(
-            self.plan.program, names, self.plan.loops.moved(place), self.lanes, self.helpers, self.body, prefix
+            self.plan.program,
+            names,
+            self.plan.loops.moved(place),
+            self.lanes,
+            self.helpers,
+            self.body,
+            prefix,
+            self.plan.loops.extents(),
         )
         for target, value in self.plan.loops.values.items():
             address = self.plan.loops.writes[target].substitute(place)

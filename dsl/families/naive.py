@@ -29,7 +29,9 @@ from tilewright.dsl.space import Configuration, Parameter, Space
 from tilewright.dsl.target import Shape, Target
 from tilewright.dsl.writer import (
     Expressions,
+    Names,
     Source,
+    affine,
     argument,
     identity,
     index_type,
@@ -106,7 +108,7 @@ def _launch(program: Program, number: int, target: Target, configuration: Config
 
 def _element(body: Source, program: Program, s: Statement, ctype: str, helpers: dict[str, str]) -> None:
     tensor = program.tensors[s.target]
-    names = {name: variable(name) for name in extents(s)}
+    names = Names({name: variable(name) for name in extents(s)}, program.tensors, extents(s), helpers)
     scope = Scalars(body, program, extents(s), names, ctype, helpers)
     expressions = scope.expressions()
     value = expressions.converted(expressions(s.value), s.value.dtype, tensor.dtype)
@@ -121,7 +123,7 @@ class Scalars:
     body: Source
     program: Program
     extent: Mapping[str, int]
-    names: Mapping[str, str]
+    names: Names
     ctype: str
     helpers: dict[str, str]
     scopes: int = 0
@@ -140,7 +142,7 @@ class Scalars:
 
         tensors = self.program.tensors
         return Expressions(
-            self.read, self.names, tensors, reduction, helpers=self.helpers, source=self.body, prefix=prefix
+            self.read, self.names, tensors, reduction, 1, self.helpers, self.body, prefix, extents=self.extent
         )
 
     def read(self, e: Read) -> str:
@@ -162,6 +164,11 @@ class Scalars:
             return
         index, *rest = indices
         i = variable(index.name)
+        if e.until is not None:
+            last = f"min(({self.ctype}){index.extent - 1}, ({self.ctype})({affine(e.until, self.names)}))"
+            with self.body.block(f"for ({self.ctype} {i} = 0; {i} <= {last}; ++{i})"):
+                self._loops(e, tuple(rest), total)
+            return
         blocked = not rest and index.extent > BLOCK and e.dtype.is_float and e.kind == "sum"
         if not blocked:
             with self.body.loop(i, index.extent, ctype=self.ctype):

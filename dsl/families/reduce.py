@@ -26,6 +26,7 @@ from tilewright.dsl.families.shared import (
     aligned,
     ceil_div,
     collapse,
+    computes_indices,
     needs_f64,
     power_below,
     same_outputs,
@@ -66,6 +67,9 @@ class ReduceFamily:
             return "its reductions run over different ranges"
         if any(i.extent == 0 for s in program.statements for i in all_indices(s)):
             return "it has an empty range"
+        computed = computes_indices(program)
+        if computed:
+            return computed
         return same_outputs(program) or needs_f64(program, target)
 
     def space(self, program: Program, target: Target) -> Space:
@@ -194,7 +198,7 @@ class Plan:
 
 def accumulator(e: Reduce) -> DType:
     """The type of a reduction's value in registers."""
-    return {DType.F16: DType.F32, DType.BOOL: DType.I32}.get(e.dtype, e.dtype)
+    return {DType.F16: DType.F32, DType.BF16: DType.F32, DType.BOOL: DType.I32}.get(e.dtype, e.dtype)
 
 
 def same_reductions(statements: tuple[Statement, ...]) -> tuple[Statement, ...]:
@@ -216,8 +220,8 @@ def _contiguity(program: Program, reduces: tuple[Reduce, ...]) -> Mapping[str, i
     weights: dict[str, int] = {}
     for read in {r: None for e in reduces for r in reads(e.body)}:
         address = program.tensors[read.tensor].address(read.index)
-        for name, coefficient in address.terms:
-            if coefficient == 1:
+        for name in address.names:
+            if address.coefficient(name) == 1:
                 weights[name] = weights.get(name, 0) + len(address.terms)
     return weights
 

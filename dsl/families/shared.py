@@ -20,6 +20,7 @@ from tilewright.dsl.program import (
     Tensor,
     all_indices,
     checked_dimensions,
+    is_linear,
     rename_indices,
     substitute_indices,
     walk,
@@ -30,6 +31,7 @@ from tilewright.dsl.text import statement_text
 from tilewright.dsl.writer import (
     LANE,
     Expressions,
+    Names,
     Source,
     argument,
     comment,
@@ -55,6 +57,15 @@ def round_up(a: int, b: int) -> int:
 def power_below(n: int) -> int:
     """The largest power of two that is at most `n` (n >= 1)."""
     return 1 << (n.bit_length() - 1)
+
+
+def computes_indices(program: Program) -> str | None:
+    """A refusal if an index is not linear in loop indices, or a reduction is a prefix."""
+    if all(is_linear(s.value) for s in program.statements):
+        return None
+    if any(isinstance(n, Reduce) and n.until is not None for s in program.statements for n in walk(s.value)):
+        return "it has a prefix reduction (a scan)"
+    return "an index is computed (a quotient, a remainder, or read from a tensor)"
 
 
 def needs_f64(program: Program, target: Target) -> str | None:
@@ -172,16 +183,19 @@ def renderer(
     helpers: dict[str, str],
     source: Source | None = None,
     prefix: str = "v",
+    extents: Mapping[str, int] | None = None,
 ) -> Expressions:
     """Expressions whose reads are loads of `lanes` elements along `LANE`, with the range checks in `checks`.
 
-    With ``source``, what occurs several times is kept there in variables that start with `prefix`.
+    With ``source``, what occurs several times is kept there in variables that start with `prefix`. ``extents`` are
+    those of the loop variables, which computed index expressions need.
     """
+    variables = Names(names, program.tensors, extents or {}, helpers)
 
     def read(e: Read) -> str:
-        return lanes_read(e, program.tensors[e.tensor], names, checks[e], lanes)
+        return lanes_read(e, program.tensors[e.tensor], variables, checks[e], lanes)
 
-    return Expressions(read, names, program.tensors, None, lanes, helpers, source, prefix)
+    return Expressions(read, variables, program.tensors, None, lanes, helpers, source, prefix, extents=extents or {})
 
 
 def stored(
@@ -308,6 +322,7 @@ def _fixed_indices(program: Program, every: list[Expr], extent: Mapping[str, int
             case Read():
                 needed = checked_dimensions(n.index, program.tensors[n.tensor].shape, extent)
                 fixed.update(name for d in needed for name in n.index[d].names)
+                fixed.update(name for a in n.index for atom in a.atoms for name in atom.names)
             case Inside():
                 fixed.update(name for a in n.index for name in a.names)
             case IndexValue():

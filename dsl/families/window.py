@@ -25,6 +25,7 @@ from tilewright.dsl.families.shared import (
     aligned,
     ceil_div,
     collapse,
+    computes_indices,
     needs_f64,
     power_below,
 )
@@ -50,6 +51,9 @@ class Window:
         """Anything but one statement whose reductions, all over the same ranges, slide along output indices."""
         if len(program.statements) != 1 or program.intermediates:
             return "it has several statements"
+        computed = computes_indices(program)
+        if computed:
+            return computed
         s = program.statements[0]
         found = [n for n in walk(s.value) if isinstance(n, Reduce)]
         if not found:
