@@ -1,21 +1,25 @@
-"""Runs a Lowering on a device with guard zones around every tensor, for tests of families."""
+"""What tests of families share: layouts, inputs, tolerances, and running a Lowering with guard zones around tensors."""
 
 from __future__ import annotations
 
+import random
 from collections.abc import Mapping
 from dataclasses import replace
 
 import numpy as np
 from numpy.lib.stride_tricks import as_strided
 
+from tilewright.dsl.dtypes import DType
 from tilewright.dsl.families import Family
-from tilewright.dsl.program import Program, Tensor
+from tilewright.dsl.program import Program, Tensor, walk
 from tilewright.dsl.space import Configuration
 from tilewright.dsl.target import Shape, Target
 from tilewright.runtime import Buffer, Context
 
 GUARD = 64
 """Elements on either side of every tensor that no kernel may change."""
+RELATIVE = {DType.F16: 2e-3, DType.BF16: 1.6e-2, DType.F32: 3e-6, DType.F64: 1e-14}
+"""Error allowed per output, relative to the largest magnitude."""
 
 
 def shaped(target: Target, shape: Shape) -> Target:
@@ -65,6 +69,59 @@ def run(
             _view(t, before[t.name])[...] = results[t.name]
         np.testing.assert_array_equal(after, before[t.name], err_msg=f"memory around {t.name} changed")
     return results
+
+
+def laid_out(made: Program, layout: str) -> Program:
+    """The program with its tensors in row-major order, channels last, or scattered with gaps and offsets."""
+    place = {"rows": lambda t: t, "last": _channels_last, "scattered": _scattered}[layout]
+    return replace(made, inputs=tuple(map(place, made.inputs)), outputs=tuple(map(place, made.outputs)))
+
+
+def _channels_last(t: Tensor) -> Tensor:
+    order = (*range(2, len(t.shape)), 1) if len(t.shape) > 2 and t.name != "w" else (*range(1, len(t.shape)), 0)
+    return _ordered(t, (0, *order) if len(t.shape) > 2 and t.name != "w" else order, 1, 0)
+
+
+def _scattered(t: Tensor) -> Tensor:
+    rng = random.Random(f"{t.name}{t.shape}")
+    order = rng.sample(range(len(t.shape)), len(t.shape))
+    return _ordered(t, tuple(order), rng.choice((1, 1, 2, 3)), rng.randrange(6))
+
+
+def _ordered(t: Tensor, order: tuple[int, ...], step: int, offset: int) -> Tensor:
+    strides = [0] * len(t.shape)
+    for d in reversed(order):
+        strides[d] = step
+        step = step * t.shape[d] + (1 if offset else 0)
+    return replace(t, strides=tuple(strides), offset=offset)
+
+
+def values(made: Program, seed: int) -> dict[str, np.ndarray]:
+    """Numbers around zero for every input; small whole ones for integers."""
+    rng = np.random.default_rng(seed)
+    arrays = {}
+    for t in made.inputs:
+        drawn = rng.standard_normal(t.shape)
+        if t.dtype is DType.BOOL:
+            arrays[t.name] = drawn > 0
+        else:
+            arrays[t.name] = (drawn if t.dtype.is_float else np.abs(np.rint(drawn * 4))).astype(t.dtype.numpy)
+    return arrays
+
+
+def relative(made: Program, output: Tensor) -> float:
+    """The error allowed for an output: that of the coarsest type in the program, 0 for integers."""
+    if not output.dtype.is_float:
+        return 0.0
+    nodes = {n.dtype for s in made.statements for n in walk(s.value)}
+    return 10 * max(RELATIVE.get(dtype, 0.0) for dtype in nodes | {output.dtype})
+
+
+def compare(found: np.ndarray, expected: np.ndarray, allowed: float, place: str) -> None:
+    """Assert that they differ by `allowed` at most, relative to the largest expected magnitude (1 at least)."""
+    wide = expected.astype(np.float64)
+    scale = max(float(np.abs(wide[np.isfinite(wide)]).max(initial=0)), 1.0)
+    np.testing.assert_allclose(found.astype(np.float64), wide, 0, allowed * scale, err_msg=place)
 
 
 def _moved(t: Tensor) -> Tensor:

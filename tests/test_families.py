@@ -11,24 +11,21 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from oracle import depthwise, max_pool, reference
-from running import run, shaped
+from running import compare, laid_out, relative, run, shaped, values
 
-from tilewright.dsl.dtypes import DType
 from tilewright.dsl.families import FAMILIES, Family, by_name, fitting
 from tilewright.dsl.families.map import MAP
 from tilewright.dsl.families.naive import NAIVE
 from tilewright.dsl.families.reduce import REDUCE
 from tilewright.dsl.families.window import WINDOW
 from tilewright.dsl.parse import parse_op
-from tilewright.dsl.program import Program, Tensor, rename_tensors, walk
+from tilewright.dsl.program import Program, rename_tensors
 from tilewright.dsl.space import Configuration
 from tilewright.dsl.target import Shape, Target
 from tilewright.errors import UnsupportedError
 from tilewright.runtime import Context
 
 BOTH_SHAPES = pytest.mark.parametrize("shape", [Shape.CPU, Shape.GPU], ids=["cpu-shaped", "gpu-shaped"])
-RELATIVE = {DType.F16: 2e-3, DType.F32: 3e-6, DType.F64: 1e-14}
-"""Error allowed per output, relative to the largest magnitude."""
 
 PLAIN_TARGET = Target(Shape.CPU, 4, 32, 16, 4096, 32 << 10, False, 1, "fma(a, b, c)", True, True)
 
@@ -69,44 +66,6 @@ def program(text: str, shapes: Mapping[str, tuple[int, ...]], layout: str = "row
     return laid_out(made, layout)
 
 
-def laid_out(made: Program, layout: str) -> Program:
-    """The program with other strides and offsets."""
-    place = {"rows": lambda t: t, "last": _channels_last, "scattered": _scattered}[layout]
-    return replace(made, inputs=tuple(map(place, made.inputs)), outputs=tuple(map(place, made.outputs)))
-
-
-def _channels_last(t: Tensor) -> Tensor:
-    order = (*range(2, len(t.shape)), 1) if len(t.shape) > 2 and t.name != "w" else (*range(1, len(t.shape)), 0)
-    return _ordered(t, (0, *order) if len(t.shape) > 2 and t.name != "w" else order, 1, 0)
-
-
-def _scattered(t: Tensor) -> Tensor:
-    rng = random.Random(f"{t.name}{t.shape}")
-    order = rng.sample(range(len(t.shape)), len(t.shape))
-    return _ordered(t, tuple(order), rng.choice((1, 1, 2, 3)), rng.randrange(6))
-
-
-def _ordered(t: Tensor, order: tuple[int, ...], step: int, offset: int) -> Tensor:
-    strides = [0] * len(t.shape)
-    for d in reversed(order):
-        strides[d] = step
-        step = step * t.shape[d] + (1 if offset else 0)
-    return replace(t, strides=tuple(strides), offset=offset)
-
-
-def values(made: Program, seed: int) -> dict[str, np.ndarray]:
-    """Numbers around zero for every input; small whole ones for integers."""
-    rng = np.random.default_rng(seed)
-    arrays = {}
-    for t in made.inputs:
-        drawn = rng.standard_normal(t.shape)
-        if t.dtype is DType.BOOL:
-            arrays[t.name] = drawn > 0
-        else:
-            arrays[t.name] = (drawn if t.dtype.is_float else np.abs(np.rint(drawn * 4))).astype(t.dtype.numpy)
-    return arrays
-
-
 def configurations(family: Family, made: Program, target: Target, seed: int, count: int) -> list[Configuration]:
     """The default and some at random, all legal."""
     assert family.refusal(made, target) is None
@@ -134,22 +93,8 @@ def check(
     for configuration in configurations(family, made, target, seed, count):
         found = run(ctx, family, made, target, configuration, arrays)
         for t in made.outputs:
-            _compare(found[t.name], expected[t.name], relative(made, t), f"{family.name}: {configuration}, {t.name}")
+            compare(found[t.name], expected[t.name], relative(made, t), f"{family.name}: {configuration}, {t.name}")
     return found
-
-
-def relative(made: Program, output: Tensor) -> float:
-    """The error allowed for an output: that of the coarsest type in the program, 0 for integers."""
-    if not output.dtype.is_float:
-        return 0.0
-    nodes = {n.dtype for s in made.statements for n in walk(s.value)}
-    return 10 * max(RELATIVE.get(dtype, 0.0) for dtype in nodes | {output.dtype})
-
-
-def _compare(found: np.ndarray, expected: np.ndarray, allowed: float, place: str) -> None:
-    wide = expected.astype(np.float64)
-    scale = max(float(np.abs(wide[np.isfinite(wide)]).max(initial=0)), 1.0)
-    np.testing.assert_allclose(found.astype(np.float64), wide, 0, allowed * scale, err_msg=place)
 
 
 # --- map ------------------------------------------------------------------------------------------------------------
