@@ -1,4 +1,4 @@
-"""Composing Programs: inline intermediates, fuse a producer with its consumer, split into single-kernel stages.
+"""Composing Programs: inline intermediates, fuse a producer with its consumer, give shared reductions a statement.
 
 Fusion is composition followed by inlining: the consumer's reads of the producer's output are replaced by the
 producer's expression. Two rules keep that from ever doing more work than it saves:
@@ -102,7 +102,7 @@ def inline(program: Program) -> Program:
     while position < len(statements):
         made = statements[position]
         if made.target in hidden:
-            readers = [n for n, s in enumerate(statements) if any(r.tensor == made.target for r in _touches(s.value))]
+            readers = [n for n, s in enumerate(statements) if any(r.tensor == made.target for r in touches(s.value))]
             if not readers:
                 del statements[position]
                 del hidden[made.target]
@@ -125,13 +125,14 @@ def _rebuilt(program: Program, statements: tuple[Statement, ...], intermediates:
     )
 
 
-def _touches(e: Expr) -> list[Read | Inside]:
+def touches(e: Expr) -> list[Read | Inside]:
+    """All mentions of tensors below `e`, in order."""
     return [n for n in walk(e) if isinstance(n, Read | Inside)]
 
 
 def _may_inline(made: Statement, reader: Statement) -> bool:
     """Whether `reader` reads `made` at one place, and only once per element if `made` reduces."""
-    found = [r for r in _touches(reader.value) if r.tensor == made.target]
+    found = [r for r in touches(reader.value) if r.tensor == made.target]
     if any(isinstance(r, Inside) for r in found) or len({r.index for r in found}) != 1:
         return False
     if (_nodes(made.value) - 1) * len(found) + _nodes(reader.value) > MAX_NODES:
@@ -161,7 +162,7 @@ def _inlined(made: Statement, reader: Statement, tensor: Tensor) -> Statement:
     fresh: dict[str, str] = {}
     for i in all_indices(made):
         if i not in made.indices and i.name in taken:
-            fresh[i.name] = _unused(i.name, taken | set(fresh.values()))
+            fresh[i.name] = unused(i.name, taken | set(fresh.values()))
     body = rename_reductions(made.value, fresh)
     extent = extents(reader)
 
@@ -176,7 +177,8 @@ def _inlined(made: Statement, reader: Statement, tensor: Tensor) -> Statement:
     return replace(reader, value=transform(reader.value, change))
 
 
-def _unused(name: str, taken: set[str]) -> str:
+def unused(name: str, taken: set[str]) -> str:
+    """`name`, with a number behind it that makes it none of `taken`."""
     number = 2
     while f"{name}_{number}" in taken:
         number += 1
@@ -212,7 +214,7 @@ def hoist(program: Program) -> Program:
             own = tuple(i for i in s.indices if not uses_only(reduce, frozenset(_others(s, i))))
             taken = {*program.tensors, *(t.name for t in made)}
             name = f"{s.target}_{reduce.kind}"
-            name = _unused(name, taken) if name in taken else name
+            name = unused(name, taken) if name in taken else name
             made.append(Tensor(name, reduce.dtype, tuple(i.extent for i in own)))
             statements.append(Statement(name, own, reduce))
             replaced[reduce] = Read(name, tuple(Affine.index(i.name) for i in own), reduce.dtype)
@@ -239,65 +241,6 @@ def _repeats(e: Reduce, s: Statement) -> bool:
 
 def _others(s: Statement, index: Index) -> set[str]:
     return {i.name for i in all_indices(s) if i is not index}
-
-
-def split(program: Program) -> tuple[Program, ...]:
-    """The program as stages in order: Programs that one kernel each can compute.
-
-    A stage is one statement, or neighbouring statements over the same output indices whose reductions run over the
-    same ranges and that do not read each other (``sum`` and ``sum of squares`` in one pass). Tensors keep their names;
-    an intermediate becomes the output of one stage and an input of later ones.
-    """
-    program = hoist(inline(program))
-    groups: list[list[Statement]] = []
-    for s in program.statements:
-        if groups and _siblings(groups[-1], s):
-            groups[-1].append(s)
-        else:
-            groups.append([s])
-    return tuple(_stage(program, group) for group in groups)
-
-
-def _siblings(group: list[Statement], s: Statement) -> bool:
-    first = group[0]
-    made = {g.target for g in group}
-    return _loops(first) == _loops(s) and bool(_loops(s)[1]) and not any(r.tensor in made for r in _touches(s.value))
-
-
-def _loops(s: Statement) -> tuple[tuple[int, ...], tuple[tuple[int, ...], ...]]:
-    """Extents of the output indices, and of each distinct reduction."""
-    ranges = {tuple(i.extent for i in n.indices) for n in walk(s.value) if isinstance(n, Reduce)}
-    return tuple(i.extent for i in s.indices), tuple(sorted(ranges))
-
-
-def _stage(program: Program, group: list[Statement]) -> Program:
-    group = [_aligned(s, group[0].indices) for s in group]
-    written = [s.target for s in group]
-    touched = dict.fromkeys(r.tensor for s in group for r in _touches(s.value))
-    names = {i.name for s in group for i in all_indices(s)}
-    return Program(
-        program.name,
-        tuple(program.tensors[name] for name in touched),
-        tuple(replace(program.tensors[name], pad=0.0) for name in written),
-        tuple(group),
-        hints=tuple(h for h in program.hints if h.index in names),
-        limits=program.limits,
-    )
-
-
-def _aligned(s: Statement, indices: tuple[Index, ...]) -> Statement:
-    """The statement with its output indices named as in `indices` (its reductions are renamed out of their way)."""
-    if s.indices == indices:
-        return s
-    wanted = {i.name: j.name for i, j in zip(s.indices, indices, strict=True)}
-    taken = {j.name for j in indices}
-    clash: dict[str, str] = {}
-    for i in all_indices(s)[len(s.indices) :]:
-        if i.name in taken:
-            clash[i.name] = _unused(i.name, taken | set(clash.values()))
-    value = rename_reductions(s.value, clash)
-    value = substitute_indices(value, {old: Affine.index(new) for old, new in wanted.items()})
-    return Statement(s.target, indices, value)
 
 
 def strip_casts(e: Expr) -> Expr:

@@ -8,9 +8,10 @@ from enum import Enum
 
 import numpy as np
 
-from tilewright.dsl import compose
 from tilewright.dsl.dtypes import DType
 from tilewright.dsl.program import Program
+from tilewright.dsl.stages import split
+from tilewright.dsl.target import Target
 
 
 class Role(Enum):
@@ -73,9 +74,9 @@ class Network:
         return tuple(t.name for t in call.program.inputs if self.buffers[call.buffers[t.name]].role is Role.CONSTANT)
 
 
-def network_of(program: Program) -> Network:
+def network_of(program: Program, target: Target) -> Network:
     """A single Program as a network: its inputs and outputs are the buffers of the caller."""
-    stages = compose.split(program)
+    stages = split(program, target)
     roles = {t.name: Role.OUTPUT for t in program.outputs} | {t.name: Role.INPUT for t in program.inputs}
     buffers: dict[str, BufferSpec] = {}
     for t in (*program.inputs, *program.outputs, *(t for stage in stages for t in stage.outputs)):

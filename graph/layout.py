@@ -14,6 +14,8 @@ from tilewright.dsl import compose
 from tilewright.dsl.affine import Affine
 from tilewright.dsl.dtypes import DType
 from tilewright.dsl.program import Index, Program, Read, Statement, Tensor, contiguous_strides, reads
+from tilewright.dsl.stages import split
+from tilewright.dsl.target import Target
 from tilewright.graph.calls import BufferSpec, Call, Network, Role
 from tilewright.graph.fusion import is_map
 from tilewright.graph.joins import Places, places_of_joins
@@ -54,10 +56,10 @@ def channels_last_strides(shape: tuple[int, ...]) -> tuple[int, ...]:
     return (moved[0], moved[-1], *moved[1:-1])
 
 
-def lay_out(steps: Steps) -> Network:
+def lay_out(steps: Steps, target: Target) -> Network:
     """Give every value its place; the result's calls are single-kernel programs in order."""
     steps = _outputs_of_their_own(steps)
-    work = _Layout(steps, channels_last_values(steps))
+    work = _Layout(steps, channels_last_values(steps), target)
     work.place_roots()
     for step in steps.steps:
         work.lay_step(step)
@@ -196,6 +198,7 @@ class _Layout:
 
     steps: Steps
     channels_last: frozenset[str]
+    target: Target
     buffers: dict[str, BufferSpec] = field(default_factory=dict)
     calls: list[Call] = field(default_factory=list)
     places: dict[str, Tensor] = field(default_factory=dict)
@@ -280,7 +283,7 @@ class _Layout:
         place = seen(self.places[output.value], Reshaped(output.shape))
         target = self._temporary(item.output.dtype, output.shape) if place is None else place
         tensors = {item.output.name: target}
-        for stage in compose.split(item.program):
+        for stage in split(item.program, self.target):
             self._lay_stage(item, stage, tensors)
         if place is None:
             through = seen(target, Reshaped(self.places[output.value].shape))

@@ -20,7 +20,7 @@ from tilewright.dsl.program import Program
 from tilewright.errors import DeviceError
 from tilewright.graph.calls import BufferSpec, Call, Network, Role, network_of
 from tilewright.graph.memory import Arenas, Lifetime, assign, assign_whole
-from tilewright.runtime import BoundLaunch, Buffer, Context, Device, context
+from tilewright.runtime import BoundLaunch, Buffer, Builds, Context, Device, building, context
 from tilewright.tuning_db import Store
 
 Feeds = Mapping[str, "np.ndarray[Any, Any] | Buffer"]
@@ -93,7 +93,7 @@ class SharedConstants:
 
 def plan_program(program: Program, device: Device, store: Store | None = None) -> Plan:
     """A Program on its own as a plan; inputs and outputs are named by its tensors."""
-    return build_plan(network_of(program), device, store)
+    return build_plan(network_of(program, device.target), device, store)
 
 
 def build_plan(
@@ -104,16 +104,18 @@ def build_plan(
     ``shared`` keeps constants on the device for several plans of one network. Raises KernelError or DeviceError if the
     device cannot do it.
     """
-    calls = _planned(network, device, store)
-    builder = _Builder(network, calls, context(device), shared or SharedConstants())
+    ctx = context(device)
+    with building(ctx) as builds:
+        calls = _planned(network, device, store, builds)
+    builder = _Builder(network, calls, ctx, shared or SharedConstants())
     return builder.plan()
 
 
 # --- choosing ---------------------------------------------------------------------------------------------------------
 
 
-def _planned(network: Network, device: Device, store: Store | None) -> tuple[PlannedCall, ...]:
-    """Every call that writes anything, with its choice and lowering; equal stages are lowered once."""
+def _planned(network: Network, device: Device, store: Store | None, builds: Builds) -> tuple[PlannedCall, ...]:
+    """Every call that writes anything, with its choice and lowering; equal stages are lowered once, and then built."""
     lowered: dict[tuple[Program, tuple[str, ...]], tuple[Choice, Lowering]] = {}
     result = []
     for number, call in enumerate(network.calls):
@@ -126,6 +128,8 @@ def _planned(network: Network, device: Device, store: Store | None) -> tuple[Pla
         if key not in lowered:
             choice = choose(program, device, store, constants)
             lowered[key] = choice, lower(program, device, choice)
+            for launch in lowered[key][1].launches:
+                builds.add(launch.source)
         choice, lowering = lowered[key]
         arguments = {names[tensor]: buffer for tensor, buffer in call.buffers.items()}
         arguments |= {s.name: _scratch_name(number, s) for s in lowering.scratch}

@@ -151,7 +151,7 @@ class InferenceSession:
                 self._shared, plan = SharedConstants(), None
             if plan is None:
                 shapes = {v.name: n for v, n in zip(self._graph.inputs, sizes, strict=True)}
-                network = lay_out(fuse(steps_of(passes.specialise(self._graph, shapes, known))))
+                network = lay_out(fuse(steps_of(passes.specialise(self._graph, shapes, known))), self.device.target)
                 plan = self._plans[key] = build_plan(network, self.device, self._store, self._shared)
                 while len(self._plans) > MAX_PLANS:
                     self._plans.popitem(last=False)

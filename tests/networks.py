@@ -10,6 +10,7 @@ import onnxruntime
 from interpret import interpret
 from numpy.lib.stride_tricks import as_strided
 from onnx import numpy_helper
+from targets import CPU
 
 from tilewright.dsl.program import Tensor
 from tilewright.graph import passes
@@ -45,7 +46,7 @@ def planned(proto: onnx.ModelProto, feeds: Mapping[str, np.ndarray]) -> Network:
     graph = passes.simplify(import_model(proto))
     known = {name: feeds[name] for name in steering_inputs(graph)}
     shapes = {v.name: feeds[v.name].shape for v in graph.inputs}
-    return lay_out(fuse(steps_of(passes.specialise(graph, shapes, known))))
+    return lay_out(fuse(steps_of(passes.specialise(graph, shapes, known))), CPU)
 
 
 def by_numpy(network: Network, feeds: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:

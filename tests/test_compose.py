@@ -5,10 +5,12 @@ from __future__ import annotations
 import numpy as np
 import pytest
 from interpret import interpret
+from targets import CPU
 
-from tilewright.dsl.compose import fuse, inline, rename, split
+from tilewright.dsl.compose import fuse, inline, rename
 from tilewright.dsl.parse import parse_op
 from tilewright.dsl.program import Program, Tensor
+from tilewright.dsl.stages import split
 
 SOFTMAX = """op softmax(x[R,K]) -> y[R,K]:
     m[r]   = max(k) x[r,k]
@@ -39,7 +41,7 @@ def test_stages_compute_what_the_program_does(text: str) -> None:
     program = parse_op(text).specialise({"x": (5, 7)})
     x = np.random.default_rng(0).standard_normal((5, 7)).astype(np.float32)
     expected = interpret(program, {"x": x})
-    stages = split(program)
+    stages = split(program, CPU)
     assert len(stages) == CASES[text]
     found = run_stages(stages, {"x": x})
     for t in program.outputs:
@@ -51,7 +53,7 @@ def test_average_over_what_is_inside_stays_one_stage() -> None:
     P = H
     Q = W
     y[n,c,p,q] = (sum(r: 3, s: 3) x[n,c,p+r-1,q+s-1]) / (sum(r: 3, s: 3) f32(inside(x[n,c,p+r-1,q+s-1])))"""
-    assert len(split(parse_op(text).specialise({"x": (2, 3, 5, 5)}))) == 1
+    assert len(split(parse_op(text).specialise({"x": (2, 3, 5, 5)}), CPU)) == 1
 
 
 def test_an_epilogue_joins_its_producer() -> None:

@@ -12,6 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from networks import by_numpy, by_onnxruntime, copies, model, planned, random
 from numpy.lib.stride_tricks import as_strided
+from targets import CPU
 
 from tilewright.dsl.dtypes import DType
 from tilewright.dsl.parse import parse_op
@@ -527,7 +528,7 @@ def test_tuning_a_session(device: Device, tmp_path: Path) -> None:
 
 
 def test_network_of_a_program_keeps_its_tensors() -> None:
-    network = network_of(parse_op(SOFTMAX).specialise({"x": (4, 9)}))
+    network = network_of(parse_op(SOFTMAX).specialise({"x": (4, 9)}), CPU)
     assert {n: b.role for n, b in network.buffers.items()} == {
         "x": Role.INPUT, "m": Role.TEMPORARY, "s": Role.TEMPORARY, "y": Role.OUTPUT,
     }  # fmt: skip

@@ -41,6 +41,9 @@ class Family(Protocol):
 FAMILIES: tuple[Family, ...] = (WINDOW, CONTRACT, REDUCE, MAP, NAIVE)
 """Every family, most special first. Depthwise convolution fits `contract` as well, as many products of one row."""
 
+CHAINS: tuple[Family, ...] = ()
+"""The families that compute several statements which feed each other in one kernel; `stages.split` asks them."""
+
 
 def fitting(stage: Program, target: Target) -> tuple[Family, ...]:
     """The families that can lower a stage, most special first; UnsupportedError with the reason if none can."""
