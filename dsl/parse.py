@@ -14,7 +14,7 @@ from typing import Any
 from lark import Lark, Token, Transformer, v_args
 from lark.exceptions import LarkError, UnexpectedCharacters, UnexpectedEOF, UnexpectedToken
 
-from tilewright.dsl import syntax
+from tilewright.dsl import syntax, tables
 from tilewright.dsl.check import Definition, define
 from tilewright.dsl.diagnostics import Problem, escaped, language_error, listed
 from tilewright.dsl.functions import OPERATOR_SIGNS
@@ -112,14 +112,7 @@ def _run(text: str, start: str) -> Any:
 @cache
 def _parser() -> Lark:
     grammar = files("tilewright.dsl").joinpath("grammar.lark").read_text(encoding="utf-8")
-    return Lark(
-        grammar,
-        parser="lalr",
-        lexer="contextual",
-        start=["start", "condition"],
-        transformer=_Builder(),
-        maybe_placeholders=True,
-    )
+    return tables.parser(grammar, ["start", "condition"], _Builder())
 
 
 # --- before the grammar: comments, brackets, line breaks ------------------------------------------------------------

@@ -1,6 +1,8 @@
 """OpenCL devices: finding them, memory, building and running kernels. The only package that imports pyopencl."""
 
-from tilewright.runtime.cache import CacheUsage, ProgramCache, cache_directory
+from tilewright.folders import cache_directory
+from tilewright.runtime.building import Builds, building
+from tilewright.runtime.cache import CacheUsage, ProgramCache
 from tilewright.runtime.diagnosis import Diagnosis, diagnose
 from tilewright.runtime.discovery import Device, devices, select_device
 from tilewright.runtime.execution import BoundLaunch, Context, context
@@ -11,6 +13,7 @@ from tilewright.runtime.verification import SelfTest, selftest
 __all__ = [
     "BoundLaunch",
     "Buffer",
+    "Builds",
     "CacheUsage",
     "Context",
     "Device",
@@ -18,6 +21,7 @@ __all__ = [
     "Module",
     "ProgramCache",
     "SelfTest",
+    "building",
     "cache_directory",
     "context",
     "devices",

@@ -9,7 +9,7 @@ from __future__ import annotations
 import functools
 import os
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from types import ModuleType
@@ -58,8 +58,34 @@ def _load() -> ModuleType:
         except ImportError as error:
             advice = "install it with 'pip install pyopencl'"
             raise DeviceError(f"pyopencl cannot be imported ({error}); {advice}") from None
+        _remember_invokers()
         _process.used = True
         return pyopencl
+
+
+def _remember_invokers() -> None:
+    """Keep the Python code that pyopencl writes for every kernel object; kernels of one name and arity share it.
+
+    Making it anew takes 0.7 ms, and longer with every kernel that there is.
+    """
+    try:
+        from pyopencl import invoker
+
+        generate: Callable[..., Any] = invoker.generate_enqueue_and_set_args
+    except (ImportError, AttributeError):  # another version, which does not do so
+        return
+    known: dict[object, object] = {}
+
+    @functools.wraps(generate)
+    def remembered(*arguments: Any, **named: Any) -> Any:
+        if arguments[3:] != (None,):  # only kernels without declared types, as all of ours, are alike on all devices
+            return generate(*arguments, **named)
+        key = (arguments, tuple((name, named[name]) for name in sorted(named) if name != "devs"))
+        if key not in known:
+            known[key] = generate(*arguments, **named)
+        return known[key]
+
+    invoker.generate_enqueue_and_set_args = remembered
 
 
 def _mark_forked() -> None:

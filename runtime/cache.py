@@ -1,4 +1,4 @@
-"""Where files are kept between runs, and the driver's program binaries kept there.
+"""The driver's program binaries, kept on disk between runs.
 
 A damaged, foreign or unreadable file is a miss, never an error: the program is built from source again. A folder
 that cannot be written costs one warning in the log and nothing else.
@@ -9,9 +9,10 @@ from __future__ import annotations
 import hashlib
 import logging
 import os
-import tempfile
 from dataclasses import dataclass
 from pathlib import Path
+
+from tilewright.folders import cache_directory, write_atomically
 
 log = logging.getLogger("tilewright")
 
@@ -22,29 +23,6 @@ CACHE_LIMIT = 1 << 30
 """Bytes of program binaries above which the oldest are removed."""
 
 _warned: set[Path] = set()
-
-
-def cache_directory() -> Path:
-    """The folder for files that can be made again: $TILEWRIGHT_CACHE, else the user's cache folder (maybe absent)."""
-    chosen = os.environ.get("TILEWRIGHT_CACHE")
-    if chosen:
-        return Path(chosen).expanduser().absolute()
-    import platformdirs
-
-    return Path(platformdirs.user_cache_dir("tilewright", appauthor=False))
-
-
-def write_atomically(path: Path, content: bytes) -> None:
-    """Write a file so that readers see the old content or the new, never a part; OSError if that is impossible."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=path.name + ".", suffix=".tmp")
-    try:
-        with os.fdopen(handle, "wb") as file:
-            file.write(content)
-        os.replace(temporary, path)
-    except BaseException:
-        Path(temporary).unlink(missing_ok=True)
-        raise
 
 
 @dataclass(frozen=True)
@@ -101,13 +79,18 @@ class ProgramCache:
         except OSError as error:
             self._warn(error)
 
-    def usage(self) -> CacheUsage:
-        """Count what is stored."""
-        files = self._files()
+    @property
+    def is_writable(self) -> bool:
+        """Whether binaries can be stored, as far as permissions tell."""
         parent = self.folder
         while not parent.exists() and parent != parent.parent:
             parent = parent.parent
-        return CacheUsage(self.folder, len(files), sum(size for _, size, _ in files), os.access(parent, os.W_OK))
+        return os.access(parent, os.W_OK)
+
+    def usage(self) -> CacheUsage:
+        """Count what is stored."""
+        files = self._files()
+        return CacheUsage(self.folder, len(files), sum(size for _, size, _ in files), self.is_writable)
 
     def prune(self, limit: int = CACHE_LIMIT) -> int:
         """Remove the files used longest ago until three quarters of `limit` bytes are left; how many were removed."""

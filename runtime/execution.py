@@ -11,6 +11,7 @@ import math
 import threading
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from enum import Enum
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -30,6 +31,14 @@ if TYPE_CHECKING:
 
 _registry: dict[str, Context] = {}
 _registry_lock = threading.Lock()
+
+
+class Built(Enum):
+    """Where a program is found."""
+
+    IN_MEMORY = "in memory"
+    ON_DISK = "on disk"
+    NOWHERE = "nowhere"
 
 
 @dataclass(frozen=True, eq=False)
@@ -90,6 +99,7 @@ class Context:
         self.pool = Pool(self._context, device.name, device.global_memory, device.max_allocation)
         self.cache = ProgramCache()
         self._modules: dict[str, Module] = {}
+        self._turns: dict[str, threading.Lock] = {}
         self._lock = threading.RLock()
         self._enqueue_kernel = cl._cl.enqueue_nd_range_kernel
         self._error = cl.Error
@@ -162,23 +172,40 @@ class Context:
         """Compile OpenCL C, or find it in memory or on disk; KernelError with the trimmed log if that fails.
 
         `options` are added to those of the device's target. What the driver lacks is put in front of the source.
+        Other threads may launch and build meanwhile; one that wants the same program waits.
         """
         border.refuse_after_fork()
-        source = source_prelude(self.device.name, source) + source
-        every = f"{self.device.target.build_options} {options}".strip()
-        key = self._program_key(source, every)
+        source, every, key = self._program(source, options)
         with self._lock:
             module = self._modules.get(key)
+            if module is not None:
+                return module
+            turn = self._turns.setdefault(key, threading.Lock())
+        with turn:
+            module = self._modules.get(key)
             if module is None:
-                cache = self.cache
-                module = build_program(self._context, self._handle, source, every, key, cache, self.keeps_binaries)
-                self._modules[key] = module
+                cache, keep = self.cache, self.keeps_binaries
+                try:
+                    module = build_program(self._context, self._handle, source, every, key, cache, keep)
+                    self._modules[key] = module
+                finally:
+                    self._turns.pop(key, None)
             return module
 
-    def _program_key(self, source: str, options: str) -> str:
+    def built(self, source: str) -> Built:
+        """Whether `build` would have to compile."""
+        key = self._program(source, "")[2]
+        if key in self._modules:
+            return Built.IN_MEMORY
+        return Built.ON_DISK if self.cache.path(key).is_file() else Built.NOWHERE
+
+    def _program(self, source: str, options: str) -> tuple[str, str, str]:
+        """What the driver is given: source and options; and the key of both on this device and driver."""
         device = self.device
-        fields = (source, options, device.identity, device.driver, device.opencl_version, device.platform)
-        return hashlib.sha256("\0".join(fields).encode()).hexdigest()
+        source = source_prelude(device.name, source) + source
+        every = f"{device.target.build_options} {options}".strip()
+        fields = (source, every, device.identity, device.driver, device.opencl_version, device.platform)
+        return source, every, hashlib.sha256("\0".join(fields).encode()).hexdigest()
 
     def bind(self, launch: Launch, buffers: Mapping[str, Buffer]) -> BoundLaunch:
         """Build a launch's kernel and set its arguments to `buffers` (by the names in ``launch.arguments``).

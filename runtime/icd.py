@@ -16,7 +16,7 @@ import sys
 import tempfile
 from pathlib import Path
 
-from tilewright.runtime.cache import cache_directory
+from tilewright.folders import cache_directory
 
 SYSTEM_FOLDER = Path("/etc/OpenCL/vendors")
 INTEL_PACKAGE = "intel-opencl-rt"

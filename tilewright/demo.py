@@ -16,9 +16,9 @@ from tilewright.autotune.choosing import TUNED
 from tilewright.bench import OURS, PEER, interleaved, peer_session, usable_cores
 from tilewright.errors import UnsupportedError
 from tilewright.feeds import prepare_picture, read_picture
+from tilewright.folders import cache_directory, write_atomically
 from tilewright.graph.session import InferenceSession
-from tilewright.runtime import cache_directory, select_device
-from tilewright.runtime.cache import write_atomically
+from tilewright.runtime import select_device
 from tilewright.tuning_db import Store
 
 if TYPE_CHECKING:

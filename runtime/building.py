@@ -1,0 +1,166 @@
+"""Building many programs at once, while their sources are still being written.
+
+Drivers let go of Python's lock while they compile, but Intel's and PoCL's compile one program at a time in a process.
+So a thread builds what it is handed, and where a lot has to be compiled, helper processes (`compiler.py`) compile as
+well and leave their binaries in the cache on disk, from where this process loads them.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import subprocess
+import sys
+import threading
+from collections import deque
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from tilewright.errors import TilewrightError
+
+if TYPE_CHECKING:
+    from tilewright.runtime.execution import Context
+
+PER_HELPER = 4
+"""Programs to compile that make one more helper worth its start, about a second."""
+MOST_HELPERS = 8
+"""A helper takes some 200 MB of memory."""
+
+
+class Builds:
+    """Programs that are being built in the background; `building` makes one and waits for the end.
+
+    Nothing is raised here: a program that cannot be built is built again, and complained about, when it is bound.
+    """
+
+    def __init__(self, ctx: Context) -> None:
+        self._ctx = ctx
+        self._sources: deque[str] = deque()
+        self._changed = threading.Condition()
+        self._open = True
+        self._seen: set[str] = set()
+        self._to_compile = 0
+        self._threads: list[threading.Thread] = []
+
+    def add(self, source: str) -> None:
+        """Build this program soon, unless it is there already."""
+        from tilewright.runtime.execution import Built
+
+        if source in self._seen:
+            return
+        self._seen.add(source)
+        found = self._ctx.built(source)
+        if found is Built.IN_MEMORY:
+            return
+        self._to_compile += found is Built.NOWHERE
+        with self._changed:
+            self._sources.append(source)
+            self._changed.notify()
+        if not self._threads:
+            self._start(self._build)
+        elif self._to_compile >= PER_HELPER * len(self._threads) and len(self._threads) <= helpers_allowed(self._ctx):
+            self._start(self._compile_elsewhere)
+
+    def finish(self) -> None:
+        """Wait until everything is built."""
+        with self._changed:
+            self._open = False
+            self._changed.notify_all()
+        for thread in self._threads:
+            thread.join()
+
+    def _start(self, work: object) -> None:
+        thread = threading.Thread(target=work, daemon=True)  # type: ignore[arg-type]
+        self._threads.append(thread)
+        thread.start()
+
+    def _next(self) -> str | None:
+        with self._changed:
+            while not self._sources and self._open:
+                self._changed.wait()
+            return self._sources.popleft() if self._sources else None
+
+    def _build(self) -> None:
+        while (source := self._next()) is not None:
+            with contextlib.suppress(TilewrightError):
+                self._ctx.build(source)
+
+    def _compile_elsewhere(self) -> None:
+        with contextlib.suppress(OSError), Helper(self._ctx) as helper:
+            while (source := self._next()) is not None:
+                if not helper.compile(source):
+                    with self._changed:
+                        self._sources.append(source)  # whoever is left builds it
+                        self._changed.notify()
+                    return
+                with contextlib.suppress(TilewrightError):
+                    self._ctx.build(source)
+
+
+@contextmanager
+def building(ctx: Context) -> Iterator[Builds]:
+    """Builds that are finished when the block ends."""
+    builds = Builds(ctx)
+    try:
+        yield builds
+    finally:
+        builds.finish()
+
+
+def helpers_allowed(ctx: Context) -> int:
+    """How many processes may compile beside this one: a core each, none where binaries cannot be handed over."""
+    interpreter = Path(sys.executable or "").name
+    is_python = interpreter.startswith(("python", "pypy")) and not getattr(sys, "frozen", False)
+    if not (is_python and ctx.keeps_binaries and ctx.cache.is_writable):
+        return 0
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    return min(cores - 1, MOST_HELPERS)
+
+
+class Helper:
+    """A process that compiles for the cache on disk; ends when its input does."""
+
+    def __init__(self, ctx: Context) -> None:
+        environment = {
+            **os.environ,
+            "PYTHONPATH": os.pathsep.join(p for p in sys.path if p),
+            "TILEWRIGHT_CACHE": str(ctx.cache.folder.parent),
+        }
+        self._process = subprocess.Popen(
+            [sys.executable, "-m", "tilewright.runtime.compiler", ctx.device.name],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.DEVNULL,
+            env=environment,
+            start_new_session=True,  # Ctrl-C is for this process, with which the helper's input ends
+        )
+
+    def __enter__(self) -> Helper:
+        return self
+
+    def __exit__(self, *_exception: object) -> None:
+        process = self._process
+        assert process.stdin is not None
+        assert process.stdout is not None
+        with contextlib.suppress(OSError):
+            process.stdin.close()
+        process.stdout.close()
+        process.wait()
+
+    def compile(self, source: str) -> bool:
+        """Have a program compiled (or found wrong); False if the process has died."""
+        stdin, stdout = self._process.stdin, self._process.stdout
+        assert stdin is not None
+        assert stdout is not None
+        try:
+            stdin.write(json.dumps(source).encode() + b"\n")
+            stdin.flush()
+            return bool(stdout.readline())
+        except OSError:
+            return False
+
+
+__all__ = ["Builds", "Helper", "building", "helpers_allowed"]
