@@ -121,6 +121,8 @@ class Refused:
     """The request could not be served."""
 
     message: str
+    lost: bool = False
+    """True if the device stopped after a fault, so that the process can measure nothing more."""
 
 
 Request = Hello | Prepare | Evaluate | Compare

@@ -215,6 +215,9 @@ class Supervisor:
         except WorkerDiedError as e:
             self._drop()
             raise StageError(f"its reference failed: {e}") from None
+        if isinstance(answer, Refused) and answer.lost:
+            self._drop()
+            raise StageError(f"its reference failed: {answer.message}")
         if not isinstance(answer, Prepared):
             raise StageError(answer.message if isinstance(answer, Refused) else f"unexpected answer {answer}")
         self._prepared[job.name] = answer.seconds
@@ -246,6 +249,8 @@ class Supervisor:
                     case Outcome() as outcome:
                         self._count(outcome)
                         return outcome
+                    case Refused(lost=True, message=message):
+                        raise WorkerDiedError(message)
                     case Refused(message=message):
                         self._prepared.pop(job.name, None)  # pushed out by other stages
                         return self._again(job, lowering, best, until, message)
@@ -271,7 +276,9 @@ class Supervisor:
         except (WorkerDiedError, WorkerTimeoutError):
             self._drop()
             return None
-        if isinstance(answer, Refused):
+        if isinstance(answer, Refused) and answer.lost:
+            self._drop()
+        elif isinstance(answer, Refused):
             self._prepared.pop(job.name, None)
         return answer if isinstance(answer, Compared) else None
 

@@ -346,7 +346,8 @@ class Server:
         try:
             self._answer(self._serve(request))
         except (TilewrightError, Failure, MemoryError) as e:
-            self._answer(Refused(str(e)[:_MESSAGE_LENGTH] or type(e).__name__))
+            lost = self._context is not None and self._context.lost
+            self._answer(Refused(str(e)[:_MESSAGE_LENGTH] or type(e).__name__, lost))
 
     def _serve(self, request: Request) -> Answer:
         match request:

@@ -756,7 +756,7 @@ def test_a_stage_whose_reference_does_not_run_is_said_so(supervisor: Supervisor)
     with pytest.raises(StageError, match="does not compile"):
         supervisor.prepare(bad)
     crashing = replace(bad, reference=FAULTS["crash"][0])
-    with pytest.raises(StageError, match="its reference failed: the measuring process"):
+    with pytest.raises(StageError, match="its reference failed: "):
         supervisor.prepare(crashing)
 
 

@@ -249,6 +249,7 @@ def test_use_after_release_is_refused(ctx: Context) -> None:
 
 
 def test_released_memory_is_used_again(ctx: Context) -> None:
+    gc.collect()
     ctx.trim()
     first = ctx.allocate(100_000)
     memory = first.memory
