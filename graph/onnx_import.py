@@ -6,7 +6,8 @@ a checker's complaint, operators nothing here can run (all of them at once, befo
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection
+import math
+from collections.abc import Callable, Collection, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -19,9 +20,21 @@ from onnx import TensorProto
 from tilewright.dsl.dtypes import DType
 from tilewright.errors import ModelError, UnsupportedOperatorError
 from tilewright.graph.ir import Attribute, Graph, Node, Size, Value, frozen
+from tilewright.graph.weights import Bytes, read_file, take_out
 from tilewright.ops import OPERATORS
 
 Model = str | Path | bytes | onnx.ModelProto
+Weights = Mapping[str, Bytes]
+
+_AS_NUMPY: Mapping[int, np.dtype[Any]] = {
+    code: np.dtype(name).newbyteorder("<")
+    for code, name in (
+        (TensorProto.FLOAT, "f4"), (TensorProto.DOUBLE, "f8"), (TensorProto.FLOAT16, "f2"), (TensorProto.BOOL, "?"),
+        (TensorProto.INT8, "i1"), (TensorProto.INT16, "i2"), (TensorProto.INT32, "i4"), (TensorProto.INT64, "i8"),
+        (TensorProto.UINT8, "u1"), (TensorProto.UINT16, "u2"), (TensorProto.UINT32, "u4"), (TensorProto.UINT64, "u8"),
+    )
+}  # fmt: skip
+"""Element types whose elements lie in a file as in NumPy's memory."""
 
 _SHAPE_READERS = frozenset({"Shape", "Size"})
 """Operators whose result follows from sizes alone, so that it is known when a plan is made."""
@@ -47,12 +60,12 @@ def import_model(model: Model) -> Graph:
     Raises ModelError for a file that is missing, broken or invalid, UnsupportedOperatorError (listing every node)
     for operators that cannot be run.
     """
-    proto, place = _load(model)
-    _check(proto, place)
+    proto, place, weights = _load(model)
+    _check(proto, place, weights)
     if proto.functions:
         proto = onnx.inliner.inline_local_functions(proto)
     proto = _expand_functions(proto)
-    graph = _convert(proto, place)
+    graph = _convert(proto, place, weights)
     problems = unsupported_nodes(graph)
     if problems:
         count = f"{len(problems)} node{'s' if len(problems) > 1 else ''}"
@@ -67,12 +80,14 @@ def import_model(model: Model) -> Graph:
 # --- reading ----------------------------------------------------------------------------------------------------------
 
 
-def _load(model: Model) -> tuple[onnx.ModelProto, str]:
-    """The ModelProto with all its data, and how messages call it."""
+def _load(model: Model) -> tuple[onnx.ModelProto, str, Weights]:
+    """The ModelProto, how messages call it, and the bytes of its large constants where it lacks them."""
     if isinstance(model, onnx.ModelProto):
-        return model, f"the model {model.graph.name!r}" if model.graph.name else "the model"
+        return model, f"the model {model.graph.name!r}" if model.graph.name else "the model", {}
     if isinstance(model, bytes | bytearray | memoryview):
-        return _parsed(lambda: onnx.load_model_from_string(bytes(model)), "the model given as bytes"), "the model"
+        content = np.frombuffer(bytes(model), np.uint8)
+        proto, weights = _parsed(lambda: take_out(content), "the model given as bytes")
+        return proto, "the model", weights
     if not isinstance(model, str | Path):
         raise ModelError(f"a model is a path, bytes or an onnx.ModelProto, not {type(model).__name__}")
     path = Path(model)
@@ -80,19 +95,26 @@ def _load(model: Model) -> tuple[onnx.ModelProto, str]:
         raise ModelError(f"{path} is a folder; give the path of an .onnx file")
     if not path.exists():
         raise ModelError(f"{path} does not exist; give the path of an .onnx file")
-    return _parsed(lambda: onnx.load(path), str(path)), str(path)
+    proto, weights = _parsed(lambda: _opened(path), str(path))
+    return proto, str(path), weights
 
 
-def _parsed(read: Callable[[], onnx.ModelProto], place: str) -> onnx.ModelProto:
+def _opened(path: Path) -> tuple[onnx.ModelProto, Weights]:
+    proto, weights = take_out(read_file(path))
+    onnx.load_external_data_for_model(proto, str(path.parent))
+    return proto, weights
+
+
+def _parsed(read: Callable[[], tuple[onnx.ModelProto, Weights]], place: str) -> tuple[onnx.ModelProto, Weights]:
     try:
-        model = read()
+        model, weights = read()
     except DecodeError:
         raise ModelError(f"{place} is not a readable ONNX file: it is truncated, or something else than ONNX") from None
     except (onnx.checker.ValidationError, OSError) as error:
         raise ModelError(f"{place} cannot be read: {_one_sentence(error)}") from None
     if not model.HasField("graph") and not model.ir_version:
         raise ModelError(f"{place} is not a readable ONNX file: it holds no graph")
-    return model
+    return model, weights
 
 
 def _one_sentence(error: BaseException) -> str:
@@ -101,7 +123,7 @@ def _one_sentence(error: BaseException) -> str:
     return " ".join(text.split()) or type(error).__name__
 
 
-def _check(model: onnx.ModelProto, place: str) -> None:
+def _check(model: onnx.ModelProto, place: str, weights: Weights) -> None:
     for tensor in model.graph.initializer:
         if tensor.data_location == TensorProto.EXTERNAL:
             raise ModelError(
@@ -113,14 +135,14 @@ def _check(model: onnx.ModelProto, place: str) -> None:
     try:
         onnx.checker.check_model(_without_data(model))
         for tensor in model.graph.initializer:
-            if tensor.ByteSize() < _LARGE:
+            if tensor.name not in weights and math.prod(tensor.dims) < _LARGE:
                 onnx.checker.check_tensor(tensor)
     except (onnx.checker.ValidationError, onnx.shape_inference.InferenceError) as error:
         raise ModelError(f"{place} is not a valid ONNX model: {_one_sentence(error)}") from None
 
 
-_LARGE = 1 << 24
-"""Bytes from which an initializer is not handed to the checker (which copies it); its byte count is checked anyway."""
+_LARGE = 1 << 14
+"""Elements from which an initializer is not handed to the checker (which copies it); its bytes are counted anyway."""
 
 
 def _without_data(model: onnx.ModelProto) -> onnx.ModelProto:
@@ -182,8 +204,8 @@ def _has_function(op: str, opset: int) -> bool:
 # --- conversion -------------------------------------------------------------------------------------------------------
 
 
-def _convert(model: onnx.ModelProto, place: str) -> Graph:
-    constants = {t.name: _array(t, place) for t in model.graph.initializer}
+def _convert(model: onnx.ModelProto, place: str, weights: Weights) -> Graph:
+    constants = {t.name: _array(t, place, weights.get(t.name)) for t in model.graph.initializer}
     inputs = tuple(_value(i, place) for i in model.graph.input if i.name not in constants)
     outputs = tuple(_value(o, place) for o in model.graph.output)
     values = {v.name: v for v in (*_inferred(model), *inputs, *outputs)}
@@ -237,11 +259,16 @@ def _size(d: onnx.TensorShapeProto.Dimension) -> Size:
     return d.dim_param or None
 
 
-def _array(tensor: TensorProto, place: str) -> np.ndarray:
+def _array(tensor: TensorProto, place: str, raw: Bytes | None) -> np.ndarray:
+    """A constant; `raw` are its elements in ONNX's order of bytes, little-endian, if `tensor` lacks them."""
     if _element_type(tensor.data_type) is None:
         name = TensorProto.DataType.Name(tensor.data_type)
         raise ModelError(f"the constant {tensor.name!r} of {place} has element type {name}, which is not supported")
     try:
+        if raw is not None and tensor.data_type in _AS_NUMPY:
+            return frozen(raw.view(_AS_NUMPY[tensor.data_type]).reshape(tuple(tensor.dims)))
+        if raw is not None:
+            tensor.raw_data = raw.tobytes()
         return frozen(np.ascontiguousarray(onnx.numpy_helper.to_array(tensor)).reshape(tuple(tensor.dims)))
     except (ValueError, TypeError) as error:
         raise ModelError(f"the data of {tensor.name!r} in {place} is incomplete: {_one_sentence(error)}") from None

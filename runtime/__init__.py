@@ -1,7 +1,7 @@
 """OpenCL devices: finding them, memory, building and running kernels. The only package that imports pyopencl."""
 
 from tilewright.folders import cache_directory
-from tilewright.runtime.building import Builds, building
+from tilewright.runtime.builds import Builds, building
 from tilewright.runtime.cache import CacheUsage, ProgramCache
 from tilewright.runtime.diagnosis import Diagnosis, diagnose
 from tilewright.runtime.discovery import Device, devices, select_device

@@ -1,4 +1,4 @@
-"""The helper process of `building.py`: compiles programs so that their binaries lie in the cache on disk.
+"""The helper process of `builds.py`: compiles programs so that their binaries lie in the cache on disk.
 
     python -m tilewright.runtime.compiler DEVICE
 

@@ -12,6 +12,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, replace
+from functools import lru_cache
 
 from tilewright.dsl.affine import Affine
 from tilewright.dsl.dtypes import DType
@@ -34,6 +35,7 @@ from tilewright.dsl.program import (
 )
 from tilewright.dsl.target import Target
 from tilewright.dsl.writer import Expressions, affine, argument, literal
+from tilewright.dsl.writer import element as memory_element
 
 
 @dataclass(frozen=True)
@@ -110,6 +112,7 @@ class Contraction:
         return [r for r in reads(self.statement.value) if r not in inner]
 
 
+@lru_cache(maxsize=256)
 def recognise(program: Program) -> tuple[Contraction, ...] | str:
     """The program as a contraction, or why it is none.
 
@@ -133,9 +136,9 @@ def recognise(program: Program) -> tuple[Contraction, ...] | str:
     outer = {i.name for i in s.indices}
     used = [_names(f) & outer for f in factors]
     views = []
-    for vector in s.indices:
-        mine = [f for f, names in zip(factors, used, strict=True) if vector.name in names]
-        others = [f for f, names in zip(factors, used, strict=True) if vector.name not in names]
+    for has in dict.fromkeys(tuple(vector.name in names for names in used) for vector in s.indices):
+        mine = [f for f, is_mine in zip(factors, has, strict=True) if is_mine]
+        others = [f for f, is_mine in zip(factors, has, strict=True) if not is_mine]
         if mine and any(reads(f) for f in others):
             views.append(_contraction(program, s, reduce, others, mine))
     unique = {(v.columns, v.rows): v for v in views}
@@ -314,7 +317,7 @@ def element(c: Contraction, value: Expr, names: LoopNames, program: Program, hel
 
     def read(r: Read) -> str:
         place = c.access(r)
-        return checked(place, f"{argument(r.tensor)}[{affine(place.address, names)}]", names)
+        return checked(place, memory_element(argument(r.tensor), affine(place.address, names), r.dtype), names)
 
     return Expressions(read, names, program.tensors, helpers=helpers)(value)
 
