@@ -1,0 +1,181 @@
+"""The `winograd` family: convolutions of stride 1 with fewer multiplications, by tiles of m outputs per dimension.
+
+F(m, r) takes m + r - 1 multiplications for m outputs of a filter of r taps; in two dimensions F(4, 3) takes 36 where
+the sum takes 144. `winograd_transforms.py` derives the matrices, `winograd_convolution.py` says what a program must
+look like, `winograd_fused.py` and `winograd_staged.py` write the kernels; here are the spaces and the choice that is
+made without tuning.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import replace
+
+from tilewright.dsl.families import winograd_fused, winograd_staged
+from tilewright.dsl.families.contract import CONTRACT
+from tilewright.dsl.families.shared import banner, needs_f64
+from tilewright.dsl.families.winograd_convolution import Convolution, Tiling, recognise
+from tilewright.dsl.lowering import Lowering
+from tilewright.dsl.program import Program
+from tilewright.dsl.space import Configuration, Constraint, Parameter, Space
+from tilewright.dsl.target import Shape, Target
+from tilewright.dsl.writer import index_type, preamble
+
+FUSED, STAGED = "fused", "staged"
+
+
+class Winograd:
+    """Convolutions of stride and dilation 1, of 2 to 7 taps per dimension."""
+
+    name = "winograd"
+
+    def refusal(self, program: Program, target: Target) -> str | None:
+        """Why the program is no such convolution, or None."""
+        found = recognise(program)
+        return found if isinstance(found, str) else needs_f64(program, target)
+
+    def space(self, program: Program, target: Target) -> Space:
+        """The size of a tile, and what the products' kernels need: register tiles on CPUs, work-groups' on GPUs."""
+        tilings = _tilings(program)
+        return _cpu_space(tilings, target) if target.shape is Shape.CPU else _gpu_space(tilings, target)
+
+    def default(self, program: Program, target: Target) -> Configuration:
+        """The tile that a model of the work prefers; the register tile as for a product of that size."""
+        tilings = _tilings(program)
+        return _cpu_default(tilings, target) if target.shape is Shape.CPU else _gpu_default(tilings, target)
+
+    def lower(self, program: Program, target: Target, configuration: Configuration) -> Lowering:
+        """The launches of one configuration: the weights' first, which a plan runs once if they are constant."""
+        t = _tilings(program)[configuration.integer("m")]
+        ctype = _index_type(t, target)
+        if configuration.get("form") == FUSED:
+            lowering, helpers = winograd_fused.lower(t, target, ctype, configuration)
+        else:
+            lowering, helpers = winograd_staged.lower(t, target, ctype, _product_configuration(t, target, configuration))
+        # One program for all kernels: every compilation has a fixed cost beside that of its text.
+        top = preamble(program, helpers) + banner(self.name, program, configuration)
+        texts = dict.fromkeys(launch.source for launch in lowering.launches)
+        source = "\n".join((top, *texts))
+        return replace(lowering, launches=tuple(replace(launch, source=source) for launch in lowering.launches))
+
+
+WINOGRAD = Winograd()
+
+
+def _tilings(program: Program) -> dict[int, Tiling]:
+    """The program's tilings by m."""
+    found = recognise(program)
+    if isinstance(found, str):
+        raise ValueError(f"program {program.name} is no convolution that winograd computes: {found}")
+    return {m: Tiling(found, m) for m in found.sizes()}
+
+
+def _index_type(t: Tiling, target: Target) -> str:
+    """`int`, or `long` where the images or what they are transformed to need more than 31 bits."""
+    if index_type(t.c.program) == "long":
+        return "long"
+    return index_type(winograd_staged.product_program(t, target))
+
+
+def _fits(t: Tiling) -> bool:
+    """Whether no smaller tile covers the outputs as well."""
+    return t.m == 2 or any(s.output.extent > t.m - 2 for s in t.c.slides)
+
+
+_M = Parameter("m", (), "outputs per tile and dimension; 2, or 4 where there are enough outputs and channels")
+_TOO_LARGE = "a smaller tile covers the outputs as well"
+
+
+# --- CPUs -----------------------------------------------------------------------------------------------------------
+
+_PRODUCT_PARAMETERS = ("item_m", "item_n", "unroll_k")
+"""Parameters that mean the same for the products of both forms."""
+
+
+def _cpu_space(tilings: dict[int, Tiling], target: Target) -> Space:
+    c = next(iter(tilings.values())).c
+    lanes, registers = target.lanes(c.dtype.itemsize), target.vector_registers
+    products = {m: CONTRACT.space(winograd_staged.product_program(t, target), target) for m, t in tilings.items()}
+    own = {p.name: p for p in next(iter(products.values())).parameters}
+
+    def fits(k: Configuration) -> bool:
+        rows, vectors = k.integer("item_m"), k.integer("item_n")
+        return rows * vectors + vectors + 1 <= registers + registers // 8
+
+    def reaches(k: Configuration) -> bool:
+        t = tilings[k.integer("m")]
+        too_tall = k.integer("item_m") * k.integer("tiles") >= 2 * t.tiles + 2
+        return not too_tall and (k.integer("item_n") - 1) * lanes < c.column.extent
+
+    def shared_out(k: Configuration) -> bool:
+        panels = -(-c.column.extent // (k.integer("item_n") * lanes))
+        return k["splits"] == 1 or (k["form"] == FUSED and k.integer("splits") <= panels)
+
+    def short(k: Configuration) -> bool:
+        return k.integer("item_m") * k.integer("item_n") * k.integer("unroll_k") <= 8 * registers
+
+    def product(k: Configuration) -> bool:
+        t = tilings[k.integer("m")]
+        return k["form"] == FUSED or products[t.m].violated(_product_configuration(t, target, k)) is None
+
+    return Space(
+        (
+            Parameter("form", (FUSED, STAGED), "blocks of tiles through all stages in the cache, or stage after stage"),
+            replace(_M, values=tuple(tilings)),
+            *(own[name] for name in _PRODUCT_PARAMETERS),
+            Parameter("tiles", (1, 2, 4, 8), "register tiles per block (fused) or work-item, one below the other"),
+            Parameter("splits", (1, 2, 4, 8, 16), "work-items that share out the output channels of a block (fused)"),
+        ),
+        (
+            Constraint(_TOO_LARGE, lambda k: _fits(tilings[k.integer("m")])),
+            Constraint("the register tile needs more vector registers than there are", fits),
+            Constraint("the tile is larger than the product", reaches),
+            Constraint("only the panels of fused kernels can be shared out, each to one work-item", shared_out),
+            Constraint("the inner loop would be too long to compile quickly", short),
+            Constraint("the products' kernel does not allow it", product),
+        ),
+    )
+
+
+def _product_configuration(t: Tiling, target: Target, k: Configuration) -> Configuration:
+    """The `contract` family's configuration for the products of the staged form."""
+    program = winograd_staged.product_program(t, target)
+    if target.shape is Shape.GPU:
+        return Configuration.of({name: value for name, value in k.items() if name != "m"})
+    values = {name: k[name] for name in _PRODUCT_PARAMETERS}
+    return Configuration.of({**CONTRACT.default(program, target), **values, "tiles_m": k["tiles"]})
+
+
+def _cpu_default(tilings: dict[int, Tiling], target: Target) -> Configuration:
+    t = tilings[_preferred(tilings)]
+    product = CONTRACT.default(winograd_staged.product_program(t, target), target)
+    values = {"form": FUSED, "m": t.m, "tiles": 1, "splits": 1, **{name: product[name] for name in _PRODUCT_PARAMETERS}}
+    return Configuration.of(values)
+
+
+def _preferred(tilings: dict[int, Tiling]) -> int:
+    return max(m for m, t in tilings.items() if m<=4 and _fits(t))
+
+
+# --- GPUs -----------------------------------------------------------------------------------------------------------
+
+
+def _gpu_space(tilings: dict[int, Tiling], target: Target) -> Space:
+    products = {m: CONTRACT.space(winograd_staged.product_program(t, target), target) for m, t in tilings.items()}
+
+    def product(k: Configuration) -> bool:
+        t = tilings[k.integer("m")]
+        return products[t.m].violated(_product_configuration(t, target, k)) is None
+
+    return Space(
+        (replace(_M, values=tuple(tilings)), *next(iter(products.values())).parameters),
+        (
+            Constraint(_TOO_LARGE, lambda k: _fits(tilings[k.integer("m")])),
+            Constraint("the products' kernel does not allow it", product),
+        ),
+    )
+
+
+def _gpu_default(tilings: dict[int, Tiling], target: Target) -> Configuration:
+    t = tilings[_preferred(tilings)]
+    return Configuration.of({"m": t.m, **CONTRACT.default(winograd_staged.product_program(t, target), target)})
