@@ -71,6 +71,7 @@ def fuse(producer: Program, consumer: Program, connect: Mapping[str, str], keep:
         (*producer.intermediates, *dropped, *renamed.intermediates),
         (*producer.hints, *renamed.hints),
         (*producer.limits, *renamed.limits),
+        producer.fast_math or renamed.fast_math,
     )
     return inline(program)
 
@@ -91,6 +92,9 @@ def rename(program: Program, names: Mapping[str, str]) -> Program:
         outputs=tensors(program.outputs),
         intermediates=tensors(program.intermediates),
         statements=statements,
+        hints=tuple(
+            replace(h, subject=names.get(h.subject, h.subject)) if h.kind == "stage" else h for h in program.hints
+        ),
     )
 
 
@@ -116,12 +120,12 @@ def inline(program: Program) -> Program:
 
 
 def _rebuilt(program: Program, statements: tuple[Statement, ...], intermediates: tuple[Tensor, ...]) -> Program:
-    names = {i.name for s in statements for i in all_indices(s)}
+    names = {i.name for s in statements for i in all_indices(s)} | program.tensors.keys()
     return replace(
         program,
         statements=statements,
         intermediates=intermediates,
-        hints=tuple(h for h in program.hints if h.index in names),
+        hints=tuple(h for h in program.hints if h.subject in names or not h.subject),
     )
 
 

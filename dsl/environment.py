@@ -35,9 +35,18 @@ class Environment:
         self.dims: dict[str, tuple[Dim, ...]] = {}
         self.storage: dict[str, Kind] = {}
         self.declared = {t.name: t for t in (*checked.inputs, *checked.outputs)}
+        self.old = {t.old_of: t.name for t in checked.inputs if t.old_of}
+        """The input with the value from before the op, by the output that is updated."""
         self.equations = list(checked.equations)
         self.open_dims: list[tuple[Node, int, str]] = []
         """Declared sizes that could not be checked yet: expression, size found, place."""
+        self.hints = list(checked.hints)
+        self.limits = list(checked.limits)
+        self.fast_math = checked.fast_math
+        self.padded: dict[str, str] = {}
+        """Copies that calls made because an op declares another pad than the tensor has, with what they are copies of."""
+        self.count = len(checked.statements)
+        """Statements so far, those of called ops included."""
 
     def error(self, message: str) -> ShapeError:
         return ShapeError(f"op {self.op}: {message}")
@@ -48,9 +57,13 @@ class Environment:
         if declared is None:  # an intermediate keeps the type it is computed in
             dtype, storage = value.expr.dtype, value.storage
         else:
-            dtype = declared.dtype or value.storage.dtype
+            updated = self.tensors[self.old[target]].dtype if target in self.old else None
+            dtype = declared.dtype or updated or value.storage.dtype
             storage = Kind(dtype)
             self.bind_dims(declared, shape)
+        if target in self.old and self.tensors[self.old[target]].shape != shape:
+            found = list(self.tensors[self.old[target]].shape)
+            raise self.error(f"{target} becomes {list(shape)}, but its value from before the op has the shape {found}")
         if math.prod(shape) >= LARGEST:
             raise self.error(f"{target} has the impossible shape {list(shape)}")
         self.add(Tensor(target, dtype, shape), storage)

@@ -6,29 +6,31 @@ sorted into size equations and assignments, hints and limits read. `specialise.p
 
 from __future__ import annotations
 
-import math
-from collections.abc import Iterable
-from dataclasses import dataclass, replace
+from collections.abc import Collection, Mapping
+from dataclasses import dataclass, field, replace
 
-from tilewright.dsl import syntax
+from tilewright.dsl import syntax, tuning
 from tilewright.dsl.diagnostics import Problem, counted, listed, suggestion
 from tilewright.dsl.dtypes import DType
-from tilewright.dsl.functions import FUNCTIONS, OPERATOR_SIGNS
-from tilewright.dsl.program import TileHint
+from tilewright.dsl.functions import OPERATOR_SIGNS, SPOKEN, wrong_count
+from tilewright.dsl.opcalls import Call, CheckedCall, check_call, lifted, numbers_within
+from tilewright.dsl.program import Hint, Limit
 from tilewright.dsl.syntax import Access, Application, Bound, Literal, Name, Node, Qualified, Reduction, Span
-
-REDUCTIONS = ("sum", "prod", "max", "min", "mean", "any", "all")
-"""The kinds of reduction; `max` and `min` with two or more arguments are pointwise functions."""
-DTYPES = {d.value: d for d in DType}
-PARAMETER_TYPES = ("int", "bool", "f16", "f32", "f64")
-RESERVED = frozenset(("op", "and", "or", "not", "true", "false", "inf", "nan", "inside", "device"))
-LIMIT_NAMES = ("local_bytes", "work_group", "device.local_mem", "device.max_work_group")
-"""What a `where` line may speak of, beside tile_<index> and item_<index>."""
-
-COMPARISONS = ("lt", "le", "gt", "ge", "eq", "ne")
-
-_CONSTANT_ONLY = {"min", "max", "pow", "div"}
-_INTEGER_OPERATIONS = {"add", "sub", "mul", "neg"} | _CONSTANT_ONLY
+from tilewright.dsl.updates import with_old_values
+from tilewright.dsl.userdefs import check_arity
+from tilewright.dsl.vocabulary import (
+    BUILT_IN,
+    DTYPES,
+    INDEX_OPERATIONS,
+    PARAMETER_TYPES,
+    PREFIX_REDUCTIONS,
+    PREFIXES,
+    REDUCTIONS,
+    RESERVED,
+    SCANS,
+    SIZE_OPERATIONS,
+    wrong_constant,
+)
 
 
 @dataclass(frozen=True)
@@ -39,6 +41,13 @@ class TensorDeclaration:
     dims: tuple[Node, ...] | None
     dtype: DType | None
     pad: float
+    old_of: str = ""
+    """The output whose value from before the op this input holds; empty for the header's own inputs."""
+
+    @property
+    def argument(self) -> str:
+        """What callers know it by."""
+        return self.old_of or self.name
 
     @property
     def shape(self) -> tuple[str | int, ...] | None:
@@ -68,21 +77,30 @@ class Checked:
     sizes: tuple[str, ...]
     """Names of sizes, in order of appearance in the header."""
     equations: tuple[syntax.Assignment, ...]
-    statements: tuple[syntax.Assignment, ...]
-    hints: tuple[TileHint, ...]
-    limits: tuple[str, ...]
+    statements: tuple[syntax.Assignment | CheckedCall, ...]
+    hints: tuple[Hint, ...]
+    limits: tuple[Limit, ...]
+    fast_math: bool = False
+    names: frozenset[str] = frozenset()
+    """Names of all tensors, sizes and parameters."""
+    functions: Mapping[str, syntax.Function] = field(default_factory=dict, hash=False)
+    """The text's own functions."""
 
 
-def check(op: syntax.Op) -> Checked:
-    """Check one op; raises Problem at the first mistake."""
-    return _Checker(op).run()
+def check(op: syntax.Op, functions: Mapping[str, syntax.Function], ops: Mapping[str, Checked]) -> Checked:
+    """Check one op of a text with these functions, and these ops that it may call; Problem at the first mistake."""
+    return _Checker(op, functions, ops).run()
 
 
 class _Checker:
     """One pass over an op, in the order of its text."""
 
-    def __init__(self, op: syntax.Op) -> None:
-        self.op = op
+    def __init__(
+        self, op: syntax.Op, functions: Mapping[str, syntax.Function], ops: Mapping[str, Checked]
+    ) -> None:
+        self.op, self.old = with_old_values(op)
+        self.functions = functions
+        self.ops = ops
         self.names: dict[str, str] = {}
         """Every name of the header and every target, with what it is."""
         self.sizes: list[str] = []
@@ -98,12 +116,14 @@ class _Checker:
         _usable(op.name)
         self._header()
         equations: list[syntax.Assignment] = []
-        statements: list[syntax.Assignment] = []
-        body = [s for s in op.body if isinstance(s, syntax.Assignment)]
+        statements: list[syntax.Assignment | CheckedCall] = []
+        body = [s for s in lifted(op, self.ops) if isinstance(s, syntax.Assignment | Call)]
         for s in body:
-            self._target(s)
+            self._targets(s)
         for s in body:
-            if s.target.text in self.sizes:
+            if isinstance(s, Call):
+                statements.append(self._call(s))
+            elif s.target.text in self.sizes:
                 self._equation(s, [e.target.text for e in equations])
                 equations.append(s)
             else:
@@ -111,6 +131,7 @@ class _Checker:
         for t in op.outputs:
             if t.name.text not in self.ranks:
                 raise Problem(t.name.at, f"the output {t.name.text} is never assigned")
+        tensors = [n for n, what in self.names.items() if what not in ("a size", "a parameter")]
         return Checked(
             op.name.text,
             tuple(self.declared[t.name.text] for t in op.inputs),
@@ -119,8 +140,11 @@ class _Checker:
             tuple(self.sizes),
             tuple(equations),
             tuple(statements),
-            self._hints(),
-            tuple(self._limit(s.condition) for s in op.body if isinstance(s, syntax.Limit)),
+            tuning.hints((s for s in op.body if isinstance(s, syntax.Tuning)), self.indices, tensors),
+            tuple(tuning.limit(s.condition, self.indices) for s in op.body if isinstance(s, syntax.Limit)),
+            any(isinstance(s, syntax.FastMath) for s in op.body),
+            frozenset(self.names),
+            self.functions,
         )
 
     # --- header ---
@@ -155,116 +179,95 @@ class _Checker:
         for d in t.dims or ():
             if isinstance(d, Application) and d.function == "neg" and isinstance(d.args[0], Literal):
                 raise Problem(d.at, "a size cannot be negative")
-            self.integer(d, {}, "a size")
+            self.integer(d, "a size")
         dtype = None if t.dtype is None else _dtype(t.dtype)
         pad = t.pad.value if isinstance(t.pad, Literal) else 0.0
-        return TensorDeclaration(t.name.text, t.dims, dtype, float(pad))
+        old_of = next((name for name, old in self.old.items() if old == t.name.text), "")
+        return TensorDeclaration(t.name.text, t.dims, dtype, float(pad), old_of)
 
     # --- body ---
 
-    def _target(self, s: syntax.Assignment) -> None:
-        """Reject a target that cannot be assigned; note the name of an intermediate."""
-        name = s.target.text
-        what = self.names.get(name)
-        if what in ("an input", "a parameter"):
-            raise Problem(s.target.at, f"{name} is {what} and cannot be assigned")
-        if what == "a size" and s.indices is not None:
-            raise Problem(s.target.at, f"{name} is a size; a size equation has no brackets: {name} = ...")
-        if what is None:
-            self._introduce(s.target, "an intermediate")
+    def _targets(self, s: syntax.Assignment | Call) -> None:
+        """Reject targets that cannot be assigned; note the names of intermediates."""
+        for target in s.targets if isinstance(s, Call) else (s.target,):
+            name = target.text
+            what = self.names.get(name)
+            if what in ("an input", "a parameter"):
+                raise Problem(target.at, f"{name} is {what} and cannot be assigned")
+            if what == "a size" and isinstance(s, Call):
+                raise Problem(target.at, f"{name} is a size and cannot be the output of an op")
+            if what == "a size" and s.indices is not None:
+                raise Problem(target.at, f"{name} is a size; a size equation has no brackets: {name} = ...")
+            if what is None:
+                self._introduce(target, "an intermediate")
+
+    def _call(self, s: Call) -> CheckedCall:
+        """Check a call of another op; its targets can be read from here on."""
+        for target in s.targets:
+            if target.text in self.ranks:
+                raise Problem(target.at, f"{target.text} is assigned twice; every tensor is assigned by one statement")
+        for a in s.args:
+            self.readable(a, s.targets)
+        for node in numbers_within(s.settings, self.parameters):
+            self.integer(node, "a parameter of an op")
+        checked = check_call(s, self.ops[s.op])
+        for target, t in zip(s.targets, checked.callee.outputs, strict=True):
+            declared = self.declared.get(target.text)
+            dims = t.dims if declared is None or declared.dims is None else declared.dims
+            self.ranks[target.text] = None if dims is None else len(dims)
+        return checked
+
+    def readable(self, name: Name, targets: Collection[Name]) -> None:
+        """Reject a read, in a statement with these targets, of what is no tensor or has no value yet."""
+        text = name.text
+        if text not in self.names:
+            tensors = (n for n, what in self.names.items() if what not in ("a size", "a parameter"))
+            raise Problem(name.at, f"no tensor is called {text}{suggestion(text, tensors)}")
+        if text in self.sizes or text in self.parameters:
+            raise Problem(name.at, f"{text} is {self.names[text]} and has no elements")
+        if text in (t.text for t in targets):
+            raise Problem(name.at, f"{text} is read in its own definition; assign to an intermediate first")
+        if text not in self.ranks:
+            raise Problem(name.at, f"{text} is read before it is assigned; move its statement up")
 
     def _equation(self, s: syntax.Assignment, earlier: list[str]) -> None:
         if s.target.text in earlier:
             raise Problem(s.target.at, f"the size {s.target.text} is given twice")
-        self.integer(s.value, {}, "a size equation")
+        self.integer(s.value, "a size equation")
         if any(isinstance(n, Name) and n.text == s.target.text for n in syntax.walk(s.value)):
             raise Problem(s.value.at, f"the size {s.target.text} is given by itself")
 
-    def _hints(self) -> tuple[TileHint, ...]:
-        hints: dict[str, TileHint] = {}
-        for s in self.op.body:
-            if isinstance(s, syntax.Tile):
-                name = s.index.text
-                if name not in self.indices:
-                    raise Problem(s.index.at, f"no statement has an index {name}{suggestion(name, self.indices)}")
-                if name in hints:
-                    raise Problem(s.index.at, f"the tile of {name} is given twice")
-                if not s.tile and not s.per_item:
-                    raise Problem(s.index.at, f"tile {name} gives no values; write for example: tile {name}: 16, 32")
-                hints[name] = TileHint(name, _positive(s.tile), _positive(s.per_item))
-        return tuple(hints.values())
-
-    def _limit(self, condition: Node) -> str:
-        comparison = isinstance(condition, Application) and condition.function in COMPARISONS
-        if not comparison or getattr(condition, "called", None) is not None:
-            raise Problem(condition.at, "a where line is one comparison: where local_bytes <= device.local_mem")
-        for side in syntax.children(condition):
-            self._limit_side(side)
-        return syntax.node_text(condition)
-
-    def _limit_side(self, node: Node) -> None:
-        match node:
-            case Literal(value=int()) if not isinstance(node.value, bool):
-                return
-            case Name() | Qualified():
-                known = {*LIMIT_NAMES, *(f"{kind}_{i}" for kind in ("tile", "item") for i in self.indices)}
-                if node.text not in known:
-                    raise Problem(
-                        node.at,
-                        f"a where line cannot speak of {node.text}{suggestion(node.text, known)}; it knows "
-                        f"{listed(LIMIT_NAMES, 'and')}, tile_<index> and item_<index>",
-                    )
-            case Application() if node.called is None and node.function in ("add", "sub", "mul", "div", "neg", "pow"):
-                for a in node.args:
-                    self._limit_side(a)
-            case _:
-                raise Problem(node.at, "a where line compares integer arithmetic: + - * / ^ on names and integers")
-
     # --- integer arithmetic: sizes, index expressions ---
 
-    def integer(self, node: Node, bound: dict[str, str], what: str) -> tuple[Node, frozenset[str]]:
-        """Check that `node` is affine in the bound indices; gives it with indices renamed, and the indices it uses."""
-        none: frozenset[str] = frozenset()
+    def integer(self, node: Node, what: str) -> Node:
+        """Check that `node` is arithmetic of integers, sizes and int parameters."""
         match node:
             case Literal():
                 if isinstance(node.value, bool) or not isinstance(node.value, int):
                     raise Problem(node.at, f"{what} is made of integers, found {syntax.node_text(node)}")
-                return node, none
+                return node
             case Name():
-                return self._integer_name(node, bound, what)
-            case Application() if node.function in _INTEGER_OPERATIONS:
-                return self._integer_operation(node, bound, what)
+                self._integer_name(node, what)
+                return node
+            case Application() if node.called is None and node.function in SIZE_OPERATIONS:
+                return replace(node, args=tuple(self.integer(a, what) for a in node.args))
+            case Application(function="min" | "max") if node.args:
+                return replace(node, args=tuple(self.integer(a, what) for a in node.args))
             case Access():
-                raise Problem(node.at, f"{what} cannot depend on data; reads at computed places are not supported")
+                raise Problem(node.at, f"{what} cannot depend on data")
             case _:
-                raise Problem(node.at, f"{what} is integer arithmetic: + - * / on names and integers")
+                raise Problem(node.at, f"{what} is integer arithmetic: + - * / % on names and integers")
 
-    def _integer_name(self, node: Name, bound: dict[str, str], what: str) -> tuple[Node, frozenset[str]]:
+    def _integer_name(self, node: Name, what: str) -> None:
         name = node.text
-        if name in bound:
-            return replace(node, text=bound[name]), frozenset((bound[name],))
         parameter = self.parameters.get(name)
         if parameter is not None and parameter.type != "int":
             raise Problem(node.at, f"{what} is made of integers, but the parameter {name} is {parameter.type}")
         if parameter is None and name not in self.sizes:
             if name in self.names:
                 raise Problem(node.at, f"{what} cannot depend on data, and {name} is {self.names[name]}")
-            known = (*bound, *self.parameters, *self.sizes)
-            raise Problem(node.at, f"no size, int parameter or index is called {name}{suggestion(name, known)}")
-        return node, frozenset()
-
-    def _integer_operation(self, node: Application, bound: dict[str, str], what: str) -> tuple[Node, frozenset[str]]:
-        checked = [self.integer(a, bound, what) for a in node.args]
-        used = frozenset[str]().union(*(u for _, u in checked))
-        if used and node.function in _CONSTANT_ONLY:
-            sign = {"div": "division of an index is", "pow": "powers of an index are"}
-            what_not = sign.get(node.function, f"{node.function} of an index is")
-            raise Problem(node.at, f"{what} is linear in its indices; {what_not} not supported")
-        if node.function == "mul" and all(u for _, u in checked):
-            raise Problem(node.at, f"{what} is linear in its indices; a product of two indices is not supported")
-        if node.called is not None and not (node.function in ("min", "max") and len(node.args) >= 1):
-            raise Problem(node.at, f"{what} is integer arithmetic: + - * / on names and integers")
-        return replace(node, args=tuple(n for n, _ in checked)), used
+            known = (*self.parameters, *self.sizes)
+            raise Problem(node.at, f"no size or int parameter is called {name}{suggestion(name, known)}")
 
 
 class _Statement:
@@ -275,11 +278,10 @@ class _Statement:
         self.s = s
         self.written = {n.text for n in syntax.walk(s.value) if isinstance(n, Name)}
         self.bound_anywhere = {
-            b.value.text
+            syntax.bound_name(b).text
             for n in syntax.walk(s.value)
             if isinstance(n, Reduction)
             for b in n.indices
-            if isinstance(b.value, Name)
         }
         self.written |= self.bound_anywhere
         self.taken: set[str] = set()
@@ -337,7 +339,7 @@ class _Statement:
             unique, n = f"{name}_{n}", n + 1
         self.taken.add(unique)
         bound[name] = unique
-        extent = None if b.extent is None else self.op.integer(b.extent, {}, "an extent")[0]
+        extent = None if b.extent is None else self.op.integer(b.extent, "an extent")
         return Bound(replace(b.value, text=unique), extent)
 
     # --- expressions ---
@@ -382,23 +384,13 @@ class _Statement:
                 f"the index {name} is bound by a reduction that ends before here; a reduction takes one product: "
                 f"put its whole body in brackets, sum({name}) (...)",
             )
-        if name in FUNCTIONS or name in REDUCTIONS or name in DTYPES:
+        if name in BUILT_IN or name in self.op.functions:
             return Problem(node.at, f"{name} is a function; its arguments follow in brackets: {name}(...)")
         known = (*bound, *self.op.names)
         return Problem(node.at, f"no tensor, size, parameter or index is called {name}{suggestion(name, known)}")
 
     def _readable(self, name: Name) -> None:
-        """Reject a read of what is no tensor, or of a tensor that has no value yet."""
-        text = name.text
-        if text not in self.op.names:
-            tensors = (n for n, what in self.op.names.items() if what not in ("a size", "a parameter"))
-            raise Problem(name.at, f"no tensor is called {text}{suggestion(text, tensors)}")
-        if text in self.op.sizes or text in self.op.parameters:
-            raise Problem(name.at, f"{text} is {self.op.names[text]} and has no elements")
-        if text == self.s.target.text:
-            raise Problem(name.at, f"{text} is read in its own definition; assign to an intermediate first")
-        if text not in self.op.ranks:
-            raise Problem(name.at, f"{text} is read before it is assigned; move its statement up")
+        self.op.readable(name, (self.s.target,))
 
     def _access(self, node: Access, bound: dict[str, str]) -> Access:
         self._readable(node.tensor)
@@ -406,27 +398,42 @@ class _Statement:
         if rank is not None and rank != len(node.index):
             found = counted(len(node.index), "index")
             raise Problem(node.at, f"{name} has {counted(rank, 'dimension')} but is read with {found}")
-        index = tuple(self._affine(i, bound) for i in node.index)
+        index = tuple(self._position(i, bound) for i in node.index)
         return replace(node, index=index)
 
-    def _affine(self, node: Node, bound: dict[str, str]) -> Node:
-        for n in syntax.walk(node):
-            if isinstance(n, Name) and n.text not in bound and n.text not in self.op.names:
-                if n.text in self.bound_anywhere:
-                    raise self._unknown(n, bound)
-                raise Problem(
-                    n.at,
-                    f"the index {n.text} is neither on the left side nor bound by a reduction"
-                    f"{suggestion(n.text, bound)}; to add over it, write sum({n.text}) in front",
-                )
-        checked, used = self.op.integer(node, bound, "an index")
-        self.used |= used
-        return checked
+    def _position(self, node: Node, bound: dict[str, str]) -> Node:
+        """Check an index expression: arithmetic of indices, sizes and int parameters, and whatever gives integers."""
+        match node:
+            case Literal():
+                if isinstance(node.value, bool) or not isinstance(node.value, int):
+                    raise Problem(node.at, f"an index is made of integers, found {syntax.node_text(node)}")
+                return node
+            case Name():
+                return self._position_name(node, bound)
+            case Application() if node.called is None and node.function in INDEX_OPERATIONS:
+                return replace(node, args=tuple(self._position(a, bound) for a in node.args))
+            case _:
+                return self.expression(node, bound)
+
+    def _position_name(self, node: Name, bound: dict[str, str]) -> Node:
+        name = node.text
+        parameter = self.op.parameters.get(name)
+        if parameter is not None and parameter.type != "int":
+            raise Problem(node.at, f"an index is made of integers, but the parameter {name} is {parameter.type}")
+        if name in bound or name in self.op.names:
+            return self._name(node, bound)
+        if name in self.bound_anywhere:
+            raise self._unknown(node, bound)
+        raise Problem(
+            node.at,
+            f"the index {name} is neither on the left side nor bound by a reduction{suggestion(name, bound)}; to add "
+            f"over it, write sum({name}) in front",
+        )
 
     def _reduction(self, node: Reduction, bound: dict[str, str]) -> Node:
         kind = node.kind.text
         if kind not in REDUCTIONS:
-            if kind in FUNCTIONS or kind in DTYPES:
+            if kind in SPOKEN or kind in DTYPES:
                 raise Problem(node.body.at, f"{kind}(...) is a value; an operator such as '*' must follow it")
             near = suggestion(kind, REDUCTIONS) or f"; there are {listed(REDUCTIONS, 'and')}"
             raise Problem(node.kind.at, f"no reduction is called {kind}{near}")
@@ -434,43 +441,86 @@ class _Statement:
             raise Problem(node.kind.at, f"{kind}() names no index; write for example {kind}(k) a[m,k]")
         if node.chained and isinstance(node.body, Application):
             left, tail = node.body.args
-            own = {b.value.text for b in node.indices if isinstance(b.value, Name)}
+            own = {syntax.bound_name(b).text for b in node.indices}
             if not own & _free(tail):  # the last factor stands beside this reduction, not inside
                 alone = replace(node, body=left, at=Span(node.at.start, left.at.end), chained=False)
                 return self.expression(replace(node.body, args=(alone, tail)), bound)
         inner = dict(bound)
-        indices = tuple(self._bind(b, inner) for b in node.indices)
+        if kind in SCANS:
+            indices: tuple[Bound, ...] = (self._running(node, inner),)
+        else:
+            indices = tuple(self._bind_some(node, b, inner) for b in node.indices)
         body = self.expression(node.body, inner)
         for original, b in zip(node.indices, indices, strict=True):
             if isinstance(b.value, Name) and b.value.text not in self.used:
-                written = syntax.node_text(original.value)
+                written = syntax.node_text(syntax.bound_name(original))
                 raise Problem(original.value.at, f"the index {written} of {kind} is never used in its body")
         return Reduction(node.kind, indices, body, node.at)
 
+    def _running(self, node: Reduction, bound: dict[str, str]) -> Bound:
+        """The index of a scan, `cumsum(k) x[r,k]`: a new one in place of an index that is bound around it."""
+        kind, first = node.kind.text, node.indices[0]
+        if len(node.indices) != 1 or first.extent is not None or not isinstance(first.value, Name):
+            raise Problem(first.value.at, f"{kind} runs along one index: y[r,k] = {kind}(k) x[r,k]")
+        name = first.value.text
+        if name not in bound:
+            near = suggestion(name, bound)
+            raise Problem(
+                first.value.at,
+                f"{kind} runs along an index of the left side or of a reduction around it, and {name} is none{near}",
+            )
+        outer = replace(first.value, text=bound.pop(name))
+        new = self._bind(Bound(first.value, None), bound)
+        return Bound(Application("le", (new.value, outer), first.value.at), outer)
+
+    def _bind_some(self, node: Reduction, b: Bound, bound: dict[str, str]) -> Bound:
+        """A reduction's index: bare, or with the end of its run, as `j <= k`."""
+        value = b.value
+        if not isinstance(value, Application) or value.called is not None or value.function not in PREFIXES:
+            return self._bind(b, bound)
+        name, end = value.args
+        kind = node.kind.text
+        if len(node.indices) != 1 or kind not in PREFIX_REDUCTIONS:
+            raise Problem(
+                value.at, f"an index with an end stands alone, in {listed(PREFIX_REDUCTIONS)}: sum(j <= k) x[j]"
+            )
+        if not isinstance(name, Name):
+            raise Problem(name.at, "a reduction's end is written with its index on the left: sum(j <= k) x[j]")
+        limit = self._position(end, bound)
+        new = self._bind(Bound(name, b.extent), bound)
+        return Bound(replace(value, args=(new.value, limit)), new.extent)
+
     def _application(self, node: Application, bound: dict[str, str]) -> Node:
         name, count = node.function, len(node.args)
+        if node.settings:
+            raise Problem(node.settings[0].name.at, f"only ops take parameters by name, and {name} is none here")
+        if name in self.op.functions:
+            check_arity(node, self.op.functions)
+            return replace(node, args=tuple(self.expression(a, bound) for a in node.args))
         if name == "inside":
             if count != 1 or not isinstance(node.args[0], Access):
                 raise Problem(node.at, "inside takes one read: inside(x[n,p+r])")
             return replace(node, args=(self._access(node.args[0], bound),))
         if name == "index":
             self._arity(node, 1)
-            return replace(node, args=(self._affine(node.args[0], bound),))
+            return replace(node, args=(self._position(node.args[0], bound),))
         if count == 1 and name in REDUCTIONS and node.called is not None:
             self._whole_reduction(node)
-        elif name in ("max", "min"):
-            if not count:
-                raise Problem(node.at, f"{name}() has no arguments")
         elif name in DTYPES:
             self._arity(node, 1)
-        elif name in FUNCTIONS:
-            self._arity(node, FUNCTIONS[name].arity)
+        elif name in SPOKEN:
+            wrong = wrong_count(name, count)
+            if wrong:
+                raise Problem(node.at, wrong)
+            name = SPOKEN[name].name
         else:
             raise self._no_function(node)
-        return replace(node, args=tuple(self.expression(a, bound) for a in node.args))
+        return replace(node, function=name, args=tuple(self.expression(a, bound) for a in node.args))
 
     def _no_function(self, node: Application) -> Problem:
         name, at = node.function, node.called or node.at
+        if name in self.op.ops:
+            return Problem(at, f"{name} is an op: it is called with whole tensors, in a statement without indices")
         if name in self.op.names:
             brackets = (
                 "" if name in self.op.parameters or name in self.op.sizes else "; its indices stand in '[' and ']'"
@@ -478,7 +528,7 @@ class _Statement:
             return Problem(at, f"{name} is {self.op.names[name]}, not a function{brackets}")
         if name in REDUCTIONS:
             return Problem(node.at, f"{name} takes one whole tensor, or indices with a body: {name}(k) a[m,k]")
-        words = {*FUNCTIONS, *REDUCTIONS, *DTYPES, "inside", "index"} - {*OPERATOR_SIGNS}
+        words = {*BUILT_IN, *self.op.functions, *self.op.ops} - {*OPERATOR_SIGNS}
         return Problem(at, f"no function is called {name}{suggestion(name, words)}")
 
     def _whole_reduction(self, node: Application) -> None:
@@ -491,6 +541,8 @@ class _Statement:
                 f"{kind}({arg.text}) has no body: write {kind}({arg.text}) a[{arg.text}], and put a body that starts "
                 f"with a sign in brackets",
             )
+        if kind in SCANS:
+            raise Problem(node.at, f"{kind} names the index it runs along: y[r,k] = {kind}(k) x[r,k]")
         if self.s.indices is not None:
             raise Problem(
                 node.at, f"{kind} of a whole tensor stands in statements without indices; here write {kind}(k) x[k]"
@@ -510,7 +562,7 @@ def _free(node: Node) -> set[str]:
         return {node.text}
     names = set[str]().union(*map(_free, syntax.children(node)))
     if isinstance(node, Reduction):
-        names -= {b.value.text for b in node.indices if isinstance(b.value, Name)}
+        names -= {syntax.bound_name(b).text for b in node.indices}
     return names
 
 
@@ -543,30 +595,8 @@ def _parameter(p: syntax.Parameter) -> ParameterDeclaration:
     return ParameterDeclaration(p.name.text, kind, default)
 
 
-def wrong_constant(value: object, kind: str) -> str:
-    """Why `value` cannot be a parameter of type `kind`, or an empty string."""
-    if kind == "bool":
-        return "" if isinstance(value, bool) else "is not true or false"
-    if isinstance(value, bool) or not isinstance(value, int | float):
-        return "is not a number"
-    if kind == "int":
-        if not isinstance(value, int):
-            return "is not an integer"
-        return "" if -(2**63) <= value < 2**63 else "does not fit in 64 bits"
-    return "" if isinstance(value, float) or math.isfinite(value) else "is not finite"
-
-
-def _positive(values: Iterable[Literal]) -> tuple[int, ...]:
-    for v in values:
-        if isinstance(v.value, bool) or not isinstance(v.value, int) or not 0 < v.value < 2**31:
-            raise Problem(v.at, "a tile size is a positive integer below 2^31")
-    return tuple(int(v.value) for v in values)
-
-
 __all__ = [
-    "COMPARISONS",
     "DTYPES",
-    "LIMIT_NAMES",
     "PARAMETER_TYPES",
     "REDUCTIONS",
     "RESERVED",

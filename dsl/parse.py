@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable
+from dataclasses import dataclass
 from functools import cache, lru_cache
 from importlib.resources import files
 from typing import Any
@@ -16,10 +17,11 @@ from lark.exceptions import LarkError, UnexpectedCharacters, UnexpectedEOF, Unex
 
 from tilewright.dsl import syntax, tables
 from tilewright.dsl.check import Definition, define
-from tilewright.dsl.diagnostics import Problem, escaped, language_error, listed
+from tilewright.dsl.diagnostics import Problem, escaped, language_error, listed, suggestion
 from tilewright.dsl.functions import OPERATOR_SIGNS
-from tilewright.dsl.names import COMPARISONS, REDUCTIONS
 from tilewright.dsl.syntax import Bound, Node, Span
+from tilewright.dsl.tuning import COMPARISONS
+from tilewright.dsl.vocabulary import REDUCTIONS
 from tilewright.errors import LanguageError
 
 MAX_CHARACTERS = 1_000_000
@@ -38,20 +40,29 @@ def parse(text: str) -> tuple[Definition, ...]:
     if len(text) > MAX_CHARACTERS:
         raise LanguageError(f"the text has {len(text)} characters; at most {MAX_CHARACTERS} are read")
     try:
-        return tuple(define(op, text) for op in _tree(text))
+        return define(_tree(text), text)
     except Problem as problem:
         raise language_error(text, problem) from None
     except RecursionError:  # MAX_NESTING keeps it away unless the caller's own stack is nearly full
         raise LanguageError("the text is nested too deeply for the stack that is left") from None
 
 
-def parse_op(text: str) -> Definition:
-    """The only op of a text; LanguageError if there are several."""
+def parse_op(text: str, name: str | None = None) -> Definition:
+    """The op of a text that is called ``name``, or its only one.
+
+    LanguageError if there is none of that name, or several and no name says which.
+    """
     definitions = parse(text)
-    if len(definitions) > 1:
-        names = listed((d.name for d in definitions), "and")
-        raise LanguageError(f"one op is expected here, but the text defines {names}; use parse() for several")
-    return definitions[0]
+    found = [d for d in definitions if name in (None, d.name)]
+    if len(found) == 1:
+        return found[0]
+    names = listed((d.name for d in definitions), "and")
+    if name is not None:
+        near = suggestion(name, (d.name for d in definitions))
+        raise LanguageError(f"the text defines no op {name}{near or f'; it defines {names}'}")
+    raise LanguageError(
+        f"one op is expected here, but the text defines {names}; say which by name, or use parse() for all"
+    )
 
 
 @lru_cache(maxsize=1024)
@@ -65,17 +76,19 @@ def parse_condition(text: str) -> Node:
         raise language_error(text, problem) from None
 
 
-def _tree(text: str) -> tuple[syntax.Op, ...]:
-    ops: tuple[syntax.Op, ...] = _run(text, "start")
-    for op in ops:
+def _tree(text: str) -> syntax.Text:
+    tree: syntax.Text = _run(text, "start")
+    for function in tree.functions:
+        _check_nesting(function.body)
+    for op in tree.ops:
         for statement in op.body:
             _check_depth(statement)
         for dim in (d for t in (*op.inputs, *op.outputs) for d in t.dims or ()):
             _check_nesting(dim)
-    return ops
+    return tree
 
 
-def _check_depth(statement: syntax.Assignment | syntax.Tile | syntax.Limit) -> None:
+def _check_depth(statement: syntax.Statement) -> None:
     match statement:
         case syntax.Assignment():
             for b in statement.indices or ():
@@ -83,9 +96,11 @@ def _check_depth(statement: syntax.Assignment | syntax.Tile | syntax.Limit) -> N
                 if b.extent is not None:
                     _check_nesting(b.extent)
             _check_nesting(statement.value)
+        case syntax.Several():
+            _check_nesting(statement.value)
         case syntax.Limit():
             _check_nesting(statement.condition)
-        case syntax.Tile():
+        case syntax.Tuning() | syntax.FastMath():
             pass
 
 
@@ -97,6 +112,10 @@ def _check_nesting(node: Node) -> None:
             f"the expression is nested more than {MAX_NESTING} levels deep (each operator of a chain counts as one); "
             "assign a part of it to an intermediate",
         )
+    for n in syntax.walk(node):
+        if isinstance(n, syntax.Application):
+            for setting in n.settings:
+                _check_nesting(setting.value)
 
 
 def _run(text: str, start: str) -> Any:
@@ -196,18 +215,35 @@ def _binary(function: str) -> Callable[[_Builder, Node, Node], syntax.Applicatio
     return build
 
 
+_UPDATES = {f"{OPERATOR_SIGNS[word]}=": word for word in ("add", "sub", "mul", "div")}
 _COMPARISONS = {OPERATOR_SIGNS[word]: word for word in COMPARISONS}
+
+
+@dataclass(frozen=True)
+class _Call:
+    """`name(value: extent, ...; setting, ...)` before it is known to be a function's or a reduction's."""
+
+    name: Token
+    bounds: tuple[Bound, ...]
+    settings: tuple[syntax.Setting, ...]
 
 
 @v_args(inline=True)
 class _Builder(Transformer[Token, Any]):
     """One method per rule of the grammar; arguments are the rule's children (None for what was left out)."""
 
-    def start(self, *ops: syntax.Op) -> tuple[syntax.Op, ...]:
-        return ops
+    def start(self, *parts: syntax.Op | syntax.Function) -> syntax.Text:
+        functions = tuple(p for p in parts if isinstance(p, syntax.Function))
+        return syntax.Text(functions, tuple(p for p in parts if isinstance(p, syntax.Op)))
 
     def condition(self, node: Node) -> Node:
         return node
+
+    def function(self, name: Token, arguments: Any, body: Node) -> syntax.Function:
+        return syntax.Function(_name(name), arguments or (), body)
+
+    def names(self, *tokens: Token) -> tuple[syntax.Name, ...]:
+        return tuple(_name(t) for t in tokens)
 
     def op(self, name: Token, inputs: Any, parameters: Any, outputs: Any, body: Any) -> syntax.Op:
         return syntax.Op(_name(name), inputs or (), parameters or (), outputs, body)
@@ -247,14 +283,27 @@ class _Builder(Transformer[Token, Any]):
     def body(self, *statements: Any) -> tuple[Any, ...]:
         return statements
 
-    def element(self, target: Token, indices: Any, value: Node) -> syntax.Assignment:
-        return syntax.Assignment(_name(target), indices or (), value)
+    def element(self, target: Token, indices: Any, sign: Token, value: Node) -> syntax.Assignment:
+        return syntax.Assignment(_name(target), indices or (), value, _UPDATES.get(sign, ""))
 
-    def whole(self, target: Token, value: Node) -> syntax.Assignment:
-        return syntax.Assignment(_name(target), None, value)
+    def whole(self, target: Token, sign: Token, value: Node) -> syntax.Assignment:
+        return syntax.Assignment(_name(target), None, value, _UPDATES.get(sign, ""))
 
-    def tile(self, index: Token, tile: Any, per_item: Any) -> syntax.Tile:
-        return syntax.Tile(_name(index), tile or (), per_item or ())
+    def several(self, *parts: Any) -> syntax.Several:
+        *targets, _, call = parts
+        return syntax.Several(tuple(_name(t) for t in targets), self.application(call))
+
+    def tuning(self, kind: Token, subject: Token, values: Any, per_item: Any) -> syntax.Tuning:
+        return syntax.Tuning(_name(kind), _name(subject), values or (), per_item or ())
+
+    def work_group(self, kind: Token, values: Any) -> syntax.Tuning:
+        return syntax.Tuning(_name(kind), None, values or ())
+
+    def values(self, *tokens: Token) -> tuple[syntax.Literal | syntax.Name, ...]:
+        return tuple(_number(t) if t.type == "NUMBER" else _name(t) for t in tokens)
+
+    def fast_math(self, token: Token) -> syntax.FastMath:
+        return syntax.FastMath(_span(token))
 
     def limit(self, condition: Node) -> syntax.Limit:
         return syntax.Limit(condition)
@@ -264,9 +313,6 @@ class _Builder(Transformer[Token, Any]):
 
     def bound(self, value: Node, extent: Node | None) -> Bound:
         return Bound(value, extent)
-
-    def integers(self, *tokens: Token) -> tuple[syntax.Literal, ...]:
-        return tuple(_number(t) for t in tokens)
 
     or_ = _binary("or")
     and_ = _binary("and")
@@ -288,28 +334,38 @@ class _Builder(Transformer[Token, Any]):
     def chained(self, *parts: Any) -> Node:
         raise Problem(_span(parts[3]), "comparisons do not chain; write 'a < b and b < c'")
 
-    def reduction(self, call: tuple[Token, tuple[Bound, ...]], body: Node, chained: bool = False) -> syntax.Reduction:
-        return syntax.Reduction(_name(call[0]), call[1], body, Span(_span(call[0]).start, body.at.end), chained)
+    def reduction(self, call: _Call, body: Node, chained: bool = False) -> syntax.Reduction:
+        if call.settings:
+            raise Problem(call.settings[0].name.at, "a reduction has indices only; parameters by name stand in calls")
+        at = Span(_span(call.name).start, body.at.end)
+        return syntax.Reduction(_name(call.name), call.bounds, body, at, chained)
 
-    def reduction_mul(self, call: tuple[Token, tuple[Bound, ...]], left: Node, tail: Node) -> syntax.Reduction:
+    def reduction_mul(self, call: _Call, left: Node, tail: Node) -> syntax.Reduction:
         return self.reduction(call, self.mul(left, tail), chained=True)
 
-    def reduction_div(self, call: tuple[Token, tuple[Bound, ...]], left: Node, tail: Node) -> syntax.Reduction:
+    def reduction_div(self, call: _Call, left: Node, tail: Node) -> syntax.Reduction:
         return self.reduction(call, self.div(left, tail), chained=True)
 
-    def call(self, function: Token, bounds: Any) -> tuple[Token, tuple[Bound, ...]]:
-        return function, bounds or ()
+    def call(self, function: Token, bounds: Any, settings: Any) -> _Call:
+        return _Call(function, bounds or (), settings or ())
 
-    def application(self, call: tuple[Token, tuple[Bound, ...]]) -> syntax.Application:
-        function, bounds = call
-        for b in bounds:
+    def settings(self, *items: syntax.Setting) -> tuple[syntax.Setting, ...]:
+        return items
+
+    def setting(self, name: Token, value: Node) -> syntax.Setting:
+        return syntax.Setting(_name(name), value)
+
+    def application(self, call: _Call) -> syntax.Application:
+        for b in call.bounds:
             if b.extent is not None:
                 raise Problem(
                     b.extent.at, "only the index of a reduction takes an extent; its body is missing: sum(k: 3) x[n+k]"
                 )
-        name = _name(function)
-        last = bounds[-1].value.at.end + 1 if bounds else name.at.end + 2
-        return syntax.Application(name.text, tuple(b.value for b in bounds), Span(name.at.start, last), name.at)
+        name = _name(call.name)
+        values = [*(b.value for b in call.bounds), *(s.value for s in call.settings)]
+        last = values[-1].at.end + 1 if values else name.at.end + 2
+        args = tuple(b.value for b in call.bounds)
+        return syntax.Application(name.text, args, Span(name.at.start, last), name.at, call.settings)
 
     def literal(self, token: Token) -> syntax.Literal:
         return _number(token)
@@ -338,7 +394,7 @@ _SPELLED = {
     "COMMA": "','",
     "COLON": "':'",
     "SEMICOLON": "';'",
-    "EQUAL": "'='",
+    "ASSIGN": "'='",
     "_ARROW": "'->'",
     "_OP": "'op'",
     "_NL": "the end of the line",
@@ -348,8 +404,6 @@ _SPELLED = {
     "ELEMENT_TYPE": "': element type'",
     "_PAD": "'pad'",
     "_PER_ITEM": "'per item'",
-    "_TILE": "'tile'",
-    "_WHERE": "'where'",
 }
 _VALUE_STARTS = {"NAME", "NUMBER", "LPAR"}
 _OPERATORS = {"STAR", "SLASH", "PLUS", "MINUS", "_POWER", "COMPARE", "_AND", "_OR"}
@@ -389,6 +443,11 @@ def _explained(text: str, error: UnexpectedToken | UnexpectedCharacters | Unexpe
 
 def _wanted(expected: set[str]) -> str:
     words = []
+    if "HINT" in expected:
+        words.append("a statement")
+        expected = expected - {"NAME"}
+    if "UPDATE" in expected:
+        expected = expected - {"COMMA"}
     if "COLON" in expected and "_PAD" in expected and "RPAR" not in expected:
         return "':'"
     if expected >= _VALUE_STARTS:
@@ -412,8 +471,8 @@ def _hint(token: Token, expected: set[str], text: str) -> str:
     value = token.type in ("NAME", "NUMBER", "LPAR")
     after_value = "STAR" in expected
     hints = (
-        (not after_value and "EQUAL" in expected and token in ("+", "-", "*", "/"), "no_update"),
-        (not after_value and "EQUAL" in expected, "statement"),
+        ("ASSIGN" in expected and "def" in before.rpartition("\n")[2].split(), "function"),
+        (not after_value and "ASSIGN" in expected, "statement"),
         (token == "=" and before.endswith("="), "assign"),
         (token == "=" and after_value, "compare"),
         ("_ARROW" in expected, "arrow"),
@@ -421,13 +480,13 @@ def _hint(token: Token, expected: set[str], text: str) -> str:
         (after_value and value and _REDUCTION_WORD.search(before) is not None, "reduction"),
         (after_value and value, "operator"),
         (token.type == "_NL" and expected >= _VALUE_STARTS, "line"),
-        ("_OP" in expected and "_TILE" not in expected, "op"),
+        ("_OP" in expected and "HINT" not in expected, "op"),
     )
     return next((_HINTS[key] for holds, key in hints if holds), "")
 
 
 _HINTS = {
-    "no_update": "; there is no updating assignment: a sum over k is written sum(k) x[n,k]",
+    "function": "; a function reads: def name(x, y) = expression",
     "statement": "; a statement reads target[indices] = expression",
     "assign": "; a statement assigns with a single '='",
     "compare": "; '=' assigns, '==' compares",

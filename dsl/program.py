@@ -14,8 +14,9 @@ from __future__ import annotations
 
 import hashlib
 import math
-from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass, replace
+import re
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import Union
 
@@ -202,12 +203,27 @@ class Statement:
 
 
 @dataclass(frozen=True)
-class TileHint:
-    """``tile m: 32, 64 per item 2, 4``: the values a tuner may try for one index (empty = the family's own)."""
+class Hint:
+    """The values a tuner may try for one property of one index or tensor: ``tile m: 32, 64``.
 
-    index: str
-    tile: tuple[int, ...] = ()
-    per_item: tuple[int, ...] = ()
+    ``kind`` is tile, item (``per item``), vector, unroll or split of an index, stage of a tensor, or work_group.
+    """
+
+    kind: str
+    subject: str
+    """An index or a tensor; empty for work_group."""
+    values: tuple[int | str, ...]
+    line: str = field(default="", compare=False)
+    """As it was written, for messages."""
+
+
+@dataclass(frozen=True)
+class Limit:
+    """A ``where`` condition on configurations, as checked source text."""
+
+    condition: str
+    line: str = field(default="", compare=False)
+    """As it was written, for messages."""
 
 
 @dataclass(frozen=True)
@@ -215,7 +231,7 @@ class Program:
     """A tensor program with concrete sizes and types.
 
     Statements run in order; a tensor is written by exactly one statement and never by two, and is read only after it.
-    ``hints`` narrow the tuning space; ``limits`` are the text's `where` conditions on it, kept as checked source text.
+    ``hints`` narrow the tuning space; ``limits`` are the text's `where` conditions on it.
     """
 
     name: str
@@ -223,8 +239,8 @@ class Program:
     outputs: tuple[Tensor, ...]
     statements: tuple[Statement, ...]
     intermediates: tuple[Tensor, ...] = ()
-    hints: tuple[TileHint, ...] = ()
-    limits: tuple[str, ...] = ()
+    hints: tuple[Hint, ...] = ()
+    limits: tuple[Limit, ...] = ()
     fast_math: bool = False
     """True if NaN, infinities and the last bits of functions may be given up for speed."""
 
@@ -237,26 +253,27 @@ class Program:
     def canonical(self) -> Program:
         """The same program with its names replaced by positions, so that spelling does not matter.
 
-        Tensors become ``t0, t1, ...`` in order of declaration, indices ``i0, i1, ...`` in order of first use.
+        Tensors become ``t0, t1, ...`` in order of declaration, indices ``i0, i1, ...`` in order of first use; hints and
+        limits follow.
         """
         names = {name: f"t{n}" for n, name in enumerate(self.tensors)}
 
         def tensor(t: Tensor) -> Tensor:
             return replace(t, name=names[t.name])
 
-        statements, hints = [], {}
-        for s in self.statements:
-            order = {i.name: f"i{n}" for n, i in enumerate(all_indices(s))}
-            hints.update({h.index: order[h.index] for h in self.hints if h.index in order})
-            statements.append(rename_indices(replace(s, target=names[s.target]), order))
+        orders = [{i.name: f"i{n}" for n, i in enumerate(all_indices(s))} for s in self.statements]
+        statements = [
+            rename_indices(replace(s, target=names[s.target]), order)
+            for s, order in zip(self.statements, orders, strict=True)
+        ]
         return Program(
             "program",
             tuple(map(tensor, self.inputs)),
             tuple(map(tensor, self.outputs)),
             tuple(replace(s, value=rename_tensors(s.value, names)) for s in statements),
             tuple(map(tensor, self.intermediates)),
-            tuple(replace(h, index=hints.get(h.index, h.index)) for h in self.hints),
-            self.limits,
+            tuple(dict.fromkeys(new for h in self.hints for new in _renamed_hint(h, names, orders))),
+            tuple(dict.fromkeys(new for x in self.limits for new in _renamed_limit(x, orders))),
             self.fast_math,
         )
 
@@ -288,6 +305,30 @@ class Program:
     def bytes_moved(self) -> int:
         """Least traffic with device memory in bytes: each input read once, each output written once."""
         return sum(t.size * t.dtype.itemsize for t in (*self.inputs, *self.outputs))
+
+
+def _renamed_hint(h: Hint, tensors: Mapping[str, str], orders: Iterable[Mapping[str, str]]) -> list[Hint]:
+    """A hint in canonical names: one for each place that its index has in a statement."""
+    if h.kind == "stage":
+        return [replace(h, subject=tensors.get(h.subject, h.subject))]
+    places = dict.fromkeys(order[h.subject] for order in orders if h.subject in order)
+    return [replace(h, subject=place) for place in places] or [h]
+
+
+_PROPERTY = re.compile(r"\b(tile|item|vector|unroll|split)_(\w+)")
+
+
+def rename_limit(limit: Limit, names: Mapping[str, str]) -> Limit:
+    """Rename the indices that a condition speaks of."""
+    text = _PROPERTY.sub(lambda found: f"{found[1]}_{names.get(found[2], found[2])}", limit.condition)
+    return replace(limit, condition=text)
+
+
+def _renamed_limit(limit: Limit, orders: Iterable[Mapping[str, str]]) -> list[Limit]:
+    """A condition in canonical names, once for each statement in which its indices have places of their own."""
+    subjects = {subject for _, subject in _PROPERTY.findall(limit.condition)}
+    found = [rename_limit(limit, order) for order in orders if subjects & order.keys()]
+    return list(dict.fromkeys(found)) or [limit]
 
 
 def _operations(e: Expr, times: int, done: set[Expr]) -> int:
@@ -588,15 +629,16 @@ __all__ = [
     "Computed",
     "Const",
     "Expr",
+    "Hint",
     "Index",
     "IndexValue",
     "Inside",
+    "Limit",
     "Program",
     "Read",
     "Reduce",
     "Statement",
     "Tensor",
-    "TileHint",
     "all_indices",
     "bounds",
     "checked_dimensions",
@@ -608,6 +650,7 @@ __all__ = [
     "position",
     "reads",
     "rename_indices",
+    "rename_limit",
     "rename_reductions",
     "rename_tensors",
     "substitute_indices",

@@ -8,9 +8,11 @@ from collections.abc import Iterable, Mapping
 from tilewright.dsl import syntax
 from tilewright.dsl.diagnostics import Problem, listed, suggestion
 from tilewright.dsl.dtypes import DType
+from tilewright.dsl.embedding import arguments, embedded, settled
 from tilewright.dsl.environment import Environment
 from tilewright.dsl.names import DTYPES, Checked, ParameterDeclaration, TensorDeclaration, wrong_constant
-from tilewright.dsl.program import Const, Program, Tensor
+from tilewright.dsl.opcalls import CheckedCall
+from tilewright.dsl.program import Const, Program, Statement, Tensor
 from tilewright.dsl.sizes import LARGEST
 from tilewright.dsl.statements import build
 from tilewright.dsl.values import Kind, Value, integer_range, number, typed
@@ -51,18 +53,21 @@ class _Specialiser(Environment):
 
     def set_inputs(self, shapes: Mapping[str, tuple[int, ...]], dtypes: Mapping[str, DType]) -> None:
         """Make the input tensors and bind the sizes that their shapes give."""
+        shapes = {self.old.get(name, name): shape for name, shape in shapes.items()}
+        dtypes = {self.old.get(name, name): dtype for name, dtype in dtypes.items()}
         names = [t.name for t in self.checked.inputs]
         self._refuse_unknown(shapes, names, "input")
         self._refuse_unknown(dtypes, names, "input")
         for t in self.checked.inputs:
             if t.name not in shapes:
-                raise self.error(f"the input {t.name} is missing")
+                why = "; its value from before the op is an input, as it is read before it is assigned"
+                raise self.error(f"the input {t.argument} is missing{why if t.old_of else ''}")
             shape = tuple(int(n) for n in shapes[t.name])
             if any(n < 0 for n in shape) or math.prod(shape) >= LARGEST:
                 raise self.error(f"the input {t.name} has the impossible shape {list(shape)}")
             dtype = dtypes.get(t.name, t.dtype or DType.F32)
             if t.dtype is not None and dtype is not t.dtype:
-                raise self.error(f"the input {t.name} should be {t.dtype.value}, found {dtype.value}")
+                raise self.error(f"the input {t.argument} should be {t.dtype.value}, found {dtype.value}")
             self.bind_dims(t, shape)
             self.add(Tensor(t.name, dtype, shape, pad=self._pad(t, dtype)), Kind(dtype))
 
@@ -100,10 +105,10 @@ class _Specialiser(Environment):
     def program(self) -> Program:
         """Work through the statements."""
         self.solve_equations()
-        statements = []
+        statements: list[Statement] = []
         for s in self.checked.statements:
             try:
-                statements.append(build(self, s))
+                statements += self._called(s) if isinstance(s, CheckedCall) else [build(self, s)]
             except RecursionError:  # the limits above keep it away unless the caller's own stack is nearly full
                 raise Problem(s.target.at, "the expression is nested too deeply for the stack that is left") from None
             self.solve_equations()
@@ -116,15 +121,26 @@ class _Specialiser(Environment):
             raise self.error(f"{place} is declared as {syntax.node_text(node)}, whose names are not known; give sizes")
         outputs = [t.name for t in self.checked.outputs]
         inner = [s.target for s in statements if s.target not in outputs]
-        return Program(
+        program = Program(
             self.op,
             tuple(self.tensors[t.name] for t in self.checked.inputs),
             tuple(self.tensors[name] for name in outputs),
             tuple(statements),
             tuple(self.tensors[name] for name in inner),
-            self.checked.hints,
-            self.checked.limits,
+            tuple(self.hints),
+            tuple(self.limits),
+            self.fast_math,
         )
+        return settled(program, self.padded) if self.padded else program
+
+    def _called(self, call: CheckedCall) -> list[Statement]:
+        """The statements that a call of another op stands for."""
+        given = [self.tensors[a.text] for a in call.args]
+        inputs = [t.name for t in call.callee.inputs]
+        shapes = {name: t.shape for name, t in zip(inputs, given, strict=True)}
+        dtypes = {name: t.dtype for name, t in zip(inputs, given, strict=True)}
+        parameters, sizes = arguments(self, call)
+        return embedded(self, call, lambda: specialise(call.callee, shapes, dtypes, parameters, sizes))
 
 
 def _parameter_value(p: ParameterDeclaration, value: int | float | bool) -> Value:

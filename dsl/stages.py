@@ -86,7 +86,7 @@ def _stage(program: Program, group: Sequence[Statement]) -> Program:
     outside = {r.tensor for s in program.statements if s.target not in made for r in touches(s.value)}
     outside |= {t.name for t in program.outputs}
     inside = dict.fromkeys(r.tensor for s in group for r in touches(s.value))
-    names = {i.name for s in group for i in all_indices(s)}
+    names = {i.name for s in group for i in all_indices(s)} | inside.keys()
 
     def written(name: str) -> bool:
         return name in outside or name not in inside
@@ -102,7 +102,7 @@ def _stage(program: Program, group: Sequence[Statement]) -> Program:
         ),
         tuple(group),
         tuple(tensors[s.target] for s in group if not written(s.target)),
-        hints=tuple(h for h in program.hints if h.index in names),
+        hints=tuple(h for h in program.hints if h.subject in names or not h.subject),
         limits=program.limits,
         fast_math=program.fast_math,
     )

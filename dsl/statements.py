@@ -21,9 +21,10 @@ from tilewright.dsl.program import (
     children,
     rename_reductions,
     transform,
+    walk,
 )
 from tilewright.dsl.sizes import Extents, OpenIndex
-from tilewright.dsl.syntax import Access, Application, Assignment, Literal, Name, Node, Reduction
+from tilewright.dsl.syntax import Access, Application, Assignment, Function, Literal, Name, Node, Reduction
 from tilewright.dsl.values import (
     MAX_REPEATED,
     Value,
@@ -35,6 +36,8 @@ from tilewright.dsl.values import (
     typed,
 )
 
+MAX_PARTS = 4_000
+"""Most nodes of what a function of the text gives: one that uses its argument twice doubles it, call by call."""
 MAX_DEPTH = 150
 """Most levels of one statement's expression, conversions included: what passes over Programs can walk."""
 
@@ -63,6 +66,10 @@ class _Build:
         """What whole reductions reduce to: the declared shape of the target, else a single element."""
         self.frame: Frame | None = None
         """The target's own positions in the short form."""
+        self.scope: dict[str, Value] | None = None
+        """The arguments of the text's function that is being applied; None outside of functions."""
+        self.parts: dict[int, tuple[Expr, int]] = {}
+        """How many nodes expressions within functions have, by identity."""
         self.taken = {n.text for n in syntax.walk(s.value) if isinstance(n, Name)}
         self.taken |= {b.value.text for n in self._reductions() for b in n.indices if isinstance(b.value, Name)}
         self.taken |= {b.value.text for b in s.indices or () if isinstance(b.value, Name)}
@@ -292,18 +299,46 @@ class _Build:
         if self._reduces(node):
             return self._whole_reduction(node)
         args = [self.value(a, frame) for a in node.args]
+        if node.function in self.work.checked.functions:
+            return self._called(self.work.checked.functions[node.function], args)
+        value = self._applied(node, args)
+        if self.scope is not None and self._parts(value.expr) > MAX_PARTS:
+            raise Problem(
+                node.at,
+                f"with what it is applied to here, this has more than {MAX_PARTS:,} parts; assign an argument to an "
+                "intermediate",
+            )
+        return value
+
+    def _applied(self, node: Application, args: list[Value]) -> Value:
         if node.function in DTYPES:
             return converted(args[0], DTYPES[node.function])
         if node.function == "pow" and repeats_too_much(*args):
             raise Problem(
-                first.at,
+                node.args[0].at,
                 f"a power of integers repeats its base, and this one has more than {MAX_REPEATED} parts; "
                 "assign it to an intermediate",
             )
         return apply(node.function, args)
 
+    def _called(self, function: Function, args: list[Value]) -> Value:
+        """A function of the text: its body, whose names are the arguments' values."""
+        outer, self.scope = self.scope, {a.text: v for a, v in zip(function.arguments, args, strict=True)}
+        value = self.value(function.body, None)
+        self.scope = outer
+        return value
+
+    def _parts(self, e: Expr) -> int:
+        """Nodes of an expression, shared ones counted wherever they occur."""
+        known = self.parts.get(id(e))
+        if known is None:
+            known = self.parts[id(e)] = e, 1 + sum(map(self._parts, children(e)))
+        return known[1]
+
     def _name(self, node: Name, frame: Frame | None) -> Value:
         name = node.text
+        if self.scope is not None:
+            return self.scope[name]
         if name in self.extents:
             return typed(IndexValue(Affine.index(name)))
         if name in self.work.parameters:
@@ -343,20 +378,28 @@ class _Build:
 
 
 def renamed_apart(e: Expr, taken: set[str]) -> Expr:
-    """The expression with every reduction's indices named differently from all others (a power repeats its base)."""
+    """The expression with every reduction's indices named differently from all others.
+
+    A reduction that occurs several times, but for its indices' names, keeps one set of names: it is computed once.
+    """
     seen: set[str] = set()
+    known: dict[Expr, Expr] = {}
 
     def change(node: Expr) -> Expr:
         if not isinstance(node, Reduce):
             return node
-        names = {}
-        for i in node.indices:
-            name, n = i.name, 2
-            while name in seen or (name != i.name and name in taken):
-                name, n = f"{i.name}_{n}", n + 1
-            seen.add(name)
-            names[i.name] = name
-        return rename_reductions(node, names) if any(a != b for a, b in names.items()) else node
+        inner = dict.fromkeys(i.name for n in walk(node) if isinstance(n, Reduce) for i in n.indices)
+        anonymous = rename_reductions(node, {name: f"#{n}" for n, name in enumerate(inner)})
+        if anonymous not in known:
+            names = {}
+            for i in node.indices:
+                name, n = i.name, 2
+                while name in seen or (name != i.name and name in taken):
+                    name, n = f"{i.name}_{n}", n + 1
+                seen.add(name)
+                names[i.name] = name
+            known[anonymous] = rename_reductions(node, names) if any(a != b for a, b in names.items()) else node
+        return known[anonymous]
 
     return transform(e, change)
 

@@ -1,7 +1,8 @@
 """The syntax tree: what was written, untyped and unchecked, every node with its place in the text.
 
-    Op          a whole op: header and body
-    Statements  Assignment | Tile | Limit
+    Text        a whole text: functions and ops
+    Op          an op: header and body
+    Statement   Assignment | Several | Tuning | Limit | FastMath
     Node        Literal | Name | Access | Application | Reduction | Qualified          (a closed set)
 
 Operators are Applications of their word (`add`, `lt`, `neg`, ...). `check.py` gives all of this its meaning.
@@ -74,6 +75,16 @@ class Application:
     at: Span
     called: Span | None = None
     """Place of the function's name; None for an operator."""
+    settings: tuple[Setting, ...] = ()
+    """Parameters by name, in the call of an op: ``pool(x; k=2)``."""
+
+
+@dataclass(frozen=True, slots=True)
+class Setting:
+    """``k=2`` behind the ';' of a call."""
+
+    name: Name
+    value: Node
 
 
 @dataclass(frozen=True, slots=True)
@@ -117,15 +128,27 @@ class Assignment:
     target: Name
     indices: tuple[Bound, ...] | None
     value: Node
+    update: str = ""
+    """The operator's word (`add`, ...) in ``target[indices] += value``, empty for a plain '='."""
 
 
 @dataclass(frozen=True, slots=True)
-class Tile:
-    """``tile index: values per item values``."""
+class Several:
+    """``m, v = moments(x)``: the outputs of an op."""
 
-    index: Name
-    tile: tuple[Literal, ...]
-    per_item: tuple[Literal, ...]
+    targets: tuple[Name, ...]
+    value: Application
+
+
+@dataclass(frozen=True, slots=True)
+class Tuning:
+    """``tile m: 32, 64 per item 2, 4``, ``stage x: local``, ``work_group: 64``: a line that narrows the tuning space."""
+
+    kind: Name
+    subject: Name | None
+    """The index or tensor it speaks of; None for `work_group`."""
+    values: tuple[Literal | Name, ...]
+    per_item: tuple[Literal | Name, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -136,6 +159,16 @@ class Limit:
 
 
 @dataclass(frozen=True, slots=True)
+class FastMath:
+    """``fast_math``."""
+
+    at: Span
+
+
+Statement = Assignment | Several | Tuning | Limit | FastMath
+
+
+@dataclass(frozen=True, slots=True)
 class Op:
     """One op."""
 
@@ -143,18 +176,42 @@ class Op:
     inputs: tuple[Tensor, ...]
     parameters: tuple[Parameter, ...]
     outputs: tuple[Tensor, ...]
-    body: tuple[Assignment | Tile | Limit, ...]
+    body: tuple[Statement, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Function:
+    """``def name(argument, ...) = body``."""
+
+    name: Name
+    arguments: tuple[Name, ...]
+    body: Node
+
+
+@dataclass(frozen=True, slots=True)
+class Text:
+    """Everything a text defines, in its order."""
+
+    functions: tuple[Function, ...]
+    ops: tuple[Op, ...]
+
+
+def bound_name(b: Bound) -> Name:
+    """The index that a reduction introduces: `k`, or `j` of `j <= k`; a name that cannot be one where there is none."""
+    node = b.value.args[0] if isinstance(b.value, Application) and b.value.args else b.value
+    return node if isinstance(node, Name) else Name("", b.value.at)
 
 
 def children(node: Node) -> tuple[Node, ...]:
-    """The direct sub-expressions, extents of indices included."""
+    """The direct sub-expressions, extents and ends of indices included."""
     match node:
         case Access():
             return node.index
         case Application():
             return node.args
         case Reduction():
-            return (*(b.extent for b in node.indices if b.extent is not None), node.body)
+            ends = (b.value.args[1] for b in node.indices if isinstance(b.value, Application) and len(b.value.args) > 1)
+            return (*ends, *(b.extent for b in node.indices if b.extent is not None), node.body)
         case _:
             return ()
 
@@ -203,13 +260,17 @@ def node_text(node: Node, nested: bool = False) -> str:
             indices = ", ".join(
                 node_text(b.value) + (f": {node_text(b.extent)}" if b.extent is not None else "") for b in node.indices
             )
-            return f"({node.kind.text}({indices}) {node_text(node.body, nested=True)})"
+            body = node_text(node.body, nested=True)
+            return f"({node.kind.text}({indices}) {f'({body})' if body.startswith('-') else body})"
         case Application(function="neg"):
             return f"-{node_text(node.args[0], nested=True)}"
         case Application() if node.called is None and node.function in _SIGNS:
             loose = node.function in _LOOSE
             left, right = (node_text(a, nested=not loose or _function(a) in _LOOSE) for a in node.args)
+            if node.function == "pow" and left.startswith("-"):
+                left = f"({left})"
             text = f"{left} {_SIGNS[node.function]} {right}"
             return f"({text})" if nested else text
         case Application():
-            return f"{node.function}({', '.join(map(node_text, node.args))})"
+            given = ", ".join(f"{s.name.text}={node_text(s.value)}" for s in node.settings)
+            return f"{node.function}({', '.join(map(node_text, node.args))}{'; ' * bool(given)}{given})"

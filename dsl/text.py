@@ -8,6 +8,7 @@ from tilewright.dsl.program import (
     Cast,
     Const,
     Expr,
+    Hint,
     Index,
     IndexValue,
     Inside,
@@ -16,7 +17,6 @@ from tilewright.dsl.program import (
     Reduce,
     Statement,
     Tensor,
-    TileHint,
 )
 
 
@@ -37,7 +37,7 @@ def _text(program: Program, sizes: bool) -> str:
     lines += [f"    # intermediate {_tensor(t, sizes)}" for t in program.intermediates]
     lines += [f"    {statement_text(s, sizes)}" for s in program.statements]
     lines += [f"    {_hint(h)}" for h in program.hints]
-    lines += [f"    where {limit}" for limit in program.limits]
+    lines += [f"    where {limit.condition}" for limit in program.limits]
     lines += ["    fast_math"] * program.fast_math
     return "\n".join(lines) + "\n"
 
@@ -85,10 +85,8 @@ def _tensor(t: Tensor, sizes: bool) -> str:
     return text
 
 
-def _hint(h: TileHint) -> str:
-    text = f"tile {h.index}:"
-    if h.tile:
-        text += " " + ", ".join(map(str, h.tile))
-    if h.per_item:
-        text += " per item " + ", ".join(map(str, h.per_item))
-    return text
+def _hint(h: Hint) -> str:
+    values = ", ".join(map(str, h.values))
+    if h.kind == "item":
+        return f"tile {h.subject}: per item {values}"
+    return f"{f'{h.kind} {h.subject}'.rstrip()}: {values}"

@@ -1,0 +1,38 @@
+"""The words of the language, and which constants a parameter takes."""
+
+from __future__ import annotations
+
+import math
+
+from tilewright.dsl.dtypes import DType
+from tilewright.dsl.functions import SPOKEN
+
+SCANS = {"cumsum": "sum", "cumprod": "prod", "cummax": "max", "cummin": "min"}
+"""The kinds of running reduction, with the kind of each."""
+REDUCTIONS = ("sum", "prod", "max", "min", "mean", "any", "all", "argmax", "argmin", "logsumexp", *SCANS)
+"""The kinds of reduction; `max` and `min` with two or more arguments are pointwise functions."""
+PREFIX_REDUCTIONS = ("sum", "prod", "max", "min", "any", "all")
+"""The kinds whose index may have an end: `sum(j <= k)`."""
+PREFIXES = ("lt", "le", "gt", "ge")
+SIZE_OPERATIONS = ("add", "sub", "mul", "div", "floordiv", "mod", "neg", "pow")
+"""Operators on sizes; `/` rounds down there."""
+INDEX_OPERATIONS = (*SIZE_OPERATIONS, "bitand", "bitor", "shl", "shr")
+"""Operators of integers in index expressions; `/` rounds down there."""
+DTYPES = {d.value: d for d in DType}
+PARAMETER_TYPES = ("int", "bool", "f16", "bf16", "f32", "f64")
+RESERVED = frozenset(("op", "and", "or", "not", "true", "false", "inf", "nan", "inside", "device"))
+BUILT_IN = frozenset((*SPOKEN, *REDUCTIONS, *DTYPES, "inside", "index"))
+"""Everything that can be called."""
+
+
+def wrong_constant(value: object, kind: str) -> str:
+    """Why `value` cannot be a parameter of type `kind`, or an empty string."""
+    if kind == "bool":
+        return "" if isinstance(value, bool) else "is not true or false"
+    if isinstance(value, bool) or not isinstance(value, int | float):
+        return "is not a number"
+    if kind == "int":
+        if not isinstance(value, int):
+            return "is not an integer"
+        return "" if -(2**63) <= value < 2**63 else "does not fit in 64 bits"
+    return "" if isinstance(value, float) or math.isfinite(value) else "is not finite"
