@@ -42,7 +42,7 @@ def check(
     configurations += [c for c in (space.sample(rng) for _ in range(count)) if c is not None]
     output = program.outputs[0]
     scale = max(float(np.abs(expected).max(initial=0)), 1e-6)
-    tolerance = {DType.F32: 2e-6, DType.F64: 1e-14, DType.F16: 2e-3}.get(output.dtype, 0) * scale * 8
+    tolerance = {DType.F32: 2e-6, DType.F64: 1e-14, DType.F16: 2e-3, DType.BF16: 2e-3}.get(output.dtype, 0) * scale * 8
     for configuration in configurations:
         assert space.violated(configuration) is None
         try:
@@ -201,6 +201,37 @@ def test_other_element_types(ctx: Context, device: Device, shape: Shape, dtype: 
     arrays = {t.name: (rng.standard_normal(t.shape) * 9).astype(dtype.numpy) for t in program.inputs}
     expected = arrays["a"].astype(np.float64) @ arrays["b"].astype(np.float64)
     check(ctx, program, shape, arrays, expected, seed=3, count=3)
+
+
+@BOTH_SHAPES
+@pytest.mark.parametrize("dtype", [DType.F16, DType.BF16])
+@pytest.mark.parametrize("columns", [32, 37])
+def test_half_precision_is_stored_and_single_precision_computed(
+    ctx: Context, device: Device, shape: Shape, dtype: DType, columns: int
+) -> None:
+    text = """op linear(a[M,K], b[K,N], bias[N], skip[M,N]) -> c[M,N]:
+        c[m,n] = relu(sum(k) a[m,k] * b[k,n] + bias[n]) + skip[m,n]"""
+    rng = np.random.default_rng(3)
+    sizes = {"a": (19, 300), "b": (300, columns), "bias": (columns,), "skip": (19, columns)}
+    arrays = {name: normal(rng, *size).astype(dtype.numpy) for name, size in sizes.items()}
+    a, b, bias, skip = (arrays[name].astype(np.float64) for name in sizes)
+    program = parse_op(text).specialise(sizes, dict.fromkeys(sizes, dtype))
+    assert program.outputs[0].dtype is dtype
+    check(ctx, program, shape, arrays, np.maximum(a @ b + bias, 0) + skip, 5)
+
+
+@BOTH_SHAPES
+@pytest.mark.parametrize("dtype", [DType.F16, DType.BF16])
+def test_half_precision_convolution(ctx: Context, device: Device, shape: Shape, dtype: DType) -> None:
+    text = """op conv(x[N,C,H,W], w[O,C,R,S]) -> y[N,O,P,Q]:
+        y[n,o,p,q] = sum(c,r,s) x[n,c,p+r-1,q+s-1] * w[o,c,r,s]"""
+    rng = np.random.default_rng(4)
+    x, w = normal(rng, 2, 5, 9, 7).astype(dtype.numpy), normal(rng, 6, 5, 3, 3).astype(dtype.numpy)
+    padded = np.pad(x.astype(np.float64), ((0, 0), (0, 0), (1, 1), (1, 1)))
+    windows = np.lib.stride_tricks.sliding_window_view(padded, (3, 3), axis=(2, 3))
+    expected = np.einsum("ncpqrs,ocrs->nopq", windows, w.astype(np.float64))
+    program = parse_op(text).specialise({"x": x.shape, "w": w.shape}, {"x": dtype, "w": dtype})
+    check(ctx, program, shape, {"x": x, "w": w}, expected, 6)
 
 
 def test_refusals_say_why(device: Device) -> None:

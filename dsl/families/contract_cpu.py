@@ -17,6 +17,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 
+from tilewright.dsl.affine import Affine
 from tilewright.dsl.families.contract_packing import CPU_KERNEL, KEEP_LOOP, Panels, pack
 from tilewright.dsl.families.contraction import (
     NAMES,
@@ -35,7 +36,19 @@ from tilewright.dsl.program import Index, Program, Read, reads
 from tilewright.dsl.space import Configuration
 from tilewright.dsl.target import Target
 from tilewright.dsl.text import statement_text
-from tilewright.dsl.writer import Expressions, Source, affine, argument, index_type, vector_type
+from tilewright.dsl.writer import (
+    LANE,
+    Expressions,
+    Source,
+    affine,
+    argument,
+    element,
+    index_type,
+    load,
+    store,
+    storing_helpers,
+    vector_type,
+)
 
 PAD_ROW_LIMIT = 16384
 """Longest row of pad values, in elements; beyond it the pointer's step is set to 0 instead."""
@@ -113,23 +126,9 @@ class Tile:
 
 def lower(c: Contraction, program: Program, target: Target, configuration: Configuration) -> Lowering:
     """The kernels of one configuration: packing of A and B where asked for, then the product."""
-    tile = Tile(
-        c,
-        program,
-        target,
-        rows=configuration.integer("item_m"),
-        vectors=configuration.integer("item_n"),
-        lanes=target.lanes(c.dtype.itemsize),
-        tiles=configuration.integer("tiles_m"),
-        unroll=configuration.integer("unroll_k"),
-        pack_a=bool(configuration["pack_a"]),
-        pack_b=bool(configuration["pack_b"]),
-        interior=bool(configuration["interior"]),
-        columns_first=configuration["order"] == "n",
-        ctype=index_type(program),
-        text=str(configuration),
-    )
-    launches, scratch, helpers = [], [], dict[str, str]()
+    tile = tile_of(c, program, target, configuration)
+    launches, scratch = [], []
+    helpers = storing_helpers(c.output.tensor.dtype, (1, tile.lanes))
     if tile.pack_a:
         panels = tile.row_blocks * tile.tiles
         scratch.append(Scratch("packed_a", c.dtype, c.g * panels * c.k * tile.rows))
@@ -146,6 +145,26 @@ def lower(c: Contraction, program: Program, target: Target, configuration: Confi
     # One program for all kernels: every compilation has a fixed cost beside that of its text.
     source = "".join(f"{text}\n" for text in helpers.values()) + "".join(launch.source for launch in launches)
     return Lowering(tuple(replace(launch, source=source) for launch in launches), tuple(scratch))
+
+
+def tile_of(c: Contraction, program: Program, target: Target, configuration: Configuration) -> Tile:
+    """A contraction with the numbers of one configuration."""
+    return Tile(
+        c,
+        program,
+        target,
+        rows=configuration.integer("item_m"),
+        vectors=configuration.integer("item_n"),
+        lanes=target.lanes(c.dtype.itemsize),
+        tiles=configuration.integer("tiles_m"),
+        unroll=configuration.integer("unroll_k"),
+        pack_a=bool(configuration["pack_a"]),
+        pack_b=bool(configuration["pack_b"]),
+        interior=bool(configuration["interior"]),
+        columns_first=configuration["order"] == "n",
+        ctype=index_type(program),
+        text=str(configuration),
+    )
 
 
 def _turned(tile: Tile) -> bool:
@@ -172,8 +191,7 @@ def _product(tile: Tile, helpers: dict[str, str]) -> Launch:
             body.line(f"const {tile.ctype} row_tile = {at}, m0 = row_tile * {tile.rows};")
             if tile.tiles > 1:
                 body.line(f"if (m0 >= {c.m}) break;")
-            _accumulate(tile, body)
-            _store(tile, body, helpers)
+            register_tile(tile, body, helpers)
     src = Source()
     src.line(f"// {statement_text(c.statement)}".replace("\\", ""))
     src.line(f"// contract: {c.m} rows x {c.n} columns x {c.k} deep, {c.g} groups; {tile.text}")
@@ -181,6 +199,16 @@ def _product(tile: Tile, helpers: dict[str, str]) -> Launch:
     blocks = (tile.row_blocks, tile.column_blocks)
     size = (*(blocks[::-1] if tile.columns_first else blocks), c.g)
     return Launch("contract", src.text, size, (1, 1, 1), names, (c.statement.target,))
+
+
+def register_tile(tile: Tile, body: Source, helpers: dict[str, str]) -> None:
+    """Compute and store one register tile.
+
+    Declared are `group` and the indices that it is made of, `row_tile` and its first row `m0`, `column_block` and its
+    first column `n0`.
+    """
+    _accumulate(tile, body)
+    _store(tile, body, helpers)
 
 
 def _arguments(tile: Tile) -> tuple[str, ...]:
@@ -414,7 +442,7 @@ def _a_element(tile: Tile, inner: Index, row: int, k: str, turned: bool) -> str:
     step = str(tile.a.address.coefficient(inner.name))
     if turned and _pad_row(tile) == 1 and inner.extent > 1:
         step = f"step{row}"
-    return f"({tile.scalar})a{row}[({k}) * {step}]"
+    return f"({tile.scalar}){element(f'a{row}', f'({k}) * {step}', tile.a.tensor.dtype)}"
 
 
 # --- epilogue and store ---------------------------------------------------------------------------------------------
@@ -439,8 +467,7 @@ def _stores_vectors(tile: Tile) -> bool:
     c = tile.c
     places = [c.output, *(c.access(r) for r in c.epilogue_reads())]
     steps = [linear_stride(p.address, c.columns) for p in places]
-    same = all(p.tensor.dtype.itemsize == c.dtype.itemsize for p in places)
-    return same and steps[0] == 1 and all(s in (0, 1) and not p.checks for p, s in zip(places, steps, strict=True))
+    return steps[0] == 1 and all(s in (0, 1) and not p.checks for p, s in zip(places, steps, strict=True))
 
 
 def _store_vectors(tile: Tile, body: Source, helpers: dict[str, str]) -> None:
@@ -459,19 +486,20 @@ def _store_vectors(tile: Tile, body: Source, helpers: dict[str, str]) -> None:
 def _vector_store(tile: Tile, names: LoopNames, columns: list[str], row: int, j: int, helpers: dict[str, str]) -> str:
     c, lanes = tile.c, tile.lanes
 
-    def place(a: Access, moves: bool) -> str:
-        base = affine(parted(a.address, columns)[0], names)
-        return f"{argument(a.tensor.name)} + {base}" + (f" + n0 + {j * lanes}" if moves else "")
+    names = LoopNames({**names, "n0": "n0"})
+
+    def place(a: Access) -> Affine:
+        base = parted(a.address, columns)[0]
+        moves = linear_stride(a.address, c.columns) != 0
+        return base + Affine.of({"n0": 1, LANE: 1}, j * lanes) if moves else base
 
     def read(r: Read) -> str:
         a = c.access(r)
-        if linear_stride(a.address, c.columns) == 0:
-            return f"({vector_type(r.dtype, lanes)})(*({place(a, False)}))"
-        return f"vload{lanes}(0, {place(a, True)})" if lanes > 1 else f"*({place(a, True)})"
+        return load(argument(r.tensor), place(a), names, r.dtype, lanes)
 
     render = Expressions(read, names, tile.program.tensors, lambda _: f"c{row}_{j}", lanes, helpers)
-    value, to = render(c.statement.value), place(c.output, True)
-    return f"vstore{lanes}({value}, 0, {to});" if lanes > 1 else f"*({to}) = {value};"
+    output = c.output.tensor
+    return store(argument(output.name), place(c.output), names, output.dtype, lanes, render(c.statement.value))
 
 
 def _store_elements(tile: Tile, body: Source, helpers: dict[str, str]) -> None:
@@ -493,8 +521,8 @@ def _store_elements(tile: Tile, body: Source, helpers: dict[str, str]) -> None:
 
             def read(r: Read) -> str:
                 a = c.access(r)
-                return checked(a, f"{argument(r.tensor)}[{affine(a.address, NAMES)}]", NAMES)
+                return checked(a, element(argument(r.tensor), affine(a.address, NAMES), r.dtype), NAMES)
 
             render = Expressions(read, NAMES, tile.program.tensors, lambda _: "values[row][lane]", helpers=helpers)
-            value = render(c.statement.value)
-            body.line(f"{argument(c.output.tensor.name)}[{affine(c.output.address, NAMES)}] = {value};")
+            value, output = render(c.statement.value), c.output.tensor
+            body.line(store(argument(output.name), c.output.address, NAMES, output.dtype, 1, value))

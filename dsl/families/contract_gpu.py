@@ -28,7 +28,8 @@ from tilewright.dsl.program import Index, Program, Read, reads
 from tilewright.dsl.space import Configuration
 from tilewright.dsl.target import Target
 from tilewright.dsl.text import statement_text
-from tilewright.dsl.writer import Expressions, Source, affine, argument, index_type
+from tilewright.dsl.writer import Expressions, Source, affine, argument, index_type, store, storing_helpers
+from tilewright.dsl.writer import element as memory_element
 
 SUM_BLOCK = 256
 """Depth steps that are summed on their own before they join the total (see contract_cpu.py for the reason)."""
@@ -89,7 +90,7 @@ def lower(c: Contraction, program: Program, target: Target, configuration: Confi
         str(configuration),
     )
     names = tuple(dict.fromkeys([*(r.tensor for r in reads(c.statement.value)), c.statement.target]))
-    helpers: dict[str, str] = {}
+    helpers = storing_helpers(c.output.tensor.dtype, (1,))
     body = Source()
     parameters = ", ".join(_parameter(tile, n) for n in names)
     attributes = f"__attribute__((reqd_work_group_size({tile.items}, 1, 1)))\n"
@@ -204,7 +205,7 @@ def _store(tile: Tile, body: Source, helpers: dict[str, str]) -> None:
 
     def read(r: Read) -> str:
         place = c.access(r)
-        return checked(place, f"{argument(r.tensor)}[{affine(place.address, NAMES)}]", NAMES)
+        return checked(place, memory_element(argument(r.tensor), affine(place.address, NAMES), r.dtype), NAMES)
 
     render = Expressions(read, LoopNames(), tile.program.tensors, lambda _: "sums[i][j]", helpers=helpers)
     with body.loop("i", tile.item_m, unroll=True), body.loop("j", tile.item_n, unroll=True):
@@ -213,6 +214,5 @@ def _store(tile: Tile, body: Source, helpers: dict[str, str]) -> None:
         with body.block(f"if (row < {c.m} && column < {c.n})"):
             for text in (*_parts("row", c.rows, tile), *_parts("column", c.columns, tile)):
                 body.line(text)
-            body.line(
-                f"{argument(c.output.tensor.name)}[{affine(c.output.address, NAMES)}] = {render(c.statement.value)};"
-            )
+            value, output = render(c.statement.value), c.output.tensor
+            body.line(store(argument(output.name), c.output.address, NAMES, output.dtype, 1, value))

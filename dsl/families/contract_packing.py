@@ -20,6 +20,7 @@ from tilewright.dsl.families.contraction import (
 from tilewright.dsl.lowering import Launch
 from tilewright.dsl.program import Index, Program, reads
 from tilewright.dsl.writer import Source, affine, argument
+from tilewright.dsl.writer import element as memory_element
 
 CPU_KERNEL = "__attribute__((reqd_work_group_size(1, 1, 1)))\n__kernel void"
 """What kernels of one work-item per work-group begin with."""
@@ -100,7 +101,8 @@ def _pack_strided(p: Panels, body: Source, step: int) -> None:
 
         return write
 
-    value = f"({p.scalar})from[{affine(inner, NAMES)} + lane * {step}]"
+    one = memory_element("from", f"{affine(inner, NAMES)} + lane * {step}", place.tensor.dtype)
+    value = f"({p.scalar}){one}"
     if step == 1:
         with body.block(f"if (count == {width})"):
             _nest(body, p.c.depth, copy(value), p.ctype)

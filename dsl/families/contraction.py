@@ -34,7 +34,7 @@ from tilewright.dsl.program import (
     walk,
 )
 from tilewright.dsl.target import Target
-from tilewright.dsl.writer import Expressions, affine, argument, literal
+from tilewright.dsl.writer import Expressions, affine, argument, literal, vector_type
 from tilewright.dsl.writer import element as memory_element
 
 
@@ -150,8 +150,11 @@ def _factors(e: Expr) -> list[Expr]:
     match e:
         case Call(function="mul", args=args):
             return [f for a in args for f in _factors(a)]
-        case Cast(arg=Call(function="mul")):
-            return _factors(e.arg) if e.arg.dtype is e.dtype else [e]
+        case Cast(arg=Call(function="mul")) if e.arg.dtype is e.dtype:
+            return _factors(e.arg)
+        case Cast(arg=Call(function="mul")) if vector_type(e.arg.dtype, 1) == vector_type(e.dtype, 1):
+            # Products of f16 are computed in f32 and never rounded, so the factors may be widened instead.
+            return [Cast(f, e.dtype) for f in _factors(e.arg)]
         case _:
             return [e]
 
