@@ -47,6 +47,11 @@ class DType(Enum):
         return self in (DType.F16, DType.BF16, DType.F32, DType.F64)
 
     @property
+    def is_unsigned(self) -> bool:
+        """True for u8, u16, u32 and u64."""
+        return self.value.startswith("u")
+
+    @property
     def accumulator(self) -> DType:
         """The type in which sums and products of this type are accumulated."""
         if self in (DType.F16, DType.BF16):

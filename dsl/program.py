@@ -576,26 +576,51 @@ def _divided(a: Affine, divisor: int, extents: Mapping[str, int] | None) -> tupl
 
 def bounds(e: Expr, extents: Mapping[str, int]) -> tuple[int, int]:
     """Smallest and largest value of an integer expression, as far as its form tells (extents >= 1)."""
+    found: tuple[int, int] | None
     match e:
         case Const():
             return int(e.value), int(e.value)
         case IndexValue():
             return e.index.range(extents)
-        case Cast() if not e.dtype.is_float and not e.arg.dtype.is_float and e.dtype.itemsize >= e.arg.dtype.itemsize:
-            return bounds(e.arg, extents)
+        case Cast() if not e.dtype.is_float and not e.arg.dtype.is_float:
+            found = bounds(e.arg, extents)
         case Call(function="where"):
             (a, b), (c, d) = (bounds(x, extents) for x in e.args[1:])
-            return min(a, c), max(b, d)
-        case Call(function="add" | "sub" | "mul" | "min" | "max" | "floordiv" | "mod") if not e.dtype.is_float:
-            found = _interval(e.function, bounds(e.args[0], extents), bounds(e.args[1], extents))
-            if found is not None:
-                return found
+            found = min(a, c), max(b, d)
         case _:
-            pass
-    if e.dtype is DType.BOOL:
+            found = _exact_bounds(e, extents)
+    low, high = _type_bounds(e.dtype)
+    return found if found is not None and low <= found[0] and found[1] <= high else (low, high)
+
+
+def _type_bounds(dtype: DType) -> tuple[int, int]:
+    if dtype is DType.BOOL:
         return 0, 1
-    bits = 8 * e.dtype.itemsize
-    return (0, 2**bits - 1) if e.dtype.value.startswith("u") else (-(2 ** (bits - 1)), 2 ** (bits - 1) - 1)
+    bits = 8 * dtype.itemsize
+    return (0, 2**bits - 1) if dtype.is_unsigned else (-(2 ** (bits - 1)), 2 ** (bits - 1) - 1)
+
+
+def _exact_bounds(e: Expr, extents: Mapping[str, int]) -> tuple[int, int] | None:
+    """The range of an integer operation's exact result, which its type may not hold; None where that is not known."""
+    if isinstance(e, IndexValue):
+        return e.index.range(extents)
+    if not isinstance(e, Call) or e.dtype.is_float or e.function not in _INTERVALS:
+        return None
+    return _interval(e.function, *(bounds(a, extents) for a in e.args))
+
+
+def overflows(e: Expr, extents: Mapping[str, int]) -> bool:
+    """Whether an integer below `e` may leave its type's range, and so wrap around."""
+    for n in walk(e):
+        found = _exact_bounds(n, extents)
+        if found is not None:
+            low, high = _type_bounds(n.dtype)
+            if found[0] < low or found[1] > high:
+                return True
+    return False
+
+
+_INTERVALS = ("add", "sub", "mul", "min", "max", "floordiv", "mod")
 
 
 def _interval(function: str, a: tuple[int, int], b: tuple[int, int]) -> tuple[int, int] | None:
@@ -647,6 +672,7 @@ __all__ = [
     "extents",
     "free_indices",
     "is_linear",
+    "overflows",
     "position",
     "reads",
     "rename_indices",

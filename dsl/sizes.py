@@ -8,7 +8,10 @@ from dataclasses import dataclass, field
 from tilewright.dsl import syntax
 from tilewright.dsl.affine import Affine
 from tilewright.dsl.diagnostics import Problem
+from tilewright.dsl.dtypes import DType
+from tilewright.dsl.program import Call, Computed, Const, Expr, IndexValue
 from tilewright.dsl.syntax import Access, Application, Literal, Name, Node
+from tilewright.dsl.vocabulary import INDEX_OPERATIONS
 from tilewright.errors import ShapeError
 
 LARGEST = 2**62
@@ -34,7 +37,7 @@ class Sizes:
             )
 
     def evaluate(self, node: Node, indices: Collection[str] = ()) -> Affine | None:
-        """A checked index expression or size in numbers; None if it names a size that is not known (yet)."""
+        """A checked index expression or size in numbers; None if it names a size that is not known (yet), or data."""
         match node:
             case Literal():
                 return Affine((), int(node.value))
@@ -43,12 +46,12 @@ class Sizes:
                     return Affine.index(node.text)
                 value = self.values.get(node.text)
                 return None if value is None else Affine((), value)
-            case Application():
+            case Application() if is_arithmetic(node):
                 args = [self.evaluate(a, indices) for a in node.args]
                 known = [a for a in args if a is not None]
                 return self._operation(node, known) if len(known) == len(args) else None
             case _:
-                raise ValueError(f"{syntax.node_text(node)} is no checked index expression")
+                return None
 
     def integer(self, node: Node) -> int | None:
         """A checked size in numbers; None if it names a size that is not known (yet)."""
@@ -57,6 +60,10 @@ class Sizes:
 
     def _operation(self, node: Application, args: Sequence[Affine]) -> Affine:
         a, b = args[0], args[-1]
+        if node.function in ("div", "floordiv", "mod") and not b.terms and b.constant == 0:
+            raise self._impossible(node, "divides by zero")
+        if _bends(node.function, args):
+            return Affine.atom(Computed(_as_call(node.function, args)))
         match node.function:
             case "add":
                 result = a + b
@@ -69,10 +76,19 @@ class Sizes:
             case "max" | "min":
                 pick = max if node.function == "max" else min
                 result = Affine((), pick(x.constant for x in args))
-            case "div":
-                if b.constant == 0:
-                    raise self._impossible(node, "divides by zero")
+            case "div" | "floordiv":
                 result = Affine((), a.constant // b.constant)
+            case "mod":
+                result = Affine((), a.constant % b.constant)
+            case "bitand":
+                result = Affine((), a.constant & b.constant)
+            case "bitor":
+                result = Affine((), a.constant | b.constant)
+            case "shl" | "shr":
+                if not 0 <= b.constant < 64:
+                    raise self._impossible(node, "moves by a number of bits outside 0 to 63")
+                up = node.function == "shl"
+                result = Affine((), a.constant << b.constant if up else a.constant >> b.constant)
             case _:
                 if not 0 <= b.constant <= 64:
                     raise self._impossible(node, "has an exponent outside 0 to 64")
@@ -85,6 +101,30 @@ class Sizes:
         names = sorted({n.text for n in syntax.walk(node) if isinstance(n, Name) and n.text in self.values})
         values = ", ".join(f"{n} = {self.values[n]}" for n in names)
         return ShapeError(f"op {self.op}: {syntax.node_text(node)} {reason}" + (f" (with {values})" if values else ""))
+
+
+def is_arithmetic(node: Node) -> bool:
+    """True for an operator of integers, and for min and max."""
+    if not isinstance(node, Application):
+        return False
+    return node.function in ("min", "max") or (node.called is None and node.function in INDEX_OPERATIONS)
+
+
+def _bends(function: str, args: Sequence[Affine]) -> bool:
+    """Whether an operation on index expressions gives something that is not linear in the indices."""
+    if function in ("add", "sub", "neg"):
+        return False
+    return sum(bool(a.terms) for a in args) > (1 if function == "mul" else 0)
+
+
+def _as_call(function: str, args: Sequence[Affine]) -> Expr:
+    """The operation as an integer expression; min and max of many are taken two at a time."""
+    function = "floordiv" if function == "div" else function
+    total: Expr = IndexValue(args[0])
+    for a in args[1:]:
+        other = IndexValue(a) if a.terms else Const(a.constant, DType.I32)
+        total = Call(function, (total, other), DType.I32)
+    return total
 
 
 @dataclass(frozen=True)
@@ -116,11 +156,14 @@ class Extents:
 
     In this order: as written after a colon; by the declared shape of the target; by the dimension that the bare index
     reads (all must agree); for an index on the left, by the largest range that its reads allow.
+
+    ``twins`` are indices of scans, by the index that each runs along: they have the same extent.
     """
 
-    def __init__(self, sizes: Sizes, wanted: Sequence[OpenIndex]) -> None:
+    def __init__(self, sizes: Sizes, wanted: Sequence[OpenIndex], twins: Mapping[str, str] | None = None) -> None:
         self.sizes = sizes
         self.wanted = {w.name: w for w in wanted}
+        self.twins = dict(twins or {})
         self.found: dict[str, int] = {}
         self.places: dict[str, str] = {}
 
@@ -140,7 +183,7 @@ class Extents:
             for name in [n for n in self.wanted if n not in self.found]:
                 self._infer(name, positions)
             if len(self.found) == len(self.wanted):
-                return self.found
+                return self.found | {twin: self.found[self._original(twin)] for twin in self.twins}
             if len(self.found) == known:
                 raise self._unknown()
 
@@ -163,11 +206,20 @@ class Extents:
                 f"{place}; sizes that broadcast are read at 0, a part or a padded range at {name} + 0"
             )
 
+    def _original(self, name: str) -> str:
+        """The index itself, or the one that it is a twin of."""
+        while name in self.twins:
+            name = self.twins[name]
+        return name
+
     def _positions(self, access: Access, shape: tuple[int, ...]) -> list[_Position]:
         result = []
+        names = {*self.wanted, *self.twins}
+        originals = {twin: Affine.index(self._original(twin)) for twin in self.twins}
         for d, (node, size) in enumerate(zip(access.index, shape, strict=True)):
-            bare = node.text if isinstance(node, Name) and node.text in self.wanted else None
-            value = self.sizes.evaluate(node, self.wanted)
+            bare = self._original(node.text) if isinstance(node, Name) and node.text in names else None
+            value = self.sizes.evaluate(node, names)
+            value = None if value is None else value.substitute(originals)
             result.append(_Position(f"dimension {d} of {access.tensor.text}", size, value, bare))
         return result
 

@@ -108,7 +108,7 @@ class _Specialiser(Environment):
         statements: list[Statement] = []
         for s in self.checked.statements:
             try:
-                statements += self._called(s) if isinstance(s, CheckedCall) else [build(self, s)]
+                statements += self._called(s) if isinstance(s, CheckedCall) else build(self, s)
             except RecursionError:  # the limits above keep it away unless the caller's own stack is nearly full
                 raise Problem(s.target.at, "the expression is nested too deeply for the stack that is left") from None
             self.solve_equations()

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from itertools import count
 
 from tilewright.dsl import syntax
 from tilewright.dsl.affine import Affine
 from tilewright.dsl.diagnostics import Problem, counted
+from tilewright.dsl.dtypes import DType
 from tilewright.dsl.environment import Dim, Environment
 from tilewright.dsl.names import DTYPES, REDUCTIONS
 from tilewright.dsl.program import (
@@ -19,22 +21,30 @@ from tilewright.dsl.program import (
     Statement,
     Tensor,
     children,
+    free_indices,
+    overflows,
+    position,
     rename_reductions,
+    substitute_indices,
     transform,
     walk,
 )
+from tilewright.dsl.reductions import LOCATIONS, MADE_OF_OTHERS, is_cheap, location, logsumexp
 from tilewright.dsl.sizes import Extents, OpenIndex
 from tilewright.dsl.syntax import Access, Application, Assignment, Function, Literal, Name, Node, Reduction
 from tilewright.dsl.values import (
     MAX_REPEATED,
     Value,
     apply,
+    cast,
     converted,
     number,
     reduction,
     repeats_too_much,
     typed,
+    unfit,
 )
+from tilewright.dsl.vocabulary import SCANS
 
 MAX_PARTS = 4_000
 """Most nodes of what a function of the text gives: one that uses its argument twice doubles it, call by call."""
@@ -50,9 +60,11 @@ class Frame:
     sizes: tuple[int, ...]
 
 
-def build(environment: Environment, s: Assignment) -> Statement:
-    """The Program's statement for one assignment; the target becomes a tensor of the environment."""
-    return _Build(environment, s).statement()
+def build(environment: Environment, s: Assignment) -> list[Statement]:
+    """The Program's statements for one assignment, the last one its own; targets become tensors of the environment."""
+    work = _Build(environment, s)
+    own = work.statement()
+    return [*work.kept, own]
 
 
 class _Build:
@@ -70,8 +82,12 @@ class _Build:
         """The arguments of the text's function that is being applied; None outside of functions."""
         self.parts: dict[int, tuple[Expr, int]] = {}
         """How many nodes expressions within functions have, by identity."""
+        self.kept: list[Statement] = []
+        """Statements ahead of the own one: values that are used twice, and reductions within index expressions."""
+        self.whole: DType | None = None
+        """The type in which integers are computed within an index expression; None outside."""
         self.taken = {n.text for n in syntax.walk(s.value) if isinstance(n, Name)}
-        self.taken |= {b.value.text for n in self._reductions() for b in n.indices if isinstance(b.value, Name)}
+        self.taken |= {syntax.bound_name(b).text for n in self._reductions() for b in n.indices}
         self.taken |= {b.value.text for b in s.indices or () if isinstance(b.value, Name)}
 
     def statement(self) -> Statement:
@@ -86,7 +102,7 @@ class _Build:
             self.work.solve_equations()
         value = self.value(self.s.value, self.frame)
         stored = self.work.store(target, shape, value)
-        if _deeper(stored, MAX_DEPTH):
+        if any(_deeper(e, MAX_DEPTH) for e in (stored, *(k.value for k in self.kept))):
             raise Problem(
                 self.s.target.at, f"the value of {target} is nested too deeply; assign a part of it to an intermediate"
             )
@@ -107,10 +123,14 @@ class _Build:
     def _solve(self, left: list[OpenIndex]) -> None:
         """Find the extents of all indices that the text names."""
         wanted = list(left)
+        twins = {}
         for r in self._reductions():
             for b in r.indices:
-                if isinstance(b.value, Name):
-                    wanted.append(OpenIndex(b.value.text, b.extent, None, "", b.value.at))
+                name = syntax.bound_name(b)
+                if r.kind.text in SCANS and isinstance(b.extent, Name):
+                    twins[name.text] = b.extent.text
+                else:
+                    wanted.append(OpenIndex(name.text, b.extent, None, "", name.at))
         nodes = list(syntax.walk(self.s.value))
         inside = {id(n.args[0]) for n in nodes if isinstance(n, Application) and n.function == "inside"}
         accesses = []
@@ -124,7 +144,7 @@ class _Build:
                     )
                 accesses.append(n)
         shapes = {name: t.shape for name, t in self.work.tensors.items()}
-        self.extents = Extents(self.work.sizes, wanted).solve(accesses, shapes)
+        self.extents = Extents(self.work.sizes, wanted, twins).solve(accesses, shapes)
 
     def _element(self, declared: tuple[int | None, ...] | None) -> tuple[Index, ...]:
         names, left = [], []
@@ -227,6 +247,7 @@ class _Build:
                 positions.append(Affine())
             elif place is None or target[place].size == 1:
                 indices.append(Index(self._fresh("k"), d.size))
+                self.extents[indices[-1].name] = d.size
                 positions.append(Affine.index(indices[-1].name))
             else:
                 raise self.work.error(
@@ -238,7 +259,7 @@ class _Build:
                 f"{_sizes(target)}; assign the reduction to an output or intermediate of its own"
             )
         body = self.value(arg, Frame(tuple(positions), tuple(d.size for d in dims)))
-        return reduction(node.function, tuple(indices), body)
+        return self._reduced(node.function, tuple(indices), body)
 
     def _target_index(self, place: int) -> str:
         assert self.frame is not None
@@ -272,15 +293,13 @@ class _Build:
             case Literal():
                 return number(node.value)
             case Name():
-                return self._name(node, frame)
+                return self._whole_number(self._name(node, frame))
             case Access():
                 tensor = self.work.tensors[node.tensor.text]
-                return typed(Read(tensor.name, self._index(node), tensor.dtype), self.work.storage[tensor.name])
+                read = typed(Read(tensor.name, self._index(node), tensor.dtype), self.work.storage[tensor.name])
+                return self._whole_number(read)
             case Reduction():
-                indices = tuple(
-                    Index(b.value.text, self.extents[b.value.text]) for b in node.indices if isinstance(b.value, Name)
-                )
-                return reduction(node.kind.text, indices, self.value(node.body, frame))
+                return self._reduction(node, frame)
             case Application():
                 return self._application(node, frame)
             case _:
@@ -295,7 +314,9 @@ class _Build:
                 raise self.work.error(f"{tensor.name} has the shape {list(tensor.shape)} but is asked with {found}")
             return typed(Inside(first.tensor.text, self._index(first)))
         if node.function == "index":
-            return typed(IndexValue(self._affine(first)))
+            position = self._affine(first)
+            low, high = position.range(self.extents)
+            return typed(IndexValue(position, DType.I32 if low >= -(2**31) and high < 2**31 else DType.I64))
         if self._reduces(node):
             return self._whole_reduction(node)
         args = [self.value(a, frame) for a in node.args]
@@ -312,7 +333,12 @@ class _Build:
 
     def _applied(self, node: Application, args: list[Value]) -> Value:
         if node.function in DTYPES:
-            return converted(args[0], DTYPES[node.function])
+            return self._whole_number(converted(args[0], DTYPES[node.function]))
+        wrong = unfit(node.function, args)
+        if wrong:
+            raise Problem(node.at, wrong)
+        if self.whole is not None and node.function == "div" and not any(a.expr.dtype.is_float for a in args):
+            return apply("floordiv", args)
         if node.function == "pow" and repeats_too_much(*args):
             raise Problem(
                 node.args[0].at,
@@ -365,16 +391,96 @@ class _Build:
         )
         return typed(Read(tensor.name, index, tensor.dtype), storage)
 
+    # --- reductions ---
+
+    def _reduction(self, node: Reduction, frame: Frame | None) -> Value:
+        """`kind(i, j) body`, or with an end, `sum(j <= k) body`."""
+        kind = SCANS.get(node.kind.text, node.kind.text)
+        names = [syntax.bound_name(b).text for b in node.indices]
+        indices = tuple(Index(name, self.extents[name]) for name in names)
+        limit = node.indices[0].value
+        if not isinstance(limit, Application):
+            return self._reduced(kind, indices, self.value(node.body, frame))
+        (index,) = indices
+        body, end = self.value(node.body, frame), self._affine(limit.args[1])
+        if limit.function in ("ge", "gt"):  # seen from the far end
+            back = Affine(((index.name, -1),), index.extent - 1)
+            body = replace(body, expr=substitute_indices(body.expr, {index.name: back}))
+            end = end * -1 + (index.extent - 1)
+        end = end + (-1 if limit.function in ("lt", "gt") else 0)
+        return self._keep(reduction(kind, indices, body, end)) if self.whole else reduction(kind, indices, body, end)
+
+    def _reduced(self, kind: str, indices: tuple[Index, ...], body: Value) -> Value:
+        if kind in MADE_OF_OTHERS and not is_cheap(body.expr):
+            body = self._keep(replace(body, expr=cast(body.expr, body.expr.dtype.accumulator)))
+        if kind in LOCATIONS:
+            value = location(kind, indices, body, self._again)
+        elif kind == "logsumexp":
+            value = logsumexp(indices, body, self._again)
+        else:
+            value = reduction(kind, indices, body)
+        return self._keep(value) if self.whole else value
+
+    def _again(self, name: str) -> str:
+        """An unused name for an index that takes the same values as `name`."""
+        new = self._fresh(f"{name}_", 2)
+        self.extents[new] = self.extents[name]
+        return new
+
+    def _keep(self, value: Value) -> Value:
+        """The value by way of an intermediate with an element for each of the indices that it depends on."""
+        free = free_indices(value.expr)
+        indices = tuple(Index(name, n) for name, n in self.extents.items() if name in free)
+        known = {*self.work.checked.names, *self.work.tensors}
+        name = next(n for i in count(1) if (n := f"{self.s.target.text}_{i}") not in known)
+        dtype = value.expr.dtype
+        self.work.add(Tensor(name, dtype, tuple(i.extent for i in indices)), value.storage)
+        self.kept.append(Statement(name, indices, renamed_apart(value.expr, self.taken | self.extents.keys())))
+        return replace(value, expr=Read(name, tuple(Affine.index(i.name) for i in indices), dtype))
+
+    # --- index expressions ---
+
     def _index(self, access: Access) -> tuple[Affine, ...]:
         return tuple(self._affine(i) for i in access.index)
 
     def _affine(self, node: Node) -> Affine:
+        """An index expression: linear as far as it can be seen, the rest as computed terms."""
         value = self.work.sizes.evaluate(node, self.extents)
-        if value is None:
+        if value is not None and value.is_linear:
+            return value
+        names = [n.text for n in syntax.walk(node) if isinstance(n, Name)]
+        unknown = (n for n in names if n in self.work.checked.sizes and n not in self.work.sizes.values)
+        if next(unknown, None) is not None:
             raise self.work.error(
                 f"the index {syntax.node_text(node)} names a size that is not known; give it a size equation"
             )
-        return value
+        return position(self._whole_value(node), self.extents)
+
+    def _whole_value(self, node: Node) -> Expr:
+        """An integer-valued part of an index expression, in i32 where that cannot overflow, else in i64."""
+        outer, kept = self.whole, len(self.kept)
+        for dtype in (DType.I32, DType.I64):
+            self.whole = dtype
+            del self.kept[kept:]
+            value = self.value(node, None)
+            if value.expr.dtype.is_float:
+                raise Problem(
+                    node.at, f"an index is an integer, found {value.expr.dtype.value}; convert it, such as i32(...)"
+                )
+            if not overflows(value.expr, self.extents):
+                break
+        self.whole = outer
+        return cast(value.expr, DType.I32) if value.expr.dtype is DType.BOOL else value.expr
+
+    def _whole_number(self, value: Value) -> Value:
+        """Within an index expression integers are i32 or i64, whatever they are stored in."""
+        dtype = value.expr.dtype
+        if self.whole is None or value.weak or dtype.is_float:
+            return value
+        if isinstance(value.expr, IndexValue):
+            return typed(replace(value.expr, dtype=self.whole))
+        wide = self.whole is DType.I64 or dtype in (DType.I64, DType.U32, DType.U64)
+        return typed(cast(value.expr, DType.I64 if wide else DType.I32))
 
 
 def renamed_apart(e: Expr, taken: set[str]) -> Expr:

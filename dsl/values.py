@@ -11,8 +11,9 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from functools import reduce
 
+from tilewright.dsl.affine import Affine
 from tilewright.dsl.dtypes import DType, promote
-from tilewright.dsl.functions import FUNCTIONS, Result
+from tilewright.dsl.functions import FUNCTIONS, SPOKEN, Result
 from tilewright.dsl.program import Call, Cast, Const, Expr, Index, Reduce, walk
 
 MAX_REPEATED = 64
@@ -74,8 +75,25 @@ def converted(value: Value, dtype: DType) -> Value:
     return typed(cast(value.expr, dtype))
 
 
+def unfit(name: str, args: Sequence[Value]) -> str:
+    """Why a function cannot be applied to values of these types, or an empty string."""
+    if SPOKEN[name].result is Result.INTEGER:
+        for a in args:
+            if a.expr.dtype.is_float:
+                return f"{name} takes integers, found {a.expr.dtype.value}; convert it, such as i32(...)"
+    if name == "nextafter" and any(a.storage.dtype in (DType.F16, DType.BF16) for a in args):
+        return "nextafter takes f32 or f64: f16 and bf16 are computed in f32"
+    return ""
+
+
 def apply(name: str, args: Sequence[Value]) -> Value:
-    """A pointwise function or operator; the number of arguments is right already."""
+    """A pointwise function or operator; the number of arguments is right already, and nothing makes them `unfit`."""
+    function = SPOKEN[name]
+    args = (*args, *(number(d) for d in function.defaults[len(args) - function.least :]))
+    if name in _COMPOSED:
+        return _COMPOSED[name](*args)
+    if function.result is Result.INTEGER and all(a.expr.dtype is DType.BOOL for a in args) and name in _ON_TRUTH:
+        return apply(_ON_TRUTH[name], args)
     if name in ("max", "min") and len(args) > 2:
         dtype = _arithmetic(_wide_enough(args, _common(a.kind for a in args)), FUNCTIONS[name].result)
         return _halved(name, [Value(cast(a.expr, dtype), False, a.storage) for a in args])
@@ -161,6 +179,28 @@ def integer_range(dtype: DType) -> tuple[int, int]:
     return (0, 2**bits - 1) if dtype.value.startswith("u") else (-(2 ** (bits - 1)), 2 ** (bits - 1) - 1)
 
 
+_ON_TRUTH = {"bitand": "and", "bitor": "or", "bitxor": "xor", "bitnot": "not"}
+"""What bitwise functions of truth values are."""
+
+
+def _clamp(x: Value, low: Value, high: Value) -> Value:
+    return apply("min", (apply("max", (x, low)), high))
+
+
+def _float_power(base: Value, exponent: Value) -> Value:
+    exact = [a if a.expr.dtype.is_float else converted(a, DType.F32) for a in (base, exponent)]
+    return power(*exact)
+
+
+_COMPOSED: dict[str, Callable[..., Value]] = {
+    "clamp": _clamp,
+    "hardtanh": _clamp,
+    "xor": lambda a, b: apply("ne", (converted(a, DType.BOOL), converted(b, DType.BOOL))),
+    "float_power": _float_power,
+    "positive": lambda a: a,
+}
+
+
 # --- powers and constants ---------------------------------------------------------------------------------------------
 
 
@@ -199,7 +239,21 @@ _FOLDED: dict[str, Callable[..., int | float]] = {
     "div": lambda a, b: a / b,
     "neg": lambda a: -a,
     "pow": lambda a, b: float(a) ** b if b < 0 or abs(b) > 64 else a**b,
+    "floordiv": lambda a, b: a // b,
+    "mod": lambda a, b: a % b,
+    "bitand": lambda a, b: a & b,
+    "bitor": lambda a, b: a | b,
+    "bitxor": lambda a, b: a ^ b,
+    "bitnot": lambda a: ~a,
+    "shl": lambda a, b: a << _shift(b),
+    "shr": lambda a, b: a >> _shift(b),
 }
+
+
+def _shift(by: int) -> int:
+    if not 0 <= by < 64:
+        raise ValueError("left to the device, which knows the width of the type")
+    return by
 
 
 def _constant(name: str, args: Sequence[Value]) -> Value | None:
@@ -220,8 +274,8 @@ def _constant(name: str, args: Sequence[Value]) -> Value | None:
 # --- reductions -------------------------------------------------------------------------------------------------------
 
 
-def reduction(kind: str, indices: tuple[Index, ...], body: Value) -> Value:
-    """`kind(indices) body`, accumulated in the accumulator of the body's type.
+def reduction(kind: str, indices: tuple[Index, ...], body: Value, until: Affine | None = None) -> Value:
+    """`kind(indices) body`, accumulated in the accumulator of the body's type; `until` as in `Reduce`.
 
     Without indices (nothing to reduce) it is the body in the type that the reduction would have.
     """
@@ -229,7 +283,7 @@ def reduction(kind: str, indices: tuple[Index, ...], body: Value) -> Value:
         return converted(body, DType.BOOL)
     if kind in ("any", "all"):
         truth = cast(cast(body.expr, DType.BOOL), DType.I32)
-        found = Reduce("max" if kind == "any" else "min", indices, truth, DType.I32)
+        found = Reduce("max" if kind == "any" else "min", indices, truth, DType.I32, until)
         # "> 0" and not "!= 0": over nothing, the identities of max and min are far below and above 0
         return typed(Call("gt", (found, Const(0, DType.I32)), DType.BOOL))
     if kind == "mean":
@@ -238,7 +292,7 @@ def reduction(kind: str, indices: tuple[Index, ...], body: Value) -> Value:
         return apply("div", (reduction("sum", indices, exact), number(float(count))))
     dtype = body.expr.dtype.accumulator
     accumulated = cast(body.expr, dtype)
-    result = Reduce(kind, indices, accumulated, dtype) if indices else accumulated
+    result = Reduce(kind, indices, accumulated, dtype, until) if indices else accumulated
     storage = body.storage
     if kind in ("sum", "prod") or storage.dtype is DType.BOOL:
         storage = storage if storage.dtype.is_float else Kind(storage.dtype.accumulator, storage.weak)

@@ -12,10 +12,11 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 
+from tilewright.dsl import spelling
 from tilewright.dsl.affine import Affine, Term
 from tilewright.dsl.dtypes import DType, promote
 from tilewright.dsl.functions import FUNCTIONS, Result
@@ -35,12 +36,13 @@ from tilewright.dsl.program import (
     checked_dimensions,
     children,
 )
+from tilewright.dsl.spelling import SIGNED, SMALL, register_size, saturated, spelled
+
+literal = spelling.literal
+vector_type = spelling.vector_type
 
 LANE = "<lane>"
 """Pseudo index: the position within a vector. Its coefficient in an address is the stride between lanes."""
-
-_SMALL = (DType.I8, DType.I16, DType.U8, DType.U16)
-_SIGNED = {1: "char", 2: "short", 4: "int", 8: "long"}
 
 
 class Source:
@@ -101,36 +103,6 @@ def comment(text: str) -> str:
     """`text` as line comments; backslashes and trigraphs, which could continue a line, are taken out."""
     safe = re.sub(r"[^\x20-\x7e\n]", "?", text).replace("\\", "/").replace("??", "? ?")
     return "\n".join(f"// {line}".rstrip() for line in safe.split("\n"))
-
-
-def vector_type(dtype: DType, width: int) -> str:
-    """The C type of a value in registers: `float` for width 1, `float8` for width 8; f16 and bf16 are floats there."""
-    name = {DType.F16: "float", DType.BF16: "float", DType.BOOL: "int"}.get(dtype, dtype.opencl)
-    return name if width == 1 else f"{name}{width}"
-
-
-def literal(value: float | int | bool, dtype: DType) -> str:
-    """A constant of the given type, exact and free of locale or sign surprises."""
-    if dtype is DType.BOOL:
-        return "1" if value else "0"
-    if not dtype.is_float:
-        return _integer(int(value), dtype)
-    if math.isnan(value):
-        text = "NAN"
-    elif math.isinf(value):
-        text = "INFINITY" if value > 0 else "-INFINITY"
-    elif dtype is DType.F64:
-        text = float(value).hex()
-    else:
-        text = f"{float(value)!r}f"
-    return f"({vector_type(dtype, 1)})({text})" if dtype is DType.F64 or text.startswith("-") else text
-
-
-def _integer(value: int, dtype: DType) -> str:
-    suffix = {DType.I64: "L", DType.U64: "UL", DType.U32: "u"}.get(dtype, "")
-    if dtype in (DType.I32, DType.I64) and value == -(2 ** (8 * dtype.itemsize - 1)):
-        return f"({value + 1}{suffix} - 1)"
-    return f"({value}{suffix})"
 
 
 def identity(kind: str, dtype: DType) -> str:
@@ -252,6 +224,8 @@ class Expressions:
     """First letters of the variables declared in ``source``."""
     extents: Mapping[str, int] = field(default_factory=dict)
     """Extents of indices, where they are known: quotients of what cannot be negative are plain divisions."""
+    fast: bool = False
+    """True for `Program.fast_math`."""
     _known: dict[Expr, str] = field(default_factory=dict)
     _uses: dict[Expr, int] = field(default_factory=dict)
 
@@ -314,6 +288,8 @@ class Expressions:
             return self._rounded(self.converted(text, source, DType.F32), to)
         if vector_type(source, w) == vector_type(to, w):
             return text
+        if source.is_float and not to.is_float:
+            return saturated(text, source, to, w, self.helpers)
         return f"({vector_type(to, 1)})({text})" if w == 1 else f"convert_{vector_type(to, w)}({text})"
 
     def _rounded(self, text: str, to: DType) -> str:
@@ -381,8 +357,8 @@ class Expressions:
             return f"({args[0]} {'/' if e.function == 'floordiv' else '%'} {args[1]})"
         text = self._power(e, args) or self._spelled(e.function, args, operand)
         if function.result is Result.BOOL:
-            return text if self.width == 1 or logical else self._mask(text, _register_size(operand))
-        if operand in _SMALL and self.width == 1:
+            return text if self.width == 1 or logical else self._mask(text, register_size(operand))
+        if operand in SMALL and self.width == 1:
             return f"({operand.opencl}){text}"
         return self.converted(text, operand, e.dtype)
 
@@ -411,34 +387,21 @@ class Expressions:
     def _where(self, e: Call) -> str:
         condition = self.converted(self._render(e.args[0]), e.args[0].dtype, DType.BOOL)
         yes, no = (self.converted(self._render(a), a.dtype, e.dtype) for a in e.args[1:])
-        size = _register_size(e.dtype)
+        size = register_size(e.dtype)
         if self.width > 1 and size != 4:
-            condition = f"convert_{_SIGNED[size]}{self.width}({condition})"
+            condition = f"convert_{SIGNED[size]}{self.width}({condition})"
         return f"({condition} ? {yes} : {no})"
 
     def _spelled(self, function: str, args: list[str], operand: DType) -> str:
         """A function of the table applied to arguments of the type `operand`."""
-        f = FUNCTIONS[function]
-        spelling = f.spelled(not operand.is_float)
-        vector = vector_type(operand, self.width)
-        if not f.repeats:
-            return f"({spelling.format(*args, t=vector)})"
-        name = f"tw_{function}_{vector}"
-        parameters = ", ".join(f"{vector} {letter}" for letter in "abc"[: f.arity])
-        returns = vector
-        if f.result is Result.BOOL:
-            returns = "int" if self.width == 1 else f"{_SIGNED[_register_size(operand)]}{self.width}"
-        body = spelling.format(*"abc"[: f.arity], t=vector)
-        self.helpers[name] = f"static inline {returns} {name}({parameters}) {{ return {body}; }}"
-        return f"{name}({', '.join(args)})"
+        return spelled(function, args, operand, self.width, self.helpers, self.fast)
 
     def combined(self, kind: str, total: str, value: str, dtype: DType) -> str:
         """`total` and `value` combined by a reduction's kind, as an expression."""
         if dtype is DType.BOOL:
             return f"({total} {'|' if kind in ('sum', 'max') else '&'} {value})"
-        if kind in ("sum", "prod"):
-            return f"({total} {'+' if kind == 'sum' else '*'} {value})"
-        return self._spelled(kind, [total, value], dtype)
+        function = {"sum": "add", "prod": "mul"}.get(kind, kind)
+        return self._spelled(function, [total, value], dtype)
 
     def identity(self, kind: str, dtype: DType) -> str:
         """The value an accumulator starts from."""
@@ -446,14 +409,9 @@ class Expressions:
 
     def accumulate(self, kind: str, total: str, value: str, dtype: DType) -> str:
         """The C statement that adds `value` to the accumulator `total`."""
-        if kind in ("sum", "prod") and dtype is not DType.BOOL:
+        if kind in ("sum", "prod") and dtype.is_float:
             return f"{total} {'+' if kind == 'sum' else '*'}= {value};"
         return f"{total} = {self.combined(kind, total, value, dtype)};"
-
-
-def _register_size(dtype: DType) -> int:
-    """Bytes per element of a value in registers."""
-    return 4 if dtype in (DType.F16, DType.BF16, DType.BOOL) else dtype.itemsize
 
 
 def _common(args: tuple[Expr, ...]) -> DType:
@@ -499,7 +457,9 @@ def vector_read(e: Read, tensor: Tensor, names: Variables, dimensions: tuple[int
     return lanes_read(replace(e, index=tuple(a.substitute(step) for a in e.index)), tensor, names, dimensions, width)
 
 
-def lanes_read(e: Read, tensor: Tensor, names: Variables, dimensions: tuple[int, ...], width: int) -> str:
+def lanes_read(
+    e: Read, tensor: Tensor, names: Variables, dimensions: tuple[int, ...], width: int, aligned: bool = False
+) -> str:
     """`width` elements at lanes 0, 1, ... of `LANE`: one load, a broadcast or a gather, by the stride.
 
     ``dimensions`` are those that need a range check. Where that depends on the lane, the vector is loaded as a whole
@@ -513,7 +473,7 @@ def lanes_read(e: Read, tensor: Tensor, names: Variables, dimensions: tuple[int,
     if address.bends(LANE):
         return _lanes_apart(e, tensor, names, dimensions, width)
     pad = _splat_of(literal(tensor.pad, tensor.dtype), tensor.dtype, width)
-    value = load(argument(e.tensor), address, names, tensor.dtype, width)
+    value = load(argument(e.tensor), address, names, tensor.dtype, width, aligned)
     if by_lane:
         apart = _lanes_apart(e, tensor, names, by_lane, width)
         if all(not e.index[d].without(LANE).terms for d in by_lane):
@@ -561,8 +521,12 @@ def _splat_of(scalar: str, dtype: DType, width: int) -> str:
     return f"(int{width})(-({scalar}))" if dtype is DType.BOOL else f"({vector_type(dtype, width)})({scalar})"
 
 
-def load(pointer: str, address: Affine, names: Variables, dtype: DType, width: int) -> str:
-    """`width` elements at `address`, whose coefficient of `LANE` is the stride, as a value in registers."""
+def load(pointer: str, address: Affine, names: Variables, dtype: DType, width: int, aligned: bool = False) -> str:
+    """`width` elements at `address`, whose coefficient of `LANE` is the stride, as a value in registers.
+
+    ``aligned`` promises that contiguous elements start at a multiple of `width`: compilers for GPUs take one wide load
+    where they know that, and a load per element for `vload`.
+    """
     stride = address.coefficient(LANE)
     start = affine(address.without(LANE), names)
     if width == 1:
@@ -570,10 +534,15 @@ def load(pointer: str, address: Affine, names: Variables, dtype: DType, width: i
     if stride == 0:
         return _splat_of(_as_value(element(pointer, start, dtype), dtype, 1), dtype, width)
     loader = f"vload_half{width}" if dtype is DType.F16 else f"vload{width}"
-    if stride == 1 and dtype is DType.BF16:
-        return f"as_float{width}(convert_uint{width}(vload{width}(0, {_at(pointer, start)})) << 16)"
     if stride == 1:
-        return _as_value(f"{loader}(0, {_at(pointer, start)})", dtype, width)
+        text = f"{loader}(0, {_at(pointer, start)})"
+        if aligned and dtype is DType.F16:
+            text = f"vloada_half{width}(0, {_at(pointer, start)})"
+        elif aligned:
+            text = f"*(__global const {dtype.opencl}{width}*)({_at(pointer, start)})"
+        if dtype is DType.BF16:
+            return f"as_float{width}(convert_uint{width}({text}) << 16)"
+        return _as_value(text, dtype, width)
     if stride == 2 and dtype is not DType.BF16:
         # The second load starts one element early, so that nothing behind the last lane is touched.
         second = affine(address.without(LANE) + (width - 1), names)
@@ -583,10 +552,12 @@ def load(pointer: str, address: Affine, names: Variables, dtype: DType, width: i
     return _as_value(f"({_memory_vector(dtype, width)})({', '.join(lanes)})", dtype, width)
 
 
-def store(pointer: str, address: Affine, names: Variables, dtype: DType, width: int, value: str) -> str:
+def store(
+    pointer: str, address: Affine, names: Variables, dtype: DType, width: int, value: str, aligned: bool = False
+) -> str:
     """The C statement that writes a register value at `address`; `LANE`'s coefficient there is the stride.
 
-    With a stride other than 1, `value` is written lane by lane and so must be a variable.
+    With a stride other than 1, `value` is written lane by lane and so must be a variable. ``aligned`` as in `load`.
     """
     stride = address.coefficient(LANE)
     start = affine(address.without(LANE), names)
@@ -597,8 +568,11 @@ def store(pointer: str, address: Affine, names: Variables, dtype: DType, width: 
     value_text = f"convert_uchar{width}({value} & 1)" if dtype is DType.BOOL else value
     if dtype is DType.BF16 and stride == 1:
         value_text = f"tw_bf16_float{width}({value})"
+    if stride == 1 and aligned and dtype is not DType.F16:
+        return f"*(__global {dtype.opencl}{width}*)({_at(pointer, start)}) = {value_text};"
     if stride == 1:
-        storer = f"vstore_half{width}" if dtype is DType.F16 else f"vstore{width}"
+        half = f"vstorea_half{width}" if aligned else f"vstore_half{width}"
+        storer = half if dtype is DType.F16 else f"vstore{width}"
         return f"{storer}({value_text}, 0, {_at(pointer, start)});"
     lines = []
     for lane in range(width):
@@ -620,10 +594,18 @@ def preamble(program: Program, helpers: Mapping[str, str]) -> str:
     if any(t.dtype is DType.F64 for t in program.tensors.values()):
         lines.append("#pragma OPENCL EXTENSION cl_khr_fp64 : enable")
     helpers = dict(helpers)
-    if any(t.dtype is DType.BF16 for t in program.tensors.values()):
-        helpers |= {f"tw_bf16_float{width}": _bf16_bits(width) for width in ("", "2", "4", "8", "16")}
+    for t in (*program.outputs, *program.intermediates):
+        helpers |= storing_helpers(t.dtype, (1, 2, 4, 8, 16))
     lines += [helpers[name] for name in sorted(helpers)]
     return "\n".join(lines) + "\n\n" if lines else ""
+
+
+def storing_helpers(dtype: DType, widths: Iterable[int]) -> dict[str, str]:
+    """The helper functions that `store` calls for a type at these widths."""
+    if dtype is not DType.BF16:
+        return {}
+    suffixes = ["" if width == 1 else str(width) for width in widths]
+    return {f"tw_bf16_float{suffix}": _bf16_bits(suffix) for suffix in suffixes}
 
 
 def _bf16_bits(width: str) -> str:
