@@ -5,11 +5,13 @@ A family states its space beside its kernel; the tuner searches it.
 
 from __future__ import annotations
 
+import itertools
 import json
 import math
 import random
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from functools import cached_property
 from typing import Any
 
 Value = int | str
@@ -36,11 +38,12 @@ class Configuration(Mapping[str, Value]):
         """A parameter's value as an int."""
         return int(self[name])
 
+    @cached_property
+    def _by_name(self) -> dict[str, Value]:
+        return dict(self.items_)
+
     def __getitem__(self, name: str) -> Value:
-        for key, value in self.items_:
-            if key == name:
-                return value
-        raise KeyError(name)
+        return self._by_name[name]
 
     def __iter__(self) -> Iterator[str]:
         return (key for key, _ in self.items_)
@@ -54,11 +57,23 @@ class Configuration(Mapping[str, Value]):
 
 @dataclass(frozen=True)
 class Parameter:
-    """A tunable choice. ``values`` are ordered: neighbours in the tuple are neighbours in the search."""
+    """A tunable choice. ``values`` are ordered: neighbours in the tuple are neighbours in the search.
+
+    ``hint`` and ``subjects`` tie it to the tuning lines of a text: ``tile m: 32`` narrows the parameter with the hint
+    ``tile`` that has the index m among its subjects.
+    """
 
     name: str
     values: tuple[Value, ...]
     meaning: str
+    hint: str = ""
+    """The kind of hint it answers (see `program.Hint`); empty for none. One named work_group answers lines of that name."""
+    subjects: tuple[str, ...] = ()
+    """The indices, or for ``stage`` the tensors, that such a line may name."""
+    words: tuple[tuple[str, Value], ...] = ()
+    """How a line spells its values, where that differs: ``("none", 0), ("packed", 1)``."""
+    sized: bool = False
+    """True if larger programs have larger values of it, so that a line may ask for more than there is here."""
 
 
 @dataclass(frozen=True)
@@ -67,6 +82,8 @@ class Constraint:
 
     reason: str
     holds: Callable[[Configuration], bool]
+    sized: bool = False
+    """True if larger programs meet it more easily: lines of a text that it rules out do not apply to small ones."""
 
 
 @dataclass(frozen=True)
@@ -75,6 +92,10 @@ class Space:
 
     parameters: tuple[Parameter, ...] = ()
     constraints: tuple[Constraint, ...] = ()
+    measures: tuple[tuple[str, Callable[[Configuration], int]], ...] = ()
+    """What `where` lines may ask of a configuration beside its parameters: ``local_bytes``, ``work_group``."""
+    unanswered: tuple[str, ...] = ()
+    """Tuning lines of the text that mean nothing to this family on this device, or nothing at these sizes."""
 
     @property
     def raw_size(self) -> int:
@@ -96,17 +117,21 @@ class Space:
         return None
 
     def __iter__(self) -> Iterator[Configuration]:
-        """Every legal configuration, in a fixed order."""
-        yield from self._extend({}, 0)
-
-    def _extend(self, chosen: dict[str, Value], depth: int) -> Iterator[Configuration]:
-        if depth == len(self.parameters):
-            candidate = Configuration.of(chosen)
+        """Every legal configuration, in a fixed order: the last parameter changes fastest."""
+        names = [p.name for p in self.parameters]
+        by_name = sorted(range(len(names)), key=lambda n: names[n])
+        for values in itertools.product(*(p.values for p in self.parameters)):
+            candidate = Configuration(tuple((names[n], values[n]) for n in by_name))
             if all(c.holds(candidate) for c in self.constraints):
                 yield candidate
-            return
-        for value in self.parameters[depth].values:
-            yield from self._extend({**chosen, self.parameters[depth].name: value}, depth + 1)
+
+    def point(self, number: int) -> Configuration:
+        """The point of this number (from 0 to `raw_size` - 1), legal or not, in the order of iteration."""
+        chosen: dict[str, Value] = {}
+        for p in reversed(self.parameters):
+            number, at = divmod(number, len(p.values))
+            chosen[p.name] = p.values[at]
+        return Configuration.of(chosen)
 
     def sample(self, rng: random.Random, attempts: int = 1000) -> Configuration | None:
         """A legal configuration at random, or None if none was met in `attempts` draws."""
@@ -131,7 +156,5 @@ class Space:
 
     def restricted(self, allowed: Mapping[str, tuple[Value, ...]], constraints: tuple[Constraint, ...] = ()) -> Space:
         """The same space with some parameters limited to the given values (those it has) and more constraints."""
-        parameters = tuple(
-            Parameter(p.name, tuple(v for v in allowed.get(p.name, p.values)), p.meaning) for p in self.parameters
-        )
-        return Space(parameters, self.constraints + constraints)
+        parameters = tuple(replace(p, values=tuple(allowed.get(p.name, p.values))) for p in self.parameters)
+        return replace(self, parameters=parameters, constraints=self.constraints + constraints)

@@ -353,6 +353,16 @@ class Plan:
             self._hand_in(feeds, {})
             return self._ctx.time(self._bound, repeats, warmup)
 
+    def time_calls(self, feeds: Feeds, repeats: int) -> list[list[float]]:
+        """Seconds of each of `calls` by itself, in `repeats` samples; 0.0 where nothing is launched."""
+        with self._lock:
+            self._hand_in(feeds, {})
+            times = []
+            for call in self.calls:  # in order: a later one may overwrite what an earlier one reads
+                bound = [b for b, p in zip(self._bound, self.launches, strict=True) if p.planned is call]
+                times.append(self._ctx.time(bound, repeats) if bound else [0.0] * repeats)
+            return times
+
     def profile(self, feeds: Feeds) -> list[ProfileRow]:
         """What each launch of one run takes."""
         with self._lock:

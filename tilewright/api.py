@@ -33,7 +33,8 @@ from tilewright.tuning_db.default import default_store
 
 if TYPE_CHECKING:
     from tilewright.autotune import Progress, TuningReport
-    from tilewright.autotune.candidates import StageSpace
+    from tilewright.choices import Choices
+    from tilewright.explain import Explanation
 
 log = logging.getLogger("tilewright")
 
@@ -138,6 +139,11 @@ class Arguments:
     def on_device(self) -> bool:
         """True if results stay on the device."""
         return any(isinstance(a, Array) for a in self.arrays.values())
+
+    @property
+    def feeds(self) -> dict[str, npt.NDArray[Any] | Buffer]:
+        """What a plan is run with."""
+        return {name: a._buffer if isinstance(a, Array) else a for name, a in self.arrays.items()}
 
     @property
     def shapes(self) -> dict[str, tuple[int, ...]]:
@@ -273,8 +279,7 @@ class Op:
         ready = self._ready(arguments)
         outputs = ready.program.outputs
         if arguments.on_device:
-            feeds = {n: a._buffer if isinstance(a, Array) else a for n, a in arguments.arrays.items()}
-            buffers = ready.plan.run_on_device(feeds)
+            buffers = ready.plan.run_on_device(arguments.feeds)
             return _one_or_all([Array(buffers[t.name], t.shape, t.dtype, arguments.device) for t in outputs])
         results = ready.plan.run({n: np.asarray(a) for n, a in arguments.arrays.items()})
         return _one_or_all([results[t.name] for t in outputs])
@@ -307,13 +312,33 @@ class Op:
         calls = self._ready(sort_arguments(self.definition, inputs, named, device)).plan.calls
         return "\n".join(_stage_source(call, n, len(calls)) for n, call in enumerate(calls, 1))
 
-    def space(self, *inputs: Any, device: str | Device | None = None, **named: Any) -> tuple[StageSpace, ...]:
-        """What tuning would choose from: per stage the families that fit, each with its parameters."""
-        from tilewright.autotune.candidates import stage_space
+    def space(self, *inputs: Any, device: str | Device | None = None, **named: Any) -> Choices:
+        """What tuning would choose from: per stage the families that fit, each with its parameters and their meaning,
+        how many configurations are legal, and what the op's own lines (tile, where, ...) narrow. Prints well.
+        """
+        from tilewright.choices import choices
+
+        return choices(self.name, self._ready(sort_arguments(self.definition, inputs, named, device)).plan)
+
+    def explain(
+        self,
+        *inputs: Any,
+        device: str | Device | None = None,
+        measure: bool = True,
+        measure_limits: bool = False,
+        **named: Any,
+    ) -> Explanation:
+        """Why a call with these arguments runs as it does: per stage the family and why no other, the configuration
+        and where it is from, and its time beside the least that the device allows. Prints well.
+
+        The device's limits are measured on first use (some seconds) and kept; ``measure_limits`` does it again.
+        Without ``measure`` nothing is run, and times are those of stored winners.
+        """
+        from tilewright.explain import explain
 
         arguments = sort_arguments(self.definition, inputs, named, device)
-        calls = self._ready(arguments).plan.calls
-        return tuple(stage_space(call.program, arguments.device.target) for call in calls)
+        plan, store = self._ready(arguments).plan, default_store()
+        return explain(self.name, plan, arguments.feeds, store, measure, measure_limits)
 
     def plan(self, *inputs: Any, device: str | Device | None = None, **named: Any) -> Plan:
         """The plan that a call with these arguments runs."""

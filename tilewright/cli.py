@@ -1,4 +1,4 @@
-"""The command line: devices, doctor, run, tune, bench, show, db, demo.
+"""The command line: devices, doctor, run, tune, bench, show, explain, db, demo.
 
 Every command takes ``--json`` and then writes nothing but JSON to standard output; progress and messages go to
 standard error. Status: 0 done, 1 a check failed (doctor, db verify), 2 wrong use or a TilewrightError, 130 Ctrl-C.
@@ -16,6 +16,7 @@ import click
 
 from tilewright import __version__, log
 from tilewright.cli_db import db
+from tilewright.cli_explain import explain
 from tilewright.errors import TilewrightError
 from tilewright.options import FILE, NEW_FILE, batch_option, device_option, input_option, json_option, op_options
 from tilewright.output import console, print_table, write_json
@@ -356,3 +357,4 @@ def demo(photo: str, budget: str, selector: str | None, as_json: bool) -> int:
 
 
 commands.add_command(db)
+commands.add_command(explain)

@@ -32,7 +32,7 @@ def input_option(command: _Command) -> _Command:
         "An input, any number of times: NAME=FILE (.npy, .npz, or a picture) or random numbers of a shape, "
         "NAME=[DTYPE:]2x3x4. A FILE without NAME is the first input. Inputs that are not given are random."
     )
-    return click.option("--input", "inputs", metavar="INPUT", multiple=True, help=text)(command)
+    return click.option("--input", "--shape", "inputs", metavar="INPUT", multiple=True, help=text)(command)
 
 
 def batch_option(command: _Command) -> _Command:
