@@ -97,7 +97,7 @@ def _choose(stage: Program, device: Device, store: Store | None, key: str, sourc
         if known is not None:
             return known
     first = source(stage, device.target)[0]
-    return Choice(first.name, first.default(stage, device.target), DEFAULT)
+    return Choice(first.name, families.default(first, stage, device.target), DEFAULT)
 
 
 def _stored(stage: Program, device: Device, store: Store, key: str, legal: _Legal) -> Choice | None:
@@ -136,8 +136,10 @@ class _Legal:
         if winner.family not in self._spaces:
             self._spaces[winner.family] = self._space(winner.family)
         space = self._spaces[winner.family]
-        configuration = Configuration.from_json(winner.configuration)
-        return configuration if space is not None and space.violated(configuration) is None else None
+        if space is None:
+            return None
+        configuration = space.completed(Configuration.from_json(winner.configuration))
+        return configuration if space.violated(configuration) is None else None
 
     def _space(self, name: str) -> Space | None:
         """The space of a family for the stage, None if it does not fit; asks no other family (that takes longer)."""
@@ -145,7 +147,10 @@ class _Legal:
         family = next((f for f in known if f.name == name), None)
         if family is None or family.refusal(self._stage, self._target) is not None:
             return None
-        return family.space(self._stage, self._target)
+        try:
+            return families.space(family, self._stage, self._target)
+        except UnsupportedError:  # its tuning lines leave nothing
+            return None
 
 
 def lower(stage: Program, device: Device, choice: Choice, source: FamilySource | None = None) -> Lowering:

@@ -72,6 +72,8 @@ class Parameter:
     """The indices, or for ``stage`` the tensors, that such a line may name."""
     words: tuple[tuple[str, Value], ...] = ()
     """How a line spells its values, where that differs: ``("none", 0), ("packed", 1)``."""
+    before: Value | None = None
+    """What configurations that were stored before the parameter existed mean; None if they are of no use."""
     sized: bool = False
     """True if larger programs have larger values of it, so that a line may ask for more than there is here."""
 
@@ -101,6 +103,11 @@ class Space:
     def raw_size(self) -> int:
         """Number of points before constraints."""
         return math.prod(len(p.values) for p in self.parameters)
+
+    def completed(self, configuration: Configuration) -> Configuration:
+        """A stored configuration with the parameters that it is too old to name."""
+        missing = {p.name: p.before for p in self.parameters if p.before is not None and p.name not in configuration}
+        return Configuration.of({**configuration, **missing}) if missing else configuration
 
     def violated(self, configuration: Configuration) -> str | None:
         """Why a configuration is not in this space, or None if it is."""

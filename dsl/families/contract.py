@@ -6,12 +6,15 @@ are the spaces of configurations and the choice that is made without tuning.
 
 from __future__ import annotations
 
-from tilewright.dsl import limits
+from dataclasses import dataclass, replace
+
 from tilewright.dsl.families import contract_cpu, contract_gpu
-from tilewright.dsl.families.contraction import Contraction, linear_stride, recognise
+from tilewright.dsl.families.contract_split import LEAST_DEPTH, halves, joined, split_values
+from tilewright.dsl.families.contraction import Contraction, Operand, linear_stride, recognise
+from tilewright.dsl.families.reduce import REDUCE
 from tilewright.dsl.families.shared import computes_indices
 from tilewright.dsl.lowering import Lowering
-from tilewright.dsl.program import Program
+from tilewright.dsl.program import Program, reads
 from tilewright.dsl.space import Configuration, Constraint, Parameter, Space
 from tilewright.dsl.target import Shape, Target
 
@@ -24,20 +27,25 @@ class Contract:
     def refusal(self, program: Program, target: Target) -> str | None:
         """Why the program is no contraction, or None."""
         found = computes_indices(program) or recognise(program)
-        return found if isinstance(found, str) else None
+        if isinstance(found, str):
+            return found
+        return "it uses every element of a matrix once: a reduction reads it as fast" if _is_thin(found[0]) else None
 
     def space(self, program: Program, target: Target) -> Space:
         """Tile sizes, packing and loop order on CPUs; work-group and item tiles on GPUs."""
         views = _views(program)
         space = _cpu_space(views, target) if target.shape is Shape.CPU else _gpu_space(views, target)
-        return _declared(space, views[0], program, target)
+        depth = tuple(i.name for i in views[0].reduce.indices)
+        split = Parameter("split_k", split_values(views[0]), _SPLIT, "split", depth, before=1)
+        return replace(space, parameters=(*space.parameters, split))
 
     def default(self, program: Program, target: Target) -> Configuration:
-        """The configuration that a model of registers and waste prefers; the space's first one if hints forbid it."""
+        """The configuration that a model of registers and waste prefers; the space's first one if it is not legal."""
         views = _views(program)
         space = self.space(program, target)
         make = _cpu_default if target.shape is Shape.CPU else _gpu_default
-        wanted = make(views[0], target)
+        wanted = Configuration.of({**make(views[0], target), "split_k": 1})
+        wanted = Configuration.of({**wanted, "split_k": _default_split(views[0], target, wanted)})
         if space.violated(wanted) is None:
             return wanted
         return next(iter(space))
@@ -45,6 +53,12 @@ class Contract:
     def lower(self, program: Program, target: Target, configuration: Configuration) -> Lowering:
         """The kernels of one configuration."""
         view = _views(program)[configuration.integer("view")]
+        parts = configuration.integer("split_k")
+        if parts > 1:
+            found = halves(program, view, parts)
+            whole = Configuration.of({**configuration, "view": _same_view(found.product, view), "split_k": 1})
+            total = REDUCE.lower(found.total, target, REDUCE.default(found.total, target))
+            return joined(found, self.lower(found.product, target, whole), total)
         if target.shape is Shape.CPU:
             return contract_cpu.lower(view, program, target, configuration)
         return contract_gpu.lower(view, program, target, configuration)
@@ -64,6 +78,55 @@ def _views(program: Program) -> tuple[Contraction, ...]:
     return found
 
 
+@dataclass(frozen=True)
+class _Subjects:
+    """What tuning lines may name: the indices of each kind, and the tensors of the operands."""
+
+    rows: tuple[str, ...]
+    columns: tuple[str, ...]
+    depth: tuple[str, ...]
+    a: tuple[str, ...]
+    b: tuple[str, ...]
+
+    @staticmethod
+    def of(c: Contraction) -> _Subjects:
+        rows, columns, depth = (tuple(i.name for i in group) for group in (c.rows, c.columns, c.depth))
+        a, b = (tuple(dict.fromkeys(r.tensor for r in reads(side.value))) for side in (c.a, c.b))
+        return _Subjects(rows, columns, depth, a, b)
+
+
+_PACKED: tuple[tuple[str, int], ...] = (("none", 0), ("packed", 1))
+
+
+def _is_thin(c: Contraction) -> bool:
+    """True for a matrix times a vector: nothing that tiles could keep for a second use."""
+
+    def once(operand: Operand, across: int) -> bool:
+        return c.g * c.k * across <= sum(c.access(r).tensor.size for r in reads(operand.value))
+
+    return (c.m == 1 and once(c.b, c.n)) or (c.n == 1 and once(c.a, c.m))
+
+
+def _same_view(program: Program, view: Contraction) -> int:
+    """The number of the view in which a product with the same operands sees its columns as `view` does."""
+    columns = {i.name for i in view.columns}
+    found = [columns == {i.name for i in v.columns} for v in _views(program)]
+    return found.index(True) if True in found else 0
+
+
+def _default_split(c: Contraction, target: Target, configuration: Configuration) -> int:
+    """Parts of the depth that give every core a tile, where the tiles alone do not."""
+    if target.shape is Shape.CPU:
+        rows = configuration.integer("item_m") * configuration.integer("tiles_m")
+        columns = configuration.integer("item_n") * target.lanes(c.dtype.itemsize)
+    else:
+        rows, columns = configuration.integer("tile_m"), configuration.integer("tile_n")
+    tiles = c.g * -(-c.m // rows) * -(-c.n // columns)
+    enough = [p for p in split_values(c) if p * tiles <= 2 * target.compute_units and c.k // p >= 4 * LEAST_DEPTH]
+    return max(enough, default=1) if tiles < target.compute_units else 1
+
+
+_SPLIT = "parts of the depth that are summed side by side (split-k); more than 1 for few tiles of great depth"
 _VIEW = "which operand's own indices are computed in vectors (0 = the expected better)"
 
 
@@ -94,6 +157,8 @@ def _cpu_space(views: tuple[Contraction, ...], target: Target) -> Space:
         too_tall = c.integer("item_m") * c.integer("tiles_m") >= 2 * view.m + 2
         return not too_tall and (c.integer("item_n") - 1) * lanes < view.n
 
+    names = _Subjects.of(views[0])
+
     def short(c: Configuration) -> bool:
         return c.integer("item_m") * c.integer("item_n") * c.integer("unroll_k") <= 8 * registers
 
@@ -101,13 +166,19 @@ def _cpu_space(views: tuple[Contraction, ...], target: Target) -> Space:
         (
             Parameter("view", tuple(range(len(views))), _VIEW),
             Parameter(
-                "item_m", (1, 2, 3, 4, 5, 6, 7, 8, 10, 12, 14), "rows of a register tile (6-8 AVX2, 8-14 AVX-512)"
+                "item_m",
+                (1, 2, 3, 4, 5, 6, 7, 8, 10, 12, 14),
+                "rows of a register tile (6-8 AVX2, 8-14 AVX-512)",
+                "item",
+                names.rows,
             ),
-            Parameter("item_n", (1, 2, 3, 4, 6, 8), "vectors of columns in a register tile"),
+            Parameter("item_n", (1, 2, 3, 4, 6, 8), "vectors of columns in a register tile", "item", names.columns),
             Parameter("tiles_m", (1, 2, 4, 8), "register tiles per work-item, one below the other"),
-            Parameter("unroll_k", (1, 2, 4, 8), "depth steps per turn of the inner loop"),
-            Parameter("pack_a", (0, 1), "copy A into panels first"),
-            Parameter("pack_b", (0, 1), "copy B into panels first (weights: once, ahead of time)"),
+            Parameter("unroll_k", (1, 2, 4, 8), "depth steps per turn of the inner loop", "unroll", names.depth),
+            Parameter("pack_a", (0, 1), "copy A into panels first", "stage", names.a, _PACKED),
+            Parameter(
+                "pack_b", (0, 1), "copy B into panels first (weights: once, ahead of time)", "stage", names.b, _PACKED
+            ),
             Parameter("interior", (0, 1), "a loop without range checks for tiles inside the image"),
             Parameter(
                 "order", ("m", "n"), "which blocks neighbouring work-items walk: rows (B's panel stays) or columns"
@@ -118,7 +189,7 @@ def _cpu_space(views: tuple[Contraction, ...], target: Target) -> Space:
             Constraint("A is an expression and must be packed", a_in_place),
             Constraint("B can only be read in place where its columns are contiguous and divide evenly", b_in_place),
             Constraint("there are no range checks to avoid", interior_matters),
-            Constraint("the tile is larger than the product", reaches),
+            Constraint("the tile is larger than the product", reaches, sized=True),
             Constraint("the inner loop would be too long to compile quickly", short),
         ),
     )
@@ -187,6 +258,7 @@ def _items(c: Configuration) -> int:
 
 def _gpu_space(views: tuple[Contraction, ...], target: Target) -> Space:
     itemsize = views[0].dtype.itemsize
+    names = _Subjects.of(views[0])
 
     def whole(c: Configuration) -> bool:
         return c.integer("tile_m") % c.integer("item_m") == 0 and c.integer("tile_n") % c.integer("item_n") == 0
@@ -208,11 +280,11 @@ def _gpu_space(views: tuple[Contraction, ...], target: Target) -> Space:
     return Space(
         (
             Parameter("view", tuple(range(len(views))), _VIEW),
-            Parameter("tile_m", (16, 32, 64, 128), "rows of a work-group's tile"),
-            Parameter("tile_n", (16, 32, 64, 128), "columns of a work-group's tile"),
-            Parameter("tile_k", (8, 16, 32), "depth held in local memory at a time"),
-            Parameter("item_m", (1, 2, 4, 8), "rows of a work-item's tile"),
-            Parameter("item_n", (1, 2, 4, 8), "columns of a work-item's tile"),
+            Parameter("tile_m", (16, 32, 64, 128), "rows of a work-group's tile", "tile", names.rows),
+            Parameter("tile_n", (16, 32, 64, 128), "columns of a work-group's tile", "tile", names.columns),
+            Parameter("tile_k", (8, 16, 32), "depth held in local memory at a time", "tile", names.depth),
+            Parameter("item_m", (1, 2, 4, 8), "rows of a work-item's tile", "item", names.rows),
+            Parameter("item_n", (1, 2, 4, 8), "columns of a work-item's tile", "item", names.columns),
             Parameter("pad_local", (0, 1), "one spare element per row of local memory, against bank conflicts"),
         ),
         (
@@ -222,6 +294,7 @@ def _gpu_space(views: tuple[Contraction, ...], target: Target) -> Space:
             Constraint("the tiles need more local memory than there is", local),
             Constraint("an item's accumulators would spill", registers),
         ),
+        (("local_bytes", lambda c: contract_gpu.local_bytes(c, itemsize)), ("work_group", _items)),
     )
 
 
@@ -239,49 +312,3 @@ def _gpu_default(c: Contraction, target: Target) -> Configuration:
         item_m *= 2
     values = {"view": 0, "tile_m": tile_m, "tile_n": tile_n, "tile_k": 16, "item_m": item_m, "item_n": item_n}
     return Configuration.of({**values, "pad_local": 1})
-
-
-# --- hints and limits -----------------------------------------------------------------------------------------------
-
-
-def _declared(space: Space, c: Contraction, program: Program, target: Target) -> Space:
-    """Narrow the space by the program's `tile` and `where` lines.
-
-    A line that would leave nothing on this target does not apply: tiles are written with one kind of device in mind.
-    """
-    places = {"m": c.rows, "n": c.columns, "k": c.depth}
-    for hint in program.hints:
-        for letter, indices in places.items():
-            if hint.index in {i.name for i in indices}:
-                space = _narrowed(space, {f"tile_{letter}": hint.tile, f"item_{letter}": hint.per_item})
-    constraints = tuple(_limit(text, c, target) for text in program.limits)
-    limited = space.restricted({}, constraints)
-    return limited if next(iter(limited), None) is not None else space
-
-
-def _narrowed(space: Space, wanted: dict[str, tuple[int, ...]]) -> Space:
-    """The space with each parameter limited to the wanted values, as far as that leaves something."""
-    present = {p.name for p in space.parameters}
-    for name, values in wanted.items():
-        if values and name in present:
-            narrowed = space.restricted({name: values})
-            space = narrowed if next(iter(narrowed), None) is not None else space
-    return space
-
-
-def _limit(text: str, c: Contraction, target: Target) -> Constraint:
-    letters = {"m": c.rows, "n": c.columns, "k": c.depth}
-
-    def holds(configuration: Configuration) -> bool:
-        values = {"device.local_mem": target.local_memory, "device.max_work_group": target.max_work_group}
-        if "tile_n" in configuration:
-            values["local_bytes"] = contract_gpu.local_bytes(configuration, c.dtype.itemsize)
-            values["work_group"] = _items(configuration)
-        for letter, indices in letters.items():
-            for kind in ("tile", "item"):
-                if f"{kind}_{letter}" in configuration:
-                    value = configuration.integer(f"{kind}_{letter}")
-                    values.update({f"{kind}_{i.name}": value for i in indices})
-        return limits.holds(text, values)
-
-    return Constraint(f"the program asks for {text}", holds)
