@@ -79,8 +79,8 @@ def stage_space(stage: Program, target: Target, source: FamilySource | None = No
     fitting = (source or families.fitting)(stage, target)
     special = tuple(f for f in fitting if f.name != REFERENCE_FAMILY) or fitting
     return StageSpace(
-        {f.name: f.space(stage, target) for f in special},
-        tuple(Candidate(f.name, f.default(stage, target)) for f in special),
+        {f.name: families.space(f, stage, target) for f in special},
+        tuple(Candidate(f.name, families.default(f, stage, target)) for f in special),
     )
 
 

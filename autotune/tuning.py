@@ -466,7 +466,7 @@ def _tuner(
         if space.violated(candidate) is None:
             search.tell(candidate, measured.seconds)
     last = source(stage, device.target)[-1]  # the most general family is the one to trust
-    reference = last.lower(stage, device.target, last.default(stage, device.target))
+    reference = last.lower(stage, device.target, families.default(last, stage, device.target))
     return _StageTuner(Job(key, stage, reference, constants), space, search, used, weight, key)
 
 

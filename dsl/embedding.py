@@ -39,9 +39,7 @@ MAX_STATEMENTS = 1_000
 """Most statements of a Program: calls that call others twice each would double them level by level."""
 
 
-def arguments(
-    work: Environment, call: CheckedCall
-) -> tuple[dict[str, int | float | bool], dict[str, int]]:
+def arguments(work: Environment, call: CheckedCall) -> tuple[dict[str, int | float | bool], dict[str, int]]:
     """The values of a call's parameters, and of the sizes that it gives."""
     parameters: dict[str, int | float | bool] = {}
     sizes: dict[str, int] = {}
@@ -186,7 +184,9 @@ def settled(program: Program, padded: Mapping[str, str]) -> Program:
         else:
             continue
 
-        def kept(group: tuple[Tensor, ...], source: str = source, copy: str = copy, pad: float = pad) -> Iterator[Tensor]:
+        def kept(
+            group: tuple[Tensor, ...], source: str = source, copy: str = copy, pad: float = pad
+        ) -> Iterator[Tensor]:
             return (replace(t, pad=pad) if t.name == source else t for t in group if t.name != copy)
 
         program = replace(

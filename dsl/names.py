@@ -95,9 +95,7 @@ def check(op: syntax.Op, functions: Mapping[str, syntax.Function], ops: Mapping[
 class _Checker:
     """One pass over an op, in the order of its text."""
 
-    def __init__(
-        self, op: syntax.Op, functions: Mapping[str, syntax.Function], ops: Mapping[str, Checked]
-    ) -> None:
+    def __init__(self, op: syntax.Op, functions: Mapping[str, syntax.Function], ops: Mapping[str, Checked]) -> None:
         self.op, self.old = with_old_values(op)
         self.functions = functions
         self.ops = ops
@@ -278,10 +276,7 @@ class _Statement:
         self.s = s
         self.written = {n.text for n in syntax.walk(s.value) if isinstance(n, Name)}
         self.bound_anywhere = {
-            syntax.bound_name(b).text
-            for n in syntax.walk(s.value)
-            if isinstance(n, Reduction)
-            for b in n.indices
+            syntax.bound_name(b).text for n in syntax.walk(s.value) if isinstance(n, Reduction) for b in n.indices
         }
         self.written |= self.bound_anywhere
         self.taken: set[str] = set()

@@ -206,7 +206,7 @@ def _literal(node: Node) -> int | float | bool | None:
 
 
 def numbers_within(settings: Collection[syntax.Setting], parameters: Collection[str]) -> Iterator[Node]:
-    """The values of a call's parameters that are integer arithmetic: neither a literal nor a parameter of the caller."""
+    """The values of a call's parameters that are integer arithmetic: neither literals nor the caller's parameters."""
     for s in settings:
         if _literal(s.value) is None and not (isinstance(s.value, Name) and s.value.text in parameters):
             yield s.value

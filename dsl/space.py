@@ -67,7 +67,7 @@ class Parameter:
     values: tuple[Value, ...]
     meaning: str
     hint: str = ""
-    """The kind of hint it answers (see `program.Hint`); empty for none. One named work_group answers lines of that name."""
+    """The kind of hint it answers (see `program.Hint`), empty for none. One named work_group answers such lines."""
     subjects: tuple[str, ...] = ()
     """The indices, or for ``stage`` the tensors, that such a line may name."""
     words: tuple[tuple[str, Value], ...] = ()

@@ -74,9 +74,9 @@ def _may_join(group: list[Statement], s: Statement) -> bool:
     return _loops(first) == _loops(s) and bool(_loops(s)[1]) and not any(r.tensor in made for r in touches(s.value))
 
 
-def _loops(s: Statement) -> tuple[tuple[int, ...], tuple[tuple[int, ...], ...]]:
-    """Extents of the output indices, and of each distinct reduction."""
-    ranges = {tuple(i.extent for i in n.indices) for n in walk(s.value) if isinstance(n, Reduce)}
+def _loops(s: Statement) -> tuple[tuple[int, ...], tuple[tuple[int | bool, ...], ...]]:
+    """Extents of the output indices, and of each distinct reduction with whether it is a prefix."""
+    ranges = {(n.until is not None, *(i.extent for i in n.indices)) for n in walk(s.value) if isinstance(n, Reduce)}
     return tuple(i.extent for i in s.indices), tuple(sorted(ranges))
 
 

@@ -142,7 +142,7 @@ class Several:
 
 @dataclass(frozen=True, slots=True)
 class Tuning:
-    """``tile m: 32, 64 per item 2, 4``, ``stage x: local``, ``work_group: 64``: a line that narrows the tuning space."""
+    """``tile m: 32, 64 per item 2``, ``stage x: local``, ``work_group: 64``: a line that narrows the tuning space."""
 
     kind: Name
     subject: Name | None

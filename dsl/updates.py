@@ -65,8 +65,8 @@ class _Rewriting:
         if name not in self.outputs:
             raise Problem(
                 s.target.at,
-                f"{name} is no output; an update starts from what an output held before the op. A sum over k is written "
-                "sum(k) x[n,k]",
+                f"{name} is no output; an update starts from what an output held before the op. "
+                "A sum over k is written sum(k) x[n,k]",
             )
         old = Name(self._old(name), s.target.at)
         if s.indices is None:
@@ -126,4 +126,3 @@ def _names(op: Op) -> set[str]:
             elif isinstance(n, Reduction):
                 found.update(b.value.text for b in n.indices if isinstance(b.value, Name))
     return found
-

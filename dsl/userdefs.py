@@ -1,7 +1,7 @@
 """The functions that a text defines: ``def gelu(x) = 0.5 * x * (1 + erf(x / sqrt(2)))``.
 
-A body is pointwise: it sees its arguments, the built-in functions and the functions above it, nothing else. A call is the
-body with the arguments' values for their names (`statements.py`), so that names cannot clash and what is passed is
+A body is pointwise: it sees its arguments, the built-in functions and the functions above it, nothing else. A call is
+the body with the arguments' values for their names (`statements.py`), so that names cannot clash and what is passed is
 computed once, however often the body uses it.
 """
 
@@ -69,7 +69,8 @@ class _Known:
                 if node.text not in arguments:
                     near = suggestion(node.text, arguments)
                     raise Problem(
-                        node.at, f"{f.name.text} has no argument {node.text}{near or '; a function knows no other names'}"
+                        node.at,
+                        f"{f.name.text} has no argument {node.text}{near or '; a function knows no other names'}",
                     )
             case Access():
                 raise Problem(node.at, "a function is pointwise and reads nothing; pass the element as an argument")
@@ -89,7 +90,9 @@ class _Known:
         if name == f.name.text:
             raise Problem(at, f"{name} calls itself; functions are not recursive")
         if name in ("inside", "index"):
-            raise Problem(at, f"{name} speaks of indices, which a function does not know; pass its value as an argument")
+            raise Problem(
+                at, f"{name} speaks of indices, which a function does not know; pass its value as an argument"
+            )
         if name in REDUCTIONS and (len(node.args) < 2 or name not in SPOKEN):
             raise Problem(at, "a function is pointwise; pass the reduction as an argument")
         if name in ("max", "min"):

@@ -8,11 +8,15 @@ from __future__ import annotations
 
 from typing import Protocol
 
+from tilewright.dsl.families.attention import ATTENTION
 from tilewright.dsl.families.contract import CONTRACT
 from tilewright.dsl.families.map import MAP
 from tilewright.dsl.families.naive import NAIVE
 from tilewright.dsl.families.reduce import REDUCE
+from tilewright.dsl.families.rows import ROWS
+from tilewright.dsl.families.scan import SCAN
 from tilewright.dsl.families.window import WINDOW
+from tilewright.dsl.hints import narrowed, nearest
 from tilewright.dsl.lowering import Lowering
 from tilewright.dsl.program import Program
 from tilewright.dsl.space import Configuration, Space
@@ -38,20 +42,49 @@ class Family(Protocol):
         """The kernels for one configuration of the space."""
 
 
-FAMILIES: tuple[Family, ...] = (WINDOW, CONTRACT, REDUCE, MAP, NAIVE)
+FAMILIES: tuple[Family, ...] = (ATTENTION, WINDOW, CONTRACT, REDUCE, ROWS, SCAN, MAP, NAIVE)
 """Every family, most special first. Depthwise convolution fits `contract` as well, as many products of one row."""
 
-CHAINS: tuple[Family, ...] = ()
+CHAINS: tuple[Family, ...] = (ATTENTION,)
 """The families that compute several statements which feed each other in one kernel; `stages.split` asks them."""
 
 
+def space(family: Family, stage: Program, target: Target) -> Space:
+    """A family's space as the stage's tuning lines narrow it; UnsupportedError if they leave nothing."""
+    return narrowed(family.space(stage, target), stage, target)
+
+
+def default(family: Family, stage: Program, target: Target) -> Configuration:
+    """A family's own choice, or what is nearest to it among what the stage's tuning lines leave."""
+    wanted = family.default(stage, target)
+    return nearest(space(family, stage, target), wanted) if stage.hints or stage.limits else wanted
+
+
 def fitting(stage: Program, target: Target) -> tuple[Family, ...]:
-    """The families that can lower a stage, most special first; UnsupportedError with the reason if none can."""
+    """The families that can lower a stage, most special first.
+
+    UnsupportedError with the reason if none can, or if the stage's tuning lines leave no configuration of those that
+    are meant for it.
+    """
     found = tuple(f for f in FAMILIES if f.refusal(stage, target) is None)
     if not found:
         reason = FAMILIES[-1].refusal(stage, target)
         raise UnsupportedError(f"{stage.name} cannot run on this device: {reason}; cast to a type the device has")
-    return found
+    return _willing(found, stage, target) if stage.hints or stage.limits else found
+
+
+def _willing(found: tuple[Family, ...], stage: Program, target: Target) -> tuple[Family, ...]:
+    """Those that the tuning lines leave something of; the most general one is no way out of lines that are wrong."""
+    left, refused = [], None
+    for family in found:
+        try:
+            space(family, stage, target)
+            left.append(family)
+        except UnsupportedError as error:
+            refused = refused or error
+    if refused is not None and left in ([], [NAIVE]):
+        raise refused
+    return tuple(left)
 
 
 def by_name(name: str) -> Family:

@@ -69,19 +69,26 @@ class Map:
     def space(self, program: Program, target: Target) -> Space:
         """Vector width, and how much each work-item does."""
         plan = Plan.of(program)
+        inner = (plan.inner.name,)
         if target.shape is Shape.CPU:
             return Space(
                 (
                     Parameter(
-                        "lanes", plan.widths(16), "elements per vector; the native width or twice that is typical"
+                        "lanes",
+                        plan.widths(16),
+                        "elements per vector; the native width or twice that is typical",
+                        "vector",
+                        inner,
+                        sized=True,
                     ),
-                    Parameter("unroll", (1, 2, 4), "vectors per step of the innermost loop"),
+                    Parameter("unroll", (1, 2, 4), "vectors per step of the innermost loop", "unroll", inner),
                     Parameter("grain", GRAINS, "KiB of memory per work-item; 16 to 64 keeps it within a near cache"),
                 ),
                 (
                     Constraint(
                         "a step of the innermost loop is longer than the loop",
                         lambda c: c["unroll"] == 1 or c.integer("unroll") * c.integer("lanes") <= plan.inner.extent,
+                        sized=True,
                     ),
                     Constraint(
                         "a transposing copy walks down one vector at a time",
@@ -92,9 +99,11 @@ class Map:
         groups = tuple(n for n in (32, 64, 128, 256) if n <= target.max_work_group) or (1,)
         return Space(
             (
-                Parameter("lanes", plan.widths(4), "elements per vector; 4 where sizes allow"),
+                Parameter(
+                    "lanes", plan.widths(4), "elements per vector; 4 where sizes allow", "vector", inner, sized=True
+                ),
                 Parameter("work_group", groups, "work-items per work-group, typically 64 to 256"),
-                Parameter("items", (1, 2, 4, 8), "vectors per work-item, a work-group apart"),
+                Parameter("items", (1, 2, 4, 8), "vectors per work-item, a work-group apart", "item", inner),
             )
         )
 

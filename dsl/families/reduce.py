@@ -230,14 +230,31 @@ def _contiguity(program: Program, reduces: tuple[Reduce, ...]) -> Mapping[str, i
 
 
 def _cpu_space(plan: Plan) -> Space:
+    vector, reduced = (plan.vector.name,), tuple(d.name for d in plan.loops.reduced)
     parameters = [
-        Parameter("lanes", plan.widths(16), "elements per vector; the native width or twice that is typical"),
-        Parameter("unroll", (1, 2, 4), "independent accumulators per reduction; 2 to 4 hide the latency of additions"),
+        Parameter(
+            "lanes",
+            plan.widths(16),
+            "elements per vector; the native width or twice that is typical",
+            "vector",
+            vector,
+            sized=True,
+        ),
+        Parameter(
+            "unroll",
+            (1, 2, 4),
+            "independent accumulators per reduction; 2 to 4 hide the latency of additions",
+            "unroll",
+            reduced,
+        ),
         Parameter("grain", GRAINS, "KiB of memory per work-item; 16 to 64"),
         Parameter(
             "splits",
             _splits(plan.split.extent),
             "parts of the reduction that run apart; more than 1 if outputs are few",
+            "split",
+            reduced,
+            sized=True,
         ),
     ]
     constraints = []
@@ -246,14 +263,18 @@ def _cpu_space(plan: Plan) -> Space:
             Constraint(
                 "the accumulators are longer than a row",
                 lambda c: c["unroll"] == 1 or c.integer("unroll") * c.integer("lanes") <= plan.vector.extent,
+                sized=True,
             )
         )
     else:
-        parameters.append(Parameter("vectors", (1, 2, 4, 8), "neighbouring vectors of outputs per work-item"))
+        parameters.append(
+            Parameter("vectors", (1, 2, 4, 8), "neighbouring vectors of outputs per work-item", "item", vector)
+        )
         constraints.append(
             Constraint(
                 "a work-item's vectors are longer than the outputs' innermost dimension",
                 lambda c: c["vectors"] == 1 or c.integer("vectors") * c.integer("lanes") <= plan.vector.extent,
+                sized=True,
             )
         )
         constraints.append(
@@ -301,11 +322,18 @@ def _gpu_space(plan: Plan, target: Target) -> Space:
     bytes_per_item = sum(accumulator(e).itemsize for e in plan.reduces)
     return Space(
         (
-            Parameter("lanes", widths, "elements per vector; 4 where sizes allow"),
+            Parameter(
+                "lanes", widths, "elements per vector; 4 where sizes allow", "vector", (plan.vector.name,), sized=True
+            ),
             Parameter("work_group", groups, "work-items per work-group, typically 128 to 256"),
             Parameter("outputs", (1, 2, 4, 8, 16, 32, 64, 128, 256), "outputs (or vectors of them) per work-group"),
             Parameter(
-                "splits", _splits(plan.length), "parts of the reduction that run apart; more than 1 if outputs are few"
+                "splits",
+                _splits(plan.length),
+                "parts of the reduction that run apart; more than 1 if outputs are few",
+                "split",
+                tuple(d.name for d in plan.loops.reduced),
+                sized=True,
             ),
         ),
         (

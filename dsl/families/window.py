@@ -80,11 +80,28 @@ class Window:
         plan = Plan.of(program)
         gpu = target.shape is Shape.GPU
         tile = plan.tile_extent
+        vector = (plan.vector.name,)
         pixels = tuple(n for n in (1, 2, 3, 4, 5, 6, 7, 8, 10, 12, 14, 16) if n <= tile)
         parameters = [
-            Parameter("lanes", plan.widths(4 if gpu else 16), "elements per vector; the native width is typical"),
-            Parameter("pixels", pixels, "outputs per tile along the sliding dimension; 4 to 8"),
-            Parameter("vectors", (1, 2, 4), "vectors per tile; 1, or 2 where registers are plenty"),
+            Parameter(
+                "lanes",
+                plan.widths(4 if gpu else 16),
+                "elements per vector; the native width is typical",
+                "vector",
+                vector,
+                sized=True,
+            ),
+            Parameter(
+                "pixels",
+                pixels,
+                "outputs per tile along the sliding dimension; 4 to 8",
+                "item",
+                () if plan.tile is None else (plan.tile.name,),
+                sized=True,
+            ),
+            Parameter(
+                "vectors", (1, 2, 4), "vectors per tile; 1, or 2 where registers are plenty", "item", vector, sized=True
+            ),
         ]
         if gpu:
             groups = tuple(n for n in (32, 64, 128, 256) if n <= target.max_work_group) or (1,)
@@ -95,7 +112,12 @@ class Window:
             if plan.tile is not None:
                 parameters.append(
                     Parameter(
-                        "block", blocks, "elements along the vector per work-item; what keeps inputs in the cache"
+                        "block",
+                        blocks,
+                        "elements along the vector per work-item; what keeps inputs in the cache",
+                        "tile",
+                        vector,
+                        sized=True,
                     )
                 )
         return Space(tuple(parameters), _constraints(plan))
@@ -237,6 +259,7 @@ def _constraints(plan: Plan) -> tuple[Constraint, ...]:
         Constraint(
             "the tile's vectors are longer than the vector's dimension",
             lambda c: c["vectors"] == 1 or c.integer("vectors") * c.integer("lanes") <= plan.vector.extent,
+            sized=True,
         ),
         Constraint(
             "more than 32 accumulators",
