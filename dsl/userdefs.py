@@ -8,7 +8,7 @@ computed once, however often the body uses it.
 from __future__ import annotations
 
 from collections.abc import Collection, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from tilewright.dsl import syntax
 from tilewright.dsl.diagnostics import Problem, counted, suggestion
@@ -50,7 +50,7 @@ class _Known:
         for a in f.arguments:
             if arguments.count(a.text) > 1:
                 raise Problem(a.at, f"the argument {a.text} stands twice; arguments differ")
-        self._body(f.body, f, arguments)
+        body = self._body(f.body, f, arguments)
         used = {n.text for n in syntax.walk(f.body) if isinstance(n, Name)}
         for a in f.arguments:
             if a.text not in used:
@@ -59,19 +59,18 @@ class _Known:
         self.levels[name] = 1 + max((self.levels.get(c, 0) for c in called), default=0)
         if self.levels[name] > MAX_LEVELS:
             raise Problem(f.name.at, f"functions call each other more than {MAX_LEVELS} levels deep here")
-        self.functions[name] = f
+        self.functions[name] = replace(f, body=body)
 
-    def _body(self, node: Node, f: Function, arguments: Collection[str]) -> None:
+    def _body(self, node: Node, f: Function, arguments: Collection[str]) -> Node:
+        """The body with every function under its first name."""
         match node:
             case Literal():
-                return
+                return node
             case Name():
                 if node.text not in arguments:
-                    near = suggestion(node.text, arguments)
-                    raise Problem(
-                        node.at,
-                        f"{f.name.text} has no argument {node.text}{near or '; a function knows no other names'}",
-                    )
+                    near = suggestion(node.text, arguments) or "; a function knows its arguments only"
+                    raise Problem(node.at, f"{f.name.text} has no argument {node.text}{near}")
+                return node
             case Access():
                 raise Problem(node.at, "a function is pointwise and reads nothing; pass the element as an argument")
             case Reduction():
@@ -79,37 +78,35 @@ class _Known:
             case Qualified():
                 raise Problem(node.at, f"{node.text} can stand in a where line only")
             case Application():
-                self._call(node, f)
-                for a in node.args:
-                    self._body(a, f, arguments)
+                name = self._called(node, f)
+                return replace(node, function=name, args=tuple(self._body(a, f, arguments) for a in node.args))
 
-    def _call(self, node: Application, f: Function) -> None:
-        name, at = node.function, node.called or node.at
+    def _called(self, node: Application, f: Function) -> str:
+        """The first name of what a body calls."""
+        name, at, count = node.function, node.called or node.at, len(node.args)
         if node.settings:
             raise Problem(node.settings[0].name.at, "functions take no parameters by name")
         if name == f.name.text:
             raise Problem(at, f"{name} calls itself; functions are not recursive")
         if name in ("inside", "index"):
-            raise Problem(
-                at, f"{name} speaks of indices, which a function does not know; pass its value as an argument"
-            )
-        if name in REDUCTIONS and (len(node.args) < 2 or name not in SPOKEN):
-            raise Problem(at, "a function is pointwise; pass the reduction as an argument")
-        if name in ("max", "min"):
-            return
+            raise Problem(at, f"{name} speaks of indices, which a function does not know; pass its value as an argument")
         if name in self.functions:
             check_arity(node, self.functions)
+        elif name in REDUCTIONS and (count < 2 or name not in SPOKEN):
+            raise Problem(at, "a function is pointwise; pass the reduction as an argument")
         elif name in DTYPES:
-            if len(node.args) != 1:
-                raise Problem(node.at, f"{name} takes 1 argument, found {len(node.args)}")
+            if count != 1:
+                raise Problem(node.at, f"{name} takes 1 argument, found {count}")
         elif name in SPOKEN:
-            wrong = wrong_count(name, len(node.args))
+            wrong = wrong_count(name, count)
             if wrong:
                 raise Problem(node.at, wrong)
+            return SPOKEN[name].name
         else:
             words = {*BUILT_IN, *self.functions} - {*OPERATOR_SIGNS}
             near = suggestion(name, words) or "; a function calls the built-in ones and those above it"
             raise Problem(at, f"no function is called {name}{near}")
+        return name
 
 
 def check_arity(node: Application, functions: Mapping[str, Function]) -> None:
