@@ -10,7 +10,7 @@ producer's expression. Two rules keep that from ever doing more work than it sav
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import replace
 
 from tilewright.dsl.affine import Affine
@@ -32,12 +32,12 @@ from tilewright.dsl.program import (
     checked_dimensions,
     children,
     extents,
+    free_indices,
     reads,
     rename_reductions,
     rename_tensors,
     substitute_indices,
     transform,
-    uses_only,
     walk,
 )
 
@@ -143,6 +143,8 @@ def _may_inline(made: Statement, reader: Statement) -> bool:
         return False
     if not any(isinstance(n, Reduce) for n in walk(made.value)):
         return True
+    if any(r.tensor == made.target for n in walk(reader.value) for e in _within_indices(n) for r in reads(e)):
+        return False
     index = found[0].index
     singles = [a.single for a in index]
     own = {i.name: i.extent for i in reader.indices}
@@ -155,6 +157,11 @@ def _may_inline(made: Statement, reader: Statement) -> bool:
         r.tensor == made.target for n in walk(reader.value) if isinstance(n, Reduce) for r in reads(n.body)
     )
     return covers and not inside_reduction
+
+
+def _within_indices(e: Expr) -> tuple[Expr, ...]:
+    """What the index expressions of a read compute."""
+    return children(e) if isinstance(e, Read | Inside | IndexValue) else ()
 
 
 def _nodes(e: Expr) -> int:
@@ -204,47 +211,62 @@ def _guarded(value: Expr, read: Read, tensor: Tensor, dimensions: tuple[int, ...
 
 
 def hoist(program: Program) -> Program:
-    """Give reductions that are the same along some output index a statement of their own.
+    """Give reductions that are the same along some loop around them a statement of their own.
 
-    ``y[r,k] = e[r,k] / sum(j) e[r,j]`` would compute each row's sum once per k. Reductions that read nothing (counts of
-    the elements inside a window) stay: they cost less than the memory they would take.
+    ``y[r,k] = e[r,k] / sum(j) e[r,j]`` would compute each row's sum once per k, and so would the largest element in
+    ``sum(k) exp(x[r,k] - max(j) x[r,j])``. Reductions that read nothing (counts of the elements inside a window) stay:
+    they cost less than the memory they would take.
     """
-    statements: list[Statement] = []
-    made: list[Tensor] = []
+    work = _Hoisting(set(program.tensors))
     for s in program.statements:
-        found = {e for e in _outermost_reductions(s.value) if _repeats(e, s)}
+        work.add(s)
+    if not work.made:
+        return program
+    return replace(
+        program, statements=tuple(work.statements), intermediates=(*program.intermediates, *work.made.values())
+    )
+
+
+class _Hoisting:
+    """Statements as `hoist` makes them."""
+
+    def __init__(self, taken: set[str]) -> None:
+        self.statements: list[Statement] = []
+        self.made: dict[str, Tensor] = {}
+        self.taken = taken
+
+    def add(self, s: Statement) -> None:
+        """Add one statement, those for its repeating reductions ahead of it."""
+        found = {e: own for e, own in _repeating(s.value, s.indices)}
         replaced: dict[Expr, Expr] = {}
         for reduce in sorted(found, key=str):
-            own = tuple(i for i in s.indices if not uses_only(reduce, frozenset(_others(s, i))))
-            taken = {*program.tensors, *(t.name for t in made)}
+            own = found[reduce]
             name = f"{s.target}_{reduce.kind}"
-            name = unused(name, taken) if name in taken else name
-            made.append(Tensor(name, reduce.dtype, tuple(i.extent for i in own)))
-            statements.append(Statement(name, own, reduce))
+            name = unused(name, self.taken) if name in self.taken else name
+            self.taken.add(name)
+            self.made[name] = Tensor(name, reduce.dtype, tuple(i.extent for i in own))
+            self.add(Statement(name, own, reduce))
             replaced[reduce] = Read(name, tuple(Affine.index(i.name) for i in own), reduce.dtype)
-        statements.append(replace(s, value=_exchanged(s.value, replaced)))
-    if not made:
-        return program
-    return replace(program, statements=tuple(statements), intermediates=(*program.intermediates, *made))
+        self.statements.append(replace(s, value=_exchanged(s.value, replaced)))
 
 
 def _exchanged(e: Expr, replaced: Mapping[Expr, Expr]) -> Expr:
     return transform(e, lambda node: replaced.get(node, node)) if replaced else e
 
 
-def _outermost_reductions(e: Expr) -> list[Reduce]:
+def _repeating(e: Expr, loops: tuple[Index, ...]) -> Iterator[tuple[Reduce, tuple[Index, ...]]]:
+    """Outermost reductions that give the same value along a loop with more than one step, and the loops they depend on.
+
+    ``loops`` are the indices of the output and of the reductions around `e`.
+    """
     if isinstance(e, Reduce):
-        return [e]
-    return [r for c in children(e) for r in _outermost_reductions(c)]
-
-
-def _repeats(e: Reduce, s: Statement) -> bool:
-    """Whether a reduction gives the same value along an output index with more than one element."""
-    return bool(reads(e)) and any(i.extent > 1 and uses_only(e, frozenset(_others(s, i))) for i in s.indices)
-
-
-def _others(s: Statement, index: Index) -> set[str]:
-    return {i.name for i in all_indices(s) if i is not index}
+        free = free_indices(e)
+        if reads(e) and any(i.extent > 1 and i.name not in free for i in loops):
+            yield e, tuple(i for i in loops if i.name in free)
+            return
+        loops = (*loops, *e.indices)
+    for c in children(e):
+        yield from _repeating(c, loops)
 
 
 def strip_casts(e: Expr) -> Expr:

@@ -216,6 +216,7 @@ def _binary(function: str) -> Callable[[_Builder, Node, Node], syntax.Applicatio
 
 
 _UPDATES = {f"{OPERATOR_SIGNS[word]}=": word for word in ("add", "sub", "mul", "div")}
+_PREFIXES = {"-": "neg", "~": "bitnot", "not": "not"}
 _COMPARISONS = {OPERATOR_SIGNS[word]: word for word in COMPARISONS}
 
 
@@ -320,12 +321,18 @@ class _Builder(Transformer[Token, Any]):
     sub = _binary("sub")
     mul = _binary("mul")
     div = _binary("div")
+    floordiv = _binary("floordiv")
+    mod = _binary("mod")
+    bitand = _binary("bitand")
+    bitor = _binary("bitor")
+    shl = _binary("shl")
+    shr = _binary("shr")
     pow = _binary("pow")
 
     def prefix(self, sign: Token, arg: Node) -> Node:
         if sign == "+":
             return arg
-        word = "not" if sign.type == "NOT" else "neg"
+        word = _PREFIXES[sign]
         return syntax.Application(word, (arg,), Span(_span(sign).start, arg.at.end))
 
     def compare(self, left: Node, sign: Token, right: Node) -> syntax.Application:
@@ -345,6 +352,12 @@ class _Builder(Transformer[Token, Any]):
 
     def reduction_div(self, call: _Call, left: Node, tail: Node) -> syntax.Reduction:
         return self.reduction(call, self.div(left, tail), chained=True)
+
+    def reduction_floordiv(self, call: _Call, left: Node, tail: Node) -> syntax.Reduction:
+        return self.reduction(call, self.floordiv(left, tail), chained=True)
+
+    def reduction_mod(self, call: _Call, left: Node, tail: Node) -> syntax.Reduction:
+        return self.reduction(call, self.mod(left, tail), chained=True)
 
     def call(self, function: Token, bounds: Any, settings: Any) -> _Call:
         return _Call(function, bounds or (), settings or ())
@@ -409,12 +422,9 @@ _VALUE_STARTS = {"NAME", "NUMBER", "LPAR"}
 _OPERATORS = {"STAR", "SLASH", "PLUS", "MINUS", "_POWER", "COMPARE", "_AND", "_OR"}
 
 _CHARACTER_HINTS = {
-    "&": "; logic is written with the words and, or, not",
-    "|": "; logic is written with the words and, or, not",
     "!": "; negation is written 'not', inequality '!='",
     "{": "; indices stand in square brackets",
     "}": "; indices stand in square brackets",
-    "%": "; there is no remainder operator",
     "?": "; a choice is written where(condition, a, b)",
     "\\": "; a line goes on while a bracket is open",
     ";": "; parameters follow a ';' after the inputs, and statements end with the line",
@@ -474,6 +484,7 @@ def _hint(token: Token, expected: set[str], text: str) -> str:
         ("ASSIGN" in expected and "def" in before.rpartition("\n")[2].split(), "function"),
         (not after_value and "ASSIGN" in expected, "statement"),
         (token == "=" and before.endswith("="), "assign"),
+        (token in ("&", "|") and before.endswith(token), "logic"),
         (token == "=" and after_value, "compare"),
         ("_ARROW" in expected, "arrow"),
         (not after_value and expected >= {"COLON", "_PAD"}, "colon"),
@@ -488,6 +499,7 @@ def _hint(token: Token, expected: set[str], text: str) -> str:
 _HINTS = {
     "function": "; a function reads: def name(x, y) = expression",
     "statement": "; a statement reads target[indices] = expression",
+    "logic": "; logic is written with the words and, or, not",
     "assign": "; a statement assigns with a single '='",
     "compare": "; '=' assigns, '==' compares",
     "arrow": "; the header names its outputs: op name(inputs) -> outputs:",

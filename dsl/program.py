@@ -543,9 +543,7 @@ def position(e: Expr, extents: Mapping[str, int] | None = None) -> Affine:
             if not left.terms or not right.terms:
                 return left * right.constant if not right.terms else right * left.constant
         case Call(function="floordiv" | "mod", args=(_, Const(value=divisor))) if int(divisor) > 0:
-            found = _divided(position(e.args[0], extents), int(divisor), extents)
-            if found is not None:
-                return found[0] if e.function == "floordiv" else found[1]
+            return _quotient(e, position(e.args[0], extents), int(divisor), extents)
         case Cast() if not e.dtype.is_float and isinstance(e.arg, IndexValue | Const) and e.dtype.itemsize >= 4:
             return position(e.arg, extents)
         case _:
@@ -560,18 +558,23 @@ def _resolved(a: Affine, extents: Mapping[str, int]) -> Affine:
     return total
 
 
-def _divided(a: Affine, divisor: int, extents: Mapping[str, int] | None) -> tuple[Affine, Affine] | None:
-    """Quotient (rounded down) and remainder of an index expression, or None where they are not linear."""
+def _quotient(e: Call, a: Affine, divisor: int, extents: Mapping[str, int] | None) -> Affine:
+    """``a / divisor`` rounded down or ``a mod divisor``, as `e` says: linear but for what ranges do not decide."""
     if divisor == 1:
-        return a, Affine((), 0)
+        return a if e.function == "floordiv" else Affine((), 0)
     multiple = Affine(tuple((t, c // divisor) for t, c in a.terms if c % divisor == 0), a.constant // divisor)
     rest = Affine(tuple((t, c) for t, c in a.terms if c % divisor), a.constant % divisor)
+    low, high = 0, divisor
     if not rest.terms:
-        return multiple, rest
-    if extents is None or not all(name in extents for name in rest.names):
-        return None
-    low, high = rest.range(extents)
-    return (multiple, rest) if low >= 0 and high < divisor else None
+        high = 0
+    elif extents is not None and all(name in extents for name in rest.names):
+        low, high = rest.range(extents)
+    if low < 0 or high >= divisor:
+        left = replace(e, args=(IndexValue(rest, e.args[0].dtype), e.args[1]))
+        rest, carried = (Affine((), 0), Affine.atom(Computed(left)))
+    else:
+        carried = Affine((), 0)
+    return multiple + carried if e.function == "floordiv" else rest + carried
 
 
 def bounds(e: Expr, extents: Mapping[str, int]) -> tuple[int, int]:

@@ -10,6 +10,7 @@ import numpy as np
 
 from tilewright.dsl.dtypes import DType
 from tilewright.dsl.program import Program
+from tilewright.dsl.splitting import linearised
 from tilewright.dsl.stages import split
 from tilewright.dsl.target import Target
 
@@ -55,7 +56,7 @@ class Call:
 
     program: Program
     buffers: Mapping[str, str]
-    """Buffer name by tensor name."""
+    """Buffer name of each input and output, by tensor name."""
     ops: tuple[str, ...] = ()
     """What it computes, in ONNX operators (or the op's name in the language)."""
     sources: tuple[str, ...] = ()
@@ -83,6 +84,12 @@ def network_of(program: Program, target: Target) -> Network:
         role = roles.get(t.name, Role.TEMPORARY)
         buffers.setdefault(t.name, BufferSpec(t.name, t.dtype, max(t.span, t.size), role, t.shape))
     calls = tuple(
-        Call(stage, {name: name for name in stage.tensors}, (program.name,), (program.name,)) for stage in stages
+        Call(
+            linearised(stage),
+            {t.name: t.name for t in (*stage.inputs, *stage.outputs)},
+            (program.name,),
+            (program.name,),
+        )
+        for stage in stages
     )
     return Network(calls, buffers)

@@ -14,6 +14,7 @@ from tilewright.dsl import compose
 from tilewright.dsl.affine import Affine
 from tilewright.dsl.dtypes import DType
 from tilewright.dsl.program import Index, Program, Read, Statement, Tensor, contiguous_strides, reads
+from tilewright.dsl.splitting import linearised
 from tilewright.dsl.stages import split
 from tilewright.dsl.target import Target
 from tilewright.graph.calls import BufferSpec, Call, Network, Role
@@ -303,8 +304,8 @@ class _Layout:
             return replace(t, strides=at.strides, offset=at.offset)
 
         program = replace(stage, inputs=tuple(map(placed, stage.inputs)), outputs=tuple(map(placed, stage.outputs)))
-        buffers = {name: tensors[name].name for name in program.tensors}
-        self.calls.append(Call(program, buffers, item.ops, item.sources))
+        buffers = {t.name: tensors[t.name].name for t in (*program.inputs, *program.outputs)}
+        self.calls.append(Call(linearised(program), buffers, item.ops, item.sources))
 
     def _input(self, stage: Program, t: Tensor, output: Tensor) -> Tensor:
         reference = self.steps.references[t.name]

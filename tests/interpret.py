@@ -5,13 +5,14 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 
 import numpy as np
-from scipy.special import erf
+from scipy import special
 
 from tilewright.dsl.affine import Affine
 from tilewright.dsl.dtypes import DType
 from tilewright.dsl.program import (
     Call,
     Cast,
+    Computed,
     Const,
     Expr,
     Index,
@@ -32,11 +33,42 @@ _FUNCTIONS: dict[str, Callable[..., object]] = {
     "pow": np.power,
     "max": np.maximum,
     "min": np.minimum,
-    "erf": erf,
-    "rsqrt": lambda x: 1 / np.sqrt(x),
-    "sigmoid": lambda x: 1 / (1 + np.exp(-x)),
-    "relu": lambda x: np.maximum(x, 0),
+    "floordiv": np.floor_divide,
     "round": np.rint,
+    "asin": np.arcsin,
+    "acos": np.arccos,
+    "atan": np.arctan,
+    "atan2": np.arctan2,
+    "asinh": np.arcsinh,
+    "acosh": np.arccosh,
+    "atanh": np.arctanh,
+    "bitand": np.bitwise_and,
+    "bitor": np.bitwise_or,
+    "bitxor": np.bitwise_xor,
+    "bitnot": np.invert,
+    "shl": np.left_shift,
+    "shr": np.right_shift,
+    "ldexp": lambda x, n: x * 2.0**n,
+    "rsqrt": lambda x: 1 / np.sqrt(x),
+    "erf": special.erf,
+    "erfc": special.erfc,
+    "lgamma": special.gammaln,
+    "tgamma": special.gamma,
+    "sigmoid": special.expit,
+    "silu": lambda x: x * special.expit(x),
+    "softplus": lambda x: np.logaddexp(x, 0),
+    "mish": lambda x: x * np.tanh(np.logaddexp(x, 0)),
+    "gelu": lambda x: x * special.ndtr(x),
+    "gelu_tanh": lambda x: x * special.expit(2 * np.sqrt(2 / np.pi) * (x + 0.044715 * x**3)),
+    "relu": lambda x: np.maximum(x, 0),
+    "relu6": lambda x: np.clip(x, 0, 6),
+    "elu": lambda x, a: np.where(x > 0, x, a * np.expm1(x)),
+    "celu": lambda x, a: np.where(x > 0, x, a * np.expm1(x / a)),
+    "selu": lambda x: 1.0507009873554805 * np.where(x > 0, x, 1.6732632423543772 * np.expm1(x)),
+    "leaky_relu": lambda x, a: np.where(x < 0, a * x, x),
+    "hardsigmoid": lambda x, a, b: np.clip(a * x + b, 0, 1),
+    "hardswish": lambda x: x * np.clip(x / 6 + 0.5, 0, 1),
+    "softsign": lambda x: x / (1 + np.abs(x)),
     "lt": np.less,
     "le": np.less_equal,
     "gt": np.greater,
@@ -82,9 +114,9 @@ class _Statement:
             case Inside():
                 return self._inside(e, axes)
             case IndexValue():
-                return _position(e.index, axes).astype(e.dtype.numpy)
+                return self._position(e.index, axes).astype(e.dtype.numpy)
             case Cast():
-                return self.value(e.arg, axes).astype(e.dtype.numpy)
+                return _cast(self.value(e.arg, axes), e.dtype)
             case Call():
                 args = [self.value(a, axes) for a in e.args]
                 result = _FUNCTIONS.get(e.function) or getattr(np, e.function)
@@ -98,6 +130,10 @@ class _Statement:
         body = np.broadcast_to(self.value(e.body, inner), tuple(i.extent for i in inner))
         assert body.dtype == e.dtype.numpy
         own = tuple(range(len(axes), len(inner)))
+        if e.until is not None:
+            (index,) = e.indices
+            within = self._position(Affine.index(index.name), inner) <= self._position(e.until, inner)
+            body = np.where(within, body, np.asarray(_neutral(e.kind, e.dtype), body.dtype))
         if e.kind in ("sum", "prod"):
             return _REDUCE[e.kind](body, axis=own, dtype=body.dtype)
         return _REDUCE[e.kind](body, axis=own, initial=_worst(e.kind, e.dtype))
@@ -105,7 +141,7 @@ class _Statement:
     def _inside(self, e: Read | Inside, axes: tuple[Index, ...]) -> np.ndarray:
         inside = np.asarray(True)
         for a, n in zip(e.index, self.known[e.tensor].shape, strict=True):
-            place = _position(a, axes)
+            place = self._position(a, axes)
             inside = inside & (place >= 0) & (place < n)
         return inside
 
@@ -114,18 +150,34 @@ class _Statement:
         inside = self._inside(e, axes)
         if array.size == 0:
             return np.full(inside.shape, tensor.pad, array.dtype)
-        places = [np.clip(_position(a, axes), 0, n - 1) for a, n in zip(e.index, array.shape, strict=True)]
+        places = [np.clip(self._position(a, axes), 0, n - 1) for a, n in zip(e.index, array.shape, strict=True)]
         return np.where(inside, array[tuple(places)], np.asarray(tensor.pad).astype(array.dtype))
 
+    def _position(self, a: Affine, axes: tuple[Index, ...]) -> np.ndarray:
+        total = np.full((1,) * len(axes), a.constant, np.int64)
+        for term, c in a.terms:
+            if isinstance(term, Computed):
+                total = total + c * self.value(term.expr, axes).astype(np.int64)
+                continue
+            axis = [i.name for i in axes].index(term)
+            shape = [1] * len(axes)
+            shape[axis] = axes[axis].extent
+            total = total + c * np.arange(axes[axis].extent).reshape(shape)
+        return total
 
-def _position(a: Affine, axes: tuple[Index, ...]) -> np.ndarray:
-    total = np.full((1,) * len(axes), a.constant, np.int64)
-    for name, c in a.terms:
-        axis = [i.name for i in axes].index(name)
-        shape = [1] * len(axes)
-        shape[axis] = axes[axis].extent
-        total = total + c * np.arange(axes[axis].extent).reshape(shape)
-    return total
+
+def _cast(value: np.ndarray, to: DType) -> np.ndarray:
+    """Floats become integers towards zero, NaN as 0, what is out of range as the end of the range."""
+    if to.is_float or to is DType.BOOL or not np.issubdtype(value.dtype, np.inexact):
+        return value.astype(to.numpy)
+    info = np.iinfo(to.numpy)
+    inside = (value >= info.min) & (value < 2.0 ** (info.bits - (info.min < 0)))
+    ends = np.where(np.isnan(value), 0, np.where(value < 0, info.min, info.max)).astype(to.numpy)
+    return np.where(inside, np.where(inside, value, 0).astype(to.numpy), ends)
+
+
+def _neutral(kind: str, dtype: DType) -> float:
+    return {"sum": 0, "prod": 1}[kind] if kind in ("sum", "prod") else _worst(kind, dtype)
 
 
 def _worst(kind: str, dtype: DType) -> float:

@@ -12,7 +12,7 @@ from numpy.lib.stride_tricks import sliding_window_view
 from tilewright.dsl.dtypes import DType
 from tilewright.dsl.program import Expr, IndexValue, Inside, Program, Tensor, transform
 
-_WIDE = {DType.F16: DType.F64, DType.F32: DType.F64}
+_WIDE = {DType.F16: DType.F64, DType.BF16: DType.F64, DType.F32: DType.F64}
 
 
 def widened(program: Program) -> Program:
