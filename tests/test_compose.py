@@ -17,13 +17,13 @@ SOFTMAX = """op softmax(x[R,K]) -> y[R,K]:
     e[r,k] = exp(x[r,k] - m[r])
     y[r,k] = e[r,k] / sum(j) e[r,j]"""
 CASES = {
-    SOFTMAX: 4,
-    "op f(x[R,K]) -> y[R,K]: y[r,k] = (x[r,k] - mean(j) x[r,j]) / sqrt(mean(j) x[r,j]^2 + sum(n,i) x[n,i]^2)": 3,
+    SOFTMAX: 1,
+    "op f(x[R,K]) -> y[R,K]: y[r,k] = (x[r,k] - mean(j) x[r,j]) / sqrt(mean(j) x[r,j]^2 + sum(n,i) x[n,i]^2)": 2,
     "op moments(x[R,K]) -> s[K], q[K]:\n    s[k] = sum(r) x[r,k]\n    q[k] = sum(r) x[r,k]^2": 1,
     "op f(x[R,K]) -> y[R,K]:\n    t[r,k] = x[r,k] * 2\n    y[r,k] = t[r,k] + 1": 1,
     "op f(x[R,K]) -> y[R,K]:\n    t[r,k] = exp(x[r,k])\n    y[r,k] = t[r,k] + t[r,0]": 2,
     "op f(x[R,K]) -> y[R]:\n    t[r] = sum(k) x[r,k]\n    y[r] = t[r] * sigmoid(t[r])": 1,
-    "op f(x[R,K]) -> y[R,K]:\n    t[r] = sum(k) x[r,k]\n    y[r,k] = x[r,k] - t[r]": 2,
+    "op f(x[R,K]) -> y[R,K]:\n    t[r] = sum(k) x[r,k]\n    y[r,k] = x[r,k] - t[r]": 1,
     "op shifted(x[R,K]) -> y[R,K]:\n    t[r,k] = x[r,k] + 1\n    y[r,k] = t[r,k-1]": 1,
     "op unused(x[R,K]) -> y[R,K]:\n    t[r,k] = exp(x[r,k])\n    y[r,k] = x[r,k]": 1,
 }
