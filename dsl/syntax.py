@@ -264,6 +264,9 @@ def node_text(node: Node, nested: bool = False) -> str:
             return f"({node.kind.text}({indices}) {f'({body})' if body.startswith('-') else body})"
         case Application(function="neg"):
             return f"-{node_text(node.args[0], nested=True)}"
+        case Application(function="not"):
+            text = f"not {node_text(node.args[0], nested=True)}"
+            return f"({text})" if nested else text
         case Application() if node.called is None and node.function in _SIGNS:
             loose = node.function in _LOOSE
             left, right = (node_text(a, nested=not loose or _function(a) in _LOOSE) for a in node.args)

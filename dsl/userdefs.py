@@ -89,7 +89,7 @@ class _Known:
         if name == f.name.text:
             raise Problem(at, f"{name} calls itself; functions are not recursive")
         if name in ("inside", "index"):
-            raise Problem(at, f"{name} speaks of indices, which a function does not know; pass its value as an argument")
+            raise Problem(at, f"{name} speaks of indices, which a function does not know; pass its value instead")
         if name in self.functions:
             check_arity(node, self.functions)
         elif name in REDUCTIONS and (count < 2 or name not in SPOKEN):

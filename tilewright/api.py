@@ -12,20 +12,21 @@ import functools
 import logging
 import threading
 from collections import OrderedDict
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, overload
 
 import numpy as np
 import numpy.typing as npt
 
+from tilewright.dsl import signatures, trace
 from tilewright.dsl.check import Definition
 from tilewright.dsl.diagnostics import listed
 from tilewright.dsl.dtypes import DType
 from tilewright.dsl.parse import parse_op
 from tilewright.dsl.program import Program
 from tilewright.dsl.text import statement_text
-from tilewright.errors import DeviceError, ShapeError
+from tilewright.errors import DeviceError, LanguageError, ShapeError
 from tilewright.graph.plan import Plan, PlannedCall, plan_program
 from tilewright.runtime import Buffer, Context, Device, context, select_device
 from tilewright.tuning_db import Store
@@ -163,7 +164,7 @@ def sort_arguments(
 
     Raises ShapeError for a wrong number or name, DeviceError for arrays on different devices.
     """
-    declared = {t.name: t for t in definition.inputs}
+    declared = {t.argument: t for t in definition.inputs}
     if len(inputs) > len(declared):
         raise ShapeError(
             f"op {definition.name} takes {_count(len(declared), 'input')} ({', '.join(declared)}), "
@@ -186,11 +187,13 @@ def sort_arguments(
             raise ShapeError(f"op {definition.name} has no input or parameter {name}; there is {listed(known, 'and')}")
     missing = [name for name in declared if name not in given]
     if missing:
+        old = [name for name in missing if declared[name].old_of]
+        why = f"; the op reads what {listed(old, 'and')} held before it" if old else ""
         raise ShapeError(
             f"op {definition.name} takes {_count(len(declared), 'input')} ({', '.join(declared)}), "
-            f"but {listed(missing, 'and')} {'is' if len(missing) == 1 else 'are'} missing"
+            f"but {listed(missing, 'and')} {'is' if len(missing) == 1 else 'are'} missing{why}"
         )
-    arrays = {name: _operand(definition.name, name, given[name], declared[name].dtype) for name in declared}
+    arrays = {t.name: _operand(definition.name, name, given[name], t.dtype) for name, t in declared.items()}
     return Arguments(arrays, parameters, sizes, _common_device(definition.name, arrays, device))
 
 
@@ -254,8 +257,9 @@ class Op:
     UnsupportedError if the device lacks an element type.
     """
 
-    def __init__(self, definition: Definition) -> None:
+    def __init__(self, definition: Definition, fast_math: bool = False) -> None:
         self.definition = definition
+        self.fast_math = fast_math
         self.__name__ = definition.name
         self.__doc__ = definition.text
         self._plans: OrderedDict[object, _Ready] = OrderedDict()
@@ -275,6 +279,8 @@ class Op:
         return f"<tilewright.Op {self.name}>\n{self.text.strip()}"
 
     def __call__(self, *inputs: Any, device: str | Device | None = None, **named: Any) -> Any:
+        if trace.is_active():
+            return self._traced(inputs, named)
         arguments = sort_arguments(self.definition, inputs, named, device)
         ready = self._ready(arguments)
         outputs = ready.program.outputs
@@ -283,6 +289,14 @@ class Op:
             return _one_or_all([Array(buffers[t.name], t.shape, t.dtype, arguments.device) for t in outputs])
         results = ready.plan.run({n: np.asarray(a) for n, a in arguments.arrays.items()})
         return _one_or_all([results[t.name] for t in outputs])
+
+    def _traced(self, inputs: Sequence[Any], named: Mapping[str, Any]) -> Any:
+        """The call as a statement of the op that is being traced."""
+        tensors = {t.argument for t in self.definition.inputs} & named.keys()
+        if tensors:
+            raise LanguageError(f"op {self.name} is called within an op with its inputs in order, not by name")
+        outputs = len(self.definition.outputs)
+        return _one_or_all(list(trace.called(self.name, self.text, outputs, tuple(inputs), dict(named))))
 
     def tune(
         self,
@@ -354,7 +368,9 @@ class Op:
         with self._lock:
             ready = self._plans.get(key)
             if ready is None or ready.ctx is not ctx or ready.generation != generation:
-                program = self.definition.specialise(shapes, dtypes, arguments.parameters, arguments.sizes)
+                program = self.definition.specialise(
+                    shapes, dtypes, arguments.parameters, arguments.sizes, self.fast_math
+                )
                 ready = _Ready(plan_program(program, arguments.device, store), program, ctx, generation)
                 self._plans[key] = ready
                 if len(self._plans) > PLANS_KEPT:
@@ -363,9 +379,31 @@ class Op:
             return ready
 
 
-def op(text: str) -> Op:
-    """The op that a text in the language defines; LanguageError, with the place, if the text is wrong."""
-    return Op(parse_op(text))
+@overload
+def op(source: str | Callable[..., Any], name: str | None = None, *, fast_math: bool = False) -> Op: ...
+@overload
+def op(source: None = None, *, fast_math: bool = False) -> Callable[[Callable[..., Any]], Op]: ...
+
+
+def op(
+    source: str | Callable[..., Any] | None = None, name: str | None = None, *, fast_math: bool = False
+) -> Op | Callable[[Callable[..., Any]], Op]:
+    """An op from a text in the language, or from a Python function that says the same (`tilewright.lang`).
+
+    ``name`` says which op is meant where a text defines several. ``fast_math`` gives up NaN, infinities and the last bits
+    of functions for speed, as a line of that name in the text does. Raises LanguageError, with the place, if the text
+    is wrong; that of a function is the op's `text`. Without a source it is a decorator: ``@op(fast_math=True)``.
+    """
+    if source is None:
+        return functools.partial(_op, name=name, fast_math=fast_math)
+    return _op(source, name, fast_math)
+
+
+def _op(source: str | Callable[..., Any], name: str | None, fast_math: bool) -> Op:
+    if isinstance(source, str):
+        return Op(parse_op(source, name), fast_math)
+    header = signatures.header(source)
+    return Op(parse_op(trace.traced(header, source), header.name), fast_math)
 
 
 def _one_or_all(results: list[Any]) -> Any:

@@ -45,13 +45,13 @@ def read_op_call(file: Path, name: str | None, inputs: Sequence[str], settings: 
 def _inputs(op: Op, texts: Sequence[str]) -> dict[str, Any]:
     rng = np.random.default_rng(0)
     arrays: dict[str, Any] = {}
-    first = op.definition.inputs[0].name if op.definition.inputs else ""
+    first = op.definition.inputs[0].argument if op.definition.inputs else ""
     for given in map(parse_given, texts):
         if given.file is None:
             arrays[given.name] = random_array(given.shape, given.dtype.numpy, rng)
         else:
             arrays |= {given.name or key or first: array for key, array in load_arrays(given.file).items()}
-    missing = [t.name for t in op.definition.inputs if t.name not in arrays]
+    missing = [t.argument for t in op.definition.inputs if t.argument not in arrays]
     if missing:
         example = " ".join(f"--input {name}=64x128" for name in missing)
         raise InputError(f"op {op.name} needs the sizes of {', '.join(missing)}; give for example {example}")

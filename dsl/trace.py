@@ -1,0 +1,441 @@
+"""Ops written as Python functions.
+
+Such a function is called once, with objects that stand for its tensors and parameters. What it does with them is noted as
+the language's own syntax and printed as its text, which is then read like any other: a traced op *is* a text, and its
+errors show that text. Nothing is evaluated and no source is looked at.
+
+    def gemm(a: "M,K", b: "K,N") -> "c[M,N]":
+        m, n, k = indices("m n k")
+        return each(m, n)(lang.sum(k)(a[m, k] * b[k, n]))
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Iterator
+from contextvars import ContextVar
+from dataclasses import dataclass, field, replace
+from typing import NoReturn
+
+import numpy as np
+
+from tilewright.dsl import syntax
+from tilewright.dsl.syntax import Access, Application, Bound, Literal, Name, Node, Span, node_text
+from tilewright.errors import LanguageError
+
+_HERE = Span(0, 0)
+
+Number = int | float | bool
+
+
+class Symbol:
+    """Anything that stands in an expression; operators on it make larger ones.
+
+    ``&``, ``|`` and ``~`` are the language's `and`, `or` and `not`; ``//`` and ``%`` round down.
+    """
+
+    __slots__ = ("node",)
+    __hash__ = None  # type: ignore[assignment]  # == makes an expression
+
+    def __init__(self, node: Node) -> None:
+        self.node = node
+
+    def __add__(self, other: Symbol | Number) -> Value:
+        return operation("add", self, other)
+
+    def __radd__(self, other: Number) -> Value:
+        return operation("add", other, self)
+
+    def __sub__(self, other: Symbol | Number) -> Value:
+        return operation("sub", self, other)
+
+    def __rsub__(self, other: Number) -> Value:
+        return operation("sub", other, self)
+
+    def __mul__(self, other: Symbol | Number) -> Value:
+        return operation("mul", self, other)
+
+    def __rmul__(self, other: Number) -> Value:
+        return operation("mul", other, self)
+
+    def __truediv__(self, other: Symbol | Number) -> Value:
+        return operation("div", self, other)
+
+    def __rtruediv__(self, other: Number) -> Value:
+        return operation("div", other, self)
+
+    def __floordiv__(self, other: Symbol | Number) -> Value:
+        return operation("floordiv", self, other)
+
+    def __rfloordiv__(self, other: Number) -> Value:
+        return operation("floordiv", other, self)
+
+    def __mod__(self, other: Symbol | Number) -> Value:
+        return operation("mod", self, other)
+
+    def __rmod__(self, other: Number) -> Value:
+        return operation("mod", other, self)
+
+    def __pow__(self, other: Symbol | Number) -> Value:
+        return operation("pow", self, other)
+
+    def __rpow__(self, other: Number) -> Value:
+        return operation("pow", other, self)
+
+    def __neg__(self) -> Value:
+        return operation("neg", self)
+
+    def __pos__(self) -> Value:
+        return Value(self.node)
+
+    def __abs__(self) -> Value:
+        return applied("abs", self)
+
+    def __invert__(self) -> Value:
+        return operation("not", self)
+
+    def __and__(self, other: Symbol | Number) -> Value:
+        return operation("and", self, other)
+
+    def __rand__(self, other: Number) -> Value:
+        return operation("and", other, self)
+
+    def __or__(self, other: Symbol | Number) -> Value:
+        return operation("or", self, other)
+
+    def __ror__(self, other: Number) -> Value:
+        return operation("or", other, self)
+
+    def __lt__(self, other: Symbol | Number) -> Value:
+        return operation("lt", self, other)
+
+    def __le__(self, other: Symbol | Number) -> Value:
+        return operation("le", self, other)
+
+    def __gt__(self, other: Symbol | Number) -> Value:
+        return operation("gt", self, other)
+
+    def __ge__(self, other: Symbol | Number) -> Value:
+        return operation("ge", self, other)
+
+    def __eq__(self, other: object) -> Value:  # type: ignore[override]  # an expression, not a truth value
+        return operation("eq", self, other)
+
+    def __ne__(self, other: object) -> Value:  # type: ignore[override]
+        return operation("ne", self, other)
+
+    def __bool__(self) -> NoReturn:
+        raise LanguageError(
+            f"{self} has no truth value while an op is traced; a choice is where(condition, a, b), and 'and', 'or', 'not' "
+            "are written &, |, ~ (with brackets around comparisons)"
+        )
+
+    def __iter__(self) -> NoReturn:
+        raise LanguageError(f"{self} has no elements while an op is traced; a tensor is read at indices: x[n, c]")
+
+    def __str__(self) -> str:
+        return node_text(self.node)
+
+    def __repr__(self) -> str:
+        return f"<tilewright expression {self}>"
+
+
+class Value(Symbol):
+    """An expression."""
+
+    __slots__ = ()
+
+
+class Index(Symbol):
+    """An index: bound by `each` or by a reduction."""
+
+    __slots__ = ("extent", "name")
+
+    def __init__(self, name: str, extent: Node | None = None) -> None:
+        super().__init__(Name(name, _HERE))
+        self.name = name
+        self.extent = extent
+
+    @property
+    def bound(self) -> Bound:
+        """Where it is introduced."""
+        return Bound(self.node, self.extent)
+
+
+class Tensor(Symbol):
+    """A tensor: ``x[n, c]`` reads an element, ``x`` alone is all of it, for the short form."""
+
+    __slots__ = ("name",)
+
+    def __init__(self, name: str) -> None:
+        super().__init__(Name(name, _HERE))
+        self.name = name
+
+    def __getitem__(self, index: Symbol | int | tuple[Symbol | int, ...]) -> Value:
+        """The element at an index per dimension."""
+        parts = index if isinstance(index, tuple) else (index,)
+        if any(isinstance(p, slice) for p in parts):
+            raise LanguageError(f"{self.name} is read element by element: {self.name}[n, c]; there are no slices")
+        return Value(Access(Name(self.name, _HERE), tuple(map(node_of, parts)), _HERE))
+
+
+def node_of(x: object) -> Node:
+    """Anything that can stand in an expression, as syntax; LanguageError for what cannot."""
+    if isinstance(x, Symbol):
+        return x.node
+    if isinstance(x, np.generic):
+        x = x.item()
+    if isinstance(x, bool) or (isinstance(x, int | float) and not x < 0):
+        return Literal(x, _HERE)
+    if isinstance(x, int | float):
+        return Application("neg", (Literal(-x, _HERE),), _HERE)
+    raise LanguageError(f"{type(x).__name__} cannot stand in an expression; arrays are inputs of an op")
+
+
+def operation(word: str, *operands: object) -> Value:
+    """An operator, by its word."""
+    return Value(Application(word, tuple(map(node_of, operands)), _HERE))
+
+
+def applied(function: str, *args: object) -> Value:
+    """A function of the language."""
+    return Value(Application(function, tuple(map(node_of, args)), _HERE, _HERE))
+
+
+def reduced(kind: str, indices: tuple[Bound, ...], body: object) -> Value:
+    """A reduction."""
+    return Value(syntax.Reduction(Name(kind, _HERE), indices, node_of(body), _HERE))
+
+
+def indices(names: str, extent: Symbol | int | None = None) -> tuple[Index, ...]:
+    """Indices by name, separated by spaces: ``m, n, k = indices("m n k")``.
+
+    ``extent`` is what they run over where that does not follow from reads, as for a window's.
+    """
+    return tuple(index(name, extent) for name in names.replace(",", " ").split())
+
+
+def index(name: str, extent: Symbol | int | None = None) -> Index:
+    """One index, see `indices`."""
+    _check_name(name)
+    return Index(name, None if extent is None else node_of(extent))
+
+
+def size(name: str, value: Symbol | int | None = None) -> Value:
+    """A size of the header as a number; with a value it is a size equation: ``size("P", (H - k) / 2 + 1)``."""
+    _check_name(name)
+    if value is not None:
+        active().lines.append(syntax.Assignment(Name(name, _HERE), None, node_of(value)))
+    return Value(Name(name, _HERE))
+
+
+def _check_name(name: str) -> None:
+    if not (name.isascii() and name.isidentifier()):
+        raise LanguageError(f"{name!r} is no name; names are ASCII letters, digits and _")
+
+
+# --- statements -------------------------------------------------------------------------------------------------------
+
+
+@dataclass
+class Trace:
+    """What the function that is being traced has said so far."""
+
+    lines: list[syntax.Assignment | syntax.Several | str] = field(default_factory=list)
+    callees: dict[str, str] = field(default_factory=dict)
+    """Texts of the ops that were called, by name."""
+    tensors: int = 0
+
+    def fresh(self) -> Tensor:
+        """A tensor that is still to be named."""
+        self.tensors += 1
+        return Tensor(f"t{self.tensors}_")
+
+
+_active: ContextVar[Trace | None] = ContextVar("tilewright_trace", default=None)
+
+
+def active() -> Trace:
+    """The trace that is under way; LanguageError if there is none."""
+    found = _active.get()
+    if found is None:
+        raise LanguageError("statements and tuning lines stand in a function that @tilewright.op reads")
+    return found
+
+
+def is_active() -> bool:
+    """Whether a function is being traced."""
+    return _active.get() is not None
+
+
+def each(*over: Index | int) -> Callable[[Symbol | Number], Tensor]:
+    """``each(m, n)(value)``: the tensor that has the value at every m, n; 0 stands for a dimension of size 1."""
+
+    def assign(value: Symbol | Number) -> Tensor:
+        trace = active()
+        made = trace.fresh()
+        bounds = tuple(i.bound if isinstance(i, Index) else Bound(node_of(i), None) for i in over)
+        trace.lines.append(syntax.Assignment(Name(made.name, _HERE), bounds, node_of(value)))
+        return made
+
+    return assign
+
+
+def called(op: str, text: str, outputs: int, args: tuple[object, ...], settings: dict[str, object]) -> tuple[Tensor, ...]:
+    """A call of another op, whose text becomes part of this one's."""
+    trace = active()
+    if trace.callees.setdefault(op, text) != text:
+        raise LanguageError(f"two different ops that are called here have the name {op}")
+    made = tuple(trace.fresh() for _ in range(outputs))
+    given = tuple(syntax.Setting(Name(k, _HERE), node_of(v)) for k, v in settings.items())
+    call = Application(op, tuple(map(node_of, args)), _HERE, _HERE, given)
+    if outputs == 1:
+        trace.lines.append(syntax.Assignment(Name(made[0].name, _HERE), None, call))
+    else:
+        trace.lines.append(syntax.Several(tuple(Name(t.name, _HERE) for t in made), call))
+    return made
+
+
+# --- from calls to text -----------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Header:
+    """An op's header, in the language's own words."""
+
+    name: str
+    inputs: tuple[tuple[str, str], ...]
+    """Name and the whole declaration: ``("x", "x[N,C]: f16")``."""
+    parameters: tuple[tuple[str, str], ...]
+    outputs: tuple[str, ...]
+    """Declarations: ``c[M,N]``."""
+
+
+def traced(header: Header, function: Callable[..., object]) -> str:
+    """The text of the op that a Python function describes."""
+    trace = Trace()
+    token = _active.set(trace)
+    try:
+        tensors = {name: Tensor(name) for name, _ in header.inputs}
+        numbers = {name: Value(Name(name, _HERE)) for name, _ in header.parameters}
+        result = function(*tensors.values(), **numbers)
+    finally:
+        _active.reset(token)
+    results = result if isinstance(result, tuple) else (result,)
+    if len(results) != len(header.outputs):
+        raise LanguageError(
+            f"op {header.name} declares {len(header.outputs)} outputs ({', '.join(header.outputs)}), "
+            f"but its function returns {len(results)}"
+        )
+    names = _returned(trace, header, results)
+    inputs = ", ".join(text for _, text in header.inputs)
+    parameters = ", ".join(text for _, text in header.parameters)
+    top = f"op {header.name}({inputs}{'; ' if parameters else ''}{parameters}) -> {', '.join(header.outputs)}:"
+    body = [f"    {_line(line, names)}" for line in trace.lines]
+    callees = "".join(f"{text.strip()}\n\n" for text in trace.callees.values())
+    return callees + "\n".join([top, *body]) + "\n"
+
+
+def _returned(trace: Trace, header: Header, results: tuple[object, ...]) -> dict[str, str]:
+    """Add what the outputs still lack; gives every tensor's name in the text."""
+    outputs = [text.partition("[")[0].partition(":")[0].strip() for text in header.outputs]
+    names: dict[str, str] = {}
+    made = {f"t{n}_" for n in range(1, trace.tensors + 1)}
+    for output, declaration, value in zip(outputs, header.outputs, results, strict=True):
+        if isinstance(value, Tensor) and value.name in made and value.name not in names:
+            names[value.name] = output
+            continue
+        over = _order(header, output, declaration, node_of(value))
+        trace.lines.append(syntax.Assignment(Name(output, _HERE), over, node_of(value)))
+    taken = {*outputs, *(name for name, _ in (*header.inputs, *header.parameters))}
+    taken |= {n.text for line in trace.lines if not isinstance(line, str) for n in _names(line)}
+    for name in sorted(made - names.keys(), key=lambda t: int(t[1:-1])):
+        plain = name.rstrip("_")
+        while plain in taken:
+            plain += "_"
+        names[name] = plain
+        taken.add(plain)
+    return names
+
+
+def _order(header: Header, output: str, declaration: str, value: Node) -> tuple[Bound, ...] | None:
+    """The indices on the left of a returned expression: each belongs to the output's dimension that it reads bare.
+
+    None for the short form: an expression without indices.
+    """
+    numbers = {name for name, _ in header.parameters}
+    for text in (*(text for _, text in header.inputs), *header.outputs):
+        numbers.update(re.findall(r"[A-Za-z_]\w*", ",".join(_dims(text))))
+    free = [name for name in _free(value) if name not in numbers]
+    if not free:
+        return None
+    dims = _dims(declaration)
+    shapes = {name: _dims(text) for name, text in header.inputs}
+    stands: dict[str, set[str]] = {name: set() for name in free}
+    for n in syntax.walk(value):
+        if isinstance(n, Access):
+            for node, dim in zip(n.index, shapes.get(n.tensor.text, ()), strict=False):
+                if isinstance(node, Name) and node.text in stands:
+                    stands[node.text].add(dim)
+    found = [[name for name in free if dim in stands[name]] for dim in dims]
+    if len(free) == len(dims) and len(set(dims)) == len(dims) and all(len(f) == 1 for f in found):
+        return tuple(Bound(Name(name, _HERE), None) for (name,) in found)
+    listed = ", ".join(free)
+    raise LanguageError(
+        f"op {header.name}: the value of {output} depends on {listed}, and which of its dimensions each of them stands for "
+        f"does not follow from the sizes; return each({listed})(...)"
+    )
+
+
+def _dims(declaration: str) -> tuple[str, ...]:
+    inner = declaration.partition("[")[2].partition("]")[0]
+    return tuple(part.strip() for part in inner.split(",")) if inner.strip() else ()
+
+
+def _free(node: Node) -> list[str]:
+    """The indices in a returned expression that nothing binds, in order."""
+    bound = {syntax.bound_name(b).text for n in syntax.walk(node) if isinstance(n, syntax.Reduction) for b in n.indices}
+    found: dict[str, None] = {}
+    for n in syntax.walk(node):
+        if isinstance(n, Access):
+            found |= dict.fromkeys(m.text for i in n.index for m in syntax.walk(i) if isinstance(m, Name))
+    return [name for name in found if name not in bound]
+
+
+def _names(line: syntax.Assignment | syntax.Several) -> Iterator[Name]:
+    for b in line.indices or () if isinstance(line, syntax.Assignment) else ():
+        if isinstance(b.value, Name):
+            yield b.value
+    for n in syntax.walk(line.value):
+        if isinstance(n, Name):
+            yield n
+        elif isinstance(n, syntax.Reduction):
+            yield from (syntax.bound_name(b) for b in n.indices)
+
+
+def _line(line: syntax.Assignment | syntax.Several | str, names: dict[str, str]) -> str:
+    if isinstance(line, str):
+        return line
+    value = node_text(_renamed(line.value, names))
+    if isinstance(line, syntax.Several):
+        return f"{', '.join(names.get(t.text, t.text) for t in line.targets)} = {value}"
+    target = names.get(line.target.text, line.target.text)
+    if line.indices is None:
+        return f"{target} = {value}"
+    parts = [node_text(b.value) + (f": {node_text(b.extent)}" if b.extent else "") for b in line.indices]
+    return f"{target}[{', '.join(parts)}] = {value}"
+
+
+def _renamed(node: Node, names: dict[str, str]) -> Node:
+    match node:
+        case Name():
+            return replace(node, text=names.get(node.text, node.text))
+        case Access():
+            tensor = replace(node.tensor, text=names.get(node.tensor.text, node.tensor.text))
+            return replace(node, tensor=tensor, index=tuple(_renamed(i, names) for i in node.index))
+        case Application():
+            return replace(node, args=tuple(_renamed(a, names) for a in node.args))
+        case syntax.Reduction():
+            return replace(node, body=_renamed(node.body, names))
+        case _:
+            return node
