@@ -3,6 +3,9 @@
 A step is absorbed by an earlier one (an epilogue: bias, activation, ``x * sigmoid(x)``, the residual sum whose other
 operand is there already) if the values between them are read by nothing else. A pointwise step is absorbed by a later
 one (a prologue) only where each of its elements is read once, so that nothing is computed twice.
+
+A product with weights that are the softmax of a product is one step with all that leads to these weights, where the
+`attention` family recognises it: the scores are then never in memory.
 """
 
 from __future__ import annotations
@@ -13,6 +16,7 @@ from dataclasses import dataclass, replace
 
 from tilewright.dsl import compose
 from tilewright.dsl.affine import Affine
+from tilewright.dsl.families.attention_form import recognise
 from tilewright.dsl.program import (
     Expr,
     Index,
@@ -24,6 +28,7 @@ from tilewright.dsl.program import (
     Statement,
     Tensor,
     all_indices,
+    children,
     transform,
     walk,
 )
@@ -35,7 +40,7 @@ MAX_MEMBERS = 12
 
 def fuse(steps: Steps) -> Steps:
     """The same network with steps composed where that saves traffic with memory and repeats no work."""
-    return _with_prologues(_with_epilogues(steps))
+    return _with_prologues(_with_attention(_with_epilogues(steps)))
 
 
 def is_map(program: Program) -> bool:
@@ -260,6 +265,93 @@ def _reads_each_once(program: Program, tensor: Tensor) -> bool:
     extent = {i.name: i.extent for i in all_indices(statement) if i.extent != 1}
     sizes = [n for n in tensor.shape if n != 1]
     return len(singles) == len(extent) and {name: n for name, n in zip(singles, sizes, strict=True)} == extent
+
+
+# --- attention --------------------------------------------------------------------------------------------------------
+
+
+def _with_attention(steps: Steps) -> Steps:
+    work = _Work(steps, list(steps.steps))
+    for position, step in enumerate(steps.steps):
+        if not isinstance(step, Item) or work.items[position] is not step or len(step.program.statements) != 1:
+            continue
+        for weights in step.program.inputs:
+            found = _weighted(work, position, weights)
+            if found is not None:
+                work.absorb(position, *found)
+                _absorb_scaling(work, position)
+                break
+    return work.finished()
+
+
+def _weighted(work: _Work, position: int, weights: Tensor) -> tuple[list[int], Item] | None:
+    """The steps behind the weights that the step at `position` sums with, and all composed; None if it does not.
+
+    Steps join, the nearest first, if they make something of the size of the weights, or of one number per row of
+    them, that no other step reads.
+    """
+    group = [position]
+    at = _maker(work, weights, group)
+    while at is not None and len(group) <= MAX_MEMBERS:
+        group.append(at)
+        item = _all_of(work, group)
+        found = recognise(item.program)
+        if not isinstance(found, str) and found.dot is not None:
+            return sorted(group)[:-1], item
+        inputs = [t for p in group[1:] for t in _item(work, p).program.inputs]
+        rows = {weights.size} | {weights.size // n for n in weights.shape}
+        at = max((p for t in inputs if t.size in rows and (p := _maker(work, t, group)) is not None), default=None)
+    return None
+
+
+def _item(work: _Work, position: int) -> Item:
+    item = work.items[position]
+    assert isinstance(item, Item)
+    return item
+
+
+def _all_of(work: _Work, group: Sequence[int]) -> Item:
+    return composed([_item(work, p) for p in sorted(group)], work.steps.references)
+
+
+def _maker(work: _Work, tensor: Tensor, group: Sequence[int]) -> int | None:
+    """The position of the step that makes just this tensor for the group alone, if it is not in the group."""
+    value = work.steps.references[tensor.name].value
+    at = work.available(value)
+    step = work.items[at] if at >= 0 else None
+    if not isinstance(step, Item) or at in group or step.output.name != tensor.name:
+        return None
+    if value in work.steps.graph.output_names or set(work.readers(value)) - set(group):
+        return None
+    return at
+
+
+def _absorb_scaling(work: _Work, position: int) -> None:
+    """Let the step at `position` do the scaling of its own operands, as far as that leaves keys and values plain."""
+    tried: set[int] = set()
+    while True:
+        item = _item(work, position)
+        made = {p for t in item.program.inputs if (p := _maker(work, t, [position])) is not None}
+        candidates = sorted(p for p in made - tried if is_map(_item(work, p).program))
+        if not candidates:
+            return
+        tried.add(candidates[0])
+        whole = _all_of(work, [candidates[0], position])
+        seen, now = recognise(item.program), recognise(whole.program)
+        assert not isinstance(seen, str)
+        beside = {r.tensor for r in _beside_products(seen.score)}
+        if _item(work, candidates[0]).output.name in beside or isinstance(now, str):
+            continue
+        if isinstance(now.keys, Read) and isinstance(now.values, Read):
+            work.absorb(position, [candidates[0]], whole)
+
+
+def _beside_products(e: Expr) -> list[Read]:
+    """Reads that are not within a reduction."""
+    if isinstance(e, Reduce):
+        return []
+    own = [e] if isinstance(e, Read) else []
+    return own + [r for c in children(e) for r in _beside_products(c)]
 
 
 # --- composition ------------------------------------------------------------------------------------------------------

@@ -6,7 +6,7 @@ here are the spaces of configurations and the choice that is made without tuning
 
 from __future__ import annotations
 
-from tilewright.dsl.families import attention_cpu
+from tilewright.dsl.families import attention_cpu, attention_gpu
 from tilewright.dsl.families.attention_form import Attention, recognise
 from tilewright.dsl.lowering import Lowering
 from tilewright.dsl.program import Program
@@ -21,25 +21,33 @@ class AttentionFamily:
 
     def refusal(self, program: Program, target: Target) -> str | None:
         """Why the program is no such sum, or None."""
-        if target.shape is Shape.GPU:
-            return "there is no kernel for this kind of device"
         found = recognise(program)
-        return found if isinstance(found, str) else None
+        if isinstance(found, str):
+            return found
+        if target.shape is Shape.GPU and next(iter(_gpu_space(found, target)), None) is None:
+            return "the smallest block of rows and keys does not fit the device's local memory"
+        return None
 
     def space(self, program: Program, target: Target) -> Space:
         """Blocks of rows and keys, register tiles, and what is copied."""
-        return _cpu_space(_form(program), target)
+        make = _cpu_space if target.shape is Shape.CPU else _gpu_space
+        return make(_form(program), target)
 
     def default(self, program: Program, target: Target) -> Configuration:
         """The configuration that a model of registers and caches prefers."""
-        return _cpu_default(_form(program), target)
+        make = _cpu_default if target.shape is Shape.CPU else _gpu_default
+        return make(_form(program), target)
 
     def lower(self, program: Program, target: Target, configuration: Configuration) -> Lowering:
         """The kernel of one configuration."""
-        return attention_cpu.lower(_form(program), target, configuration)
+        kernels = attention_cpu if target.shape is Shape.CPU else attention_gpu
+        return kernels.lower(_form(program), target, configuration)
 
 
 ATTENTION = AttentionFamily()
+
+GROUP_REGISTERS = 60_000
+"""(guess) Registers a work-group's items may need together on GPUs (65,536 on NVIDIA's)."""
 
 
 def _form(program: Program) -> Attention:
@@ -109,10 +117,10 @@ def _cpu_default(a: Attention, target: Target) -> Configuration:
         lanes //= 2
     vectors = 2 if _waste(a.m, 2 * lanes) <= _waste(a.m, lanes) + 0.1 and a.m > lanes else 1
     wide = target.vector_registers >= 32
-    keys = {1: 16, 2: 12}[vectors] if wide else {1: 8, 2: 4}[vectors]
-    block = 96 if wide and vectors == 2 else 64
+    keys = {1: 16, 2: 12}[vectors] if wide else {1: 8, 2: 6}[vectors]
+    block = 96 if vectors == 2 else 64
     while block >= 2 * max(a.n, 16):
-        keys, block = 8 if wide else 4, block // 2 if block in (64, 32) else 48
+        keys, block = (keys, 48) if block == 96 else (8 if wide else 4, 16 if block <= 32 else 32)
     count = -(-a.e // attention_cpu.column_lanes(a, target))
     columns = next(c for c in (4, 3, 2, 1) if c <= count and (wide or c <= 2))
     rows = (lanes * vectors) if lanes * vectors < 4 else 6 if not wide and columns == 2 else 4
@@ -135,3 +143,57 @@ def _cpu_default(a: Attention, target: Target) -> Configuration:
 def _waste(extent: int, block: int) -> float:
     """The share of a dimension's blocks that lies beyond its end."""
     return 1 - extent / (-(-extent // block) * block)
+
+
+# --- GPUs -------------------------------------------------------------------------------------------------------------
+
+
+def _gpu_space(a: Attention, target: Target) -> Space:
+    def whole(c: Configuration) -> bool:
+        return c.integer("tile_m") % c.integer("item_m") == 0 and c.integer("tile_n") % c.integer("item_n") == 0
+
+    def group(c: Configuration) -> bool:
+        items = attention_gpu.tile_of(a, target, c).items
+        return max(target.sub_group, 1) <= items <= min(target.max_work_group, 1024)
+
+    def local(c: Configuration) -> bool:
+        return attention_gpu.local_bytes(attention_gpu.tile_of(a, target, c)) <= target.local_memory
+
+    def registers(c: Configuration) -> bool:
+        tile = attention_gpu.tile_of(a, target, c)
+        each = tile.item_m * (tile.item_n + tile.columns + 1) + tile.item_n + tile.columns
+        return each <= 160 and tile.items * (each + 32) <= GROUP_REGISTERS
+
+    def reaches(c: Configuration) -> bool:
+        return c.integer("tile_m") < 2 * max(a.m, 16) and c.integer("tile_n") < 2 * max(a.n, 16)
+
+    return Space(
+        (
+            Parameter("tile_m", (16, 32, 64, 128), "rows of a work-group, typically 64"),
+            Parameter("tile_n", (16, 32, 64, 128), "keys staged at a time, typically 32 or 64"),
+            Parameter("item_m", (1, 2, 4, 8), "rows of a work-item"),
+            Parameter("item_n", (1, 2, 4, 8), "keys of a work-item within a block"),
+            Parameter("pad_local", (0, 1, 4), "spare elements per row of local memory, against bank conflicts"),
+        ),
+        (
+            Constraint("an item's part must divide the block", whole),
+            Constraint("the work-group's size is not allowed on this device", group),
+            Constraint("the blocks need more local memory than there is", local),
+            Constraint("an item's scores and sums would spill", registers),
+            Constraint("a block is larger than what there is", reaches),
+        ),
+    )
+
+
+def _gpu_default(a: Attention, target: Target) -> Configuration:
+    """The largest blocks of a list that fit: 4 x 4 scores per item keep multiply-adds busy."""
+    space = _gpu_space(a, target)
+    wanted = ((64, 64, 4, 4), (64, 32, 4, 4), (32, 32, 4, 2), (32, 32, 2, 2), (16, 32, 2, 2), (16, 16, 1, 2))
+    names = ("tile_m", "tile_n", "item_m", "item_n")
+    for values in wanted:
+        found = Configuration.of({**dict(zip(names, values, strict=True)), "pad_local": 4})
+        blocks = -(-a.m // values[0]) * a.g
+        enough = values[0] <= 32 or blocks >= target.compute_units
+        if enough and space.violated(found) is None:
+            return found
+    return next(iter(space))

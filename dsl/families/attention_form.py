@@ -247,9 +247,7 @@ def _expanded(program: Program) -> tuple[Statement, Expr]:
                     if checked_dimensions(e.index, hidden[e.tensor].shape, extent):
                         raise _Refused("an intermediate is read outside its range")
                     made, value = held[e.tensor]
-                    return substitute_indices(
-                        value, {i.name: a for i, a in zip(made.indices, e.index, strict=True)}
-                    )
+                    return substitute_indices(value, {i.name: a for i, a in zip(made.indices, e.index, strict=True)})
                 case Cast() if e.dtype in _STORAGE and e.arg.dtype in _STORAGE:
                     return e.arg
                 case Reduce():
@@ -420,9 +418,9 @@ def _unguarded(factors: list[tuple[Expr, bool]]) -> tuple[list[tuple[Expr, bool]
     result, guarded = [], False
     for f, inverse in factors:
         match f:
-            case Call(
-                function="where", args=(Call(function="isnan", args=(tested,)), Const(value=0), p)
-            ) if tested == p and not inverse:
+            case Call(function="where", args=(Call(function="isnan", args=(tested,)), Const(value=0), p)) if (
+                tested == p and not inverse
+            ):
                 result += _factors(p)
                 guarded = True
             case _:
