@@ -447,7 +447,7 @@ class _Statement:
             indices = tuple(self._bind_some(node, b, inner) for b in node.indices)
         body = self.expression(node.body, inner)
         for original, b in zip(node.indices, indices, strict=True):
-            if isinstance(b.value, Name) and b.value.text not in self.used:
+            if syntax.bound_name(b).text not in self.used:
                 written = syntax.node_text(syntax.bound_name(original))
                 raise Problem(original.value.at, f"the index {written} of {kind} is never used in its body")
         return Reduction(node.kind, indices, body, node.at)

@@ -11,11 +11,11 @@ import pytest
 
 from tilewright.dsl import limits
 from tilewright.dsl.dtypes import DType
-from tilewright.dsl.functions import FUNCTIONS
-from tilewright.dsl.names import REDUCTIONS
+from tilewright.dsl.functions import SPOKEN, Result
 from tilewright.dsl.parse import parse, parse_condition, parse_op
 from tilewright.dsl.program import Call, Cast, Hint, Limit, Program, Reduce, walk
 from tilewright.dsl.text import expression_text, program_text
+from tilewright.dsl.vocabulary import REDUCTIONS, SCANS
 from tilewright.errors import LanguageError, ShapeError
 
 from .interpret import interpret
@@ -153,14 +153,17 @@ def test_expressions(body: str, expected: np.ndarray) -> None:
 
 
 def test_all_functions_are_spoken() -> None:
-    for f in FUNCTIONS.values():
-        if f.name not in ("and", "or", "not"):
-            args = ", ".join(["x[n]", "0.5", "2.5"][: f.arity])
-            specialised(f"op f(x[N]) -> y[N]: y[n] = {f.name}({args})", x=random(3))
+    for name, f in SPOKEN.items():
+        if name not in ("and", "or", "not"):
+            whole = f.result is Result.INTEGER
+            args = ["x[n]", "2" if whole else "0.5", "3" if whole else "2.5"]
+            x = random(3, dtype="i32" if whole else "f32")
+            for count in range(f.least, f.arity + 1):
+                specialised(f"op f(x[N]) -> y[N]: y[n] = {name}({', '.join(args[:count])})", x=x)
 
 
 def test_reduction_kinds_and_names_of_functions() -> None:
-    for kind in REDUCTIONS:
+    for kind in (k for k in REDUCTIONS if k not in SCANS):
         for text in (f"op f(x[N]) -> y[1]: y[0] = {kind}(n) x[n]", f"op f(x[N]) -> y[1]: y = {kind}(x)"):
             program = specialised(text, x=random(5))
             assert program.outputs[0].shape == (1,)
