@@ -91,10 +91,8 @@ _FLOOR_FLOATS = (
     "return (b == <0>) ? a / b : ((q == <0>) ? copysign(<0>, a / b) : n);"
 )
 _MOD_FLOATS = "const {t} m = fmod(a, b); return (m == <0>) ? copysign(<0>, b) : (((b < <0>) != (m < <0>)) ? m + b : m);"
-_GCD = (
-    "a = (a < <0>) ? {T}(<0u> - {U}(a)) : a; b = (b < <0>) ? {T}(<0u> - {U}(b)) : b; "
-    "while (b != <0>) {{ const {t} r = a % b; a = b; b = r; }} "
-)
+_MAGNITUDES = "a = (a < <0>) ? {T}(<0u> - {U}(a)) : a; b = (b < <0>) ? {T}(<0u> - {U}(b)) : b; "
+_EUCLID = "while (b != <0>) {{ const {t} r = a % b; a = b; b = r; }} "
 _LOG1P_EXP = "log1p(exp({T}({U}(%s) | ~({magnitude}))))"
 """log(1 + exp(-|x|))."""
 _SOFTPLUS = "((a > <0>) ? a : <0>) + " + _LOG1P_EXP % "a"
@@ -164,11 +162,10 @@ _BITS = (
         "({1} < <0> || {1} >= <{bits}>) ? (({0} < <0>) ? ({t})(~<0>) : <0>) : ({t})({0} >> ({1} & <{mask}>))",
         "bits moved down, the sign repeated",
     ),
-    _f("gcd", 2, _INTEGER, _GCD + "return a;", "greatest common divisor", by_lane=True),
+    _f("gcd", 2, _INTEGER, _MAGNITUDES + _EUCLID + "return a;", "greatest common divisor", by_lane=True),
     _f(
-        "lcm", 2, _INTEGER, "const {t} x = a, y = b; " + _GCD +
-        "const {t} m = (a == <0>) ? <0> : {T}({U}(x / a) * {U}(y)); return (m < <0>) ? {T}(<0u> - {U}(m)) : m;",
-        "least common multiple", by_lane=True,
+        "lcm", 2, _INTEGER, _MAGNITUDES + "const {t} x = a, y = b; " + _EUCLID +
+        "return (a == <0>) ? <0> : {T}({U}(x / a) * {U}(y));", "least common multiple", by_lane=True,
     ),
 )  # fmt: skip
 

@@ -116,7 +116,7 @@ class _Statement:
             case IndexValue():
                 return self._position(e.index, axes).astype(e.dtype.numpy)
             case Cast():
-                return _cast(self.value(e.arg, axes), e.dtype)
+                return _cast(self.value(e.arg, axes), e.arg.dtype, e.dtype)
             case Call():
                 args = [self.value(a, axes) for a in e.args]
                 result = _FUNCTIONS.get(e.function) or getattr(np, e.function)
@@ -166,10 +166,11 @@ class _Statement:
         return total
 
 
-def _cast(value: np.ndarray, to: DType) -> np.ndarray:
+def _cast(value: np.ndarray, source: DType, to: DType) -> np.ndarray:
     """Floats become integers towards zero, NaN as 0, what is out of range as the end of the range."""
-    if to.is_float or to is DType.BOOL or not np.issubdtype(value.dtype, np.inexact):
+    if to.is_float or to is DType.BOOL or not source.is_float:
         return value.astype(to.numpy)
+    value = value.astype(np.float64)
     info = np.iinfo(to.numpy)
     inside = (value >= info.min) & (value < 2.0 ** (info.bits - (info.min < 0)))
     ends = np.where(np.isnan(value), 0, np.where(value < 0, info.min, info.max)).astype(to.numpy)
