@@ -60,10 +60,20 @@ def prelude(source: str) -> str:
         if "double" in source and name in names:
             parts += [_forward(name, _Types(width).of("double")) for width in widths]
     renamed += [name for name in wanted if name in names]
-    if not renamed:
-        return ""
     macros = [f"#undef {name}\n#define {name} twp_{name}" for name in renamed]
+    if "prefetch" in names:
+        macros.append(_PREFETCH)
+    if not macros:
+        return ""
     return "\n".join([*parts, *macros, "#line 1", ""])
+
+
+# PoCL's own does nothing.
+_PREFETCH = """static inline __attribute__((always_inline)) void twp_prefetch(const __global char* p, size_t n) {
+    for (size_t at = 0; at < n; at += 64) __builtin_prefetch(p + at);
+}
+#undef prefetch
+#define prefetch(p, n) twp_prefetch((const __global char*)(p), (n) * sizeof(*(p)))"""
 
 
 def _spaces(pointer: str, read_only: bool) -> list[str]:

@@ -342,6 +342,15 @@ op softmax(x[R, K]) -> y[R, K]:
     s[r] = sum(k) exp(x[r, k] - m[r])
     y[r, k] = exp(x[r, k] - m[r]) / s[r]
 """
+BOTH_WAYS = """
+op both_ways(x[R, K]) -> y[R, K]:
+    m[r] = max(k) x[r, k]
+    s[r] = sum(k) exp(x[r, k] - m[r])
+    z[r, k] = exp(x[r, k] - m[r]) / s[r]
+    n[k] = max(r) z[r, k]
+    t[k] = sum(r) exp(z[r, k] - n[k])
+    y[r, k] = exp(z[r, k] - n[k]) / t[k]
+"""
 
 
 def softmax(x: np.ndarray) -> np.ndarray:
@@ -351,13 +360,13 @@ def softmax(x: np.ndarray) -> np.ndarray:
 
 
 def test_a_program_alone(device: Device, ctx: Context) -> None:
-    program = parse_op(SOFTMAX).specialise({"x": (4, 9)})
+    program = parse_op(BOTH_WAYS).specialise({"x": (4, 9)})
     plan = plan_program(program, device)
-    assert len(plan.launches) >= 3
+    assert len(plan.launches) == 2
     assert plan.arena_bytes > 0
     for seed in range(2):
         x = random(4, 9, seed=seed)
-        np.testing.assert_allclose(plan.run({"x": x})["y"], softmax(x), rtol=1e-5)
+        np.testing.assert_allclose(plan.run({"x": x})["y"], softmax(softmax(x).T).T, rtol=1e-5)
 
 
 def test_device_buffers_in_and_out(device: Device, ctx: Context) -> None:
@@ -528,7 +537,7 @@ def test_tuning_a_session(device: Device, tmp_path: Path) -> None:
 
 
 def test_network_of_a_program_keeps_its_tensors() -> None:
-    network = network_of(parse_op(SOFTMAX).specialise({"x": (4, 9)}), CPU)
+    network = network_of(parse_op(BOTH_WAYS).specialise({"x": (4, 9)}), CPU)
     assert {n: b.role for n, b in network.buffers.items()} == {
-        "x": Role.INPUT, "m": Role.TEMPORARY, "s": Role.TEMPORARY, "y": Role.OUTPUT,
+        "x": Role.INPUT, "z": Role.TEMPORARY, "y": Role.OUTPUT,
     }  # fmt: skip

@@ -85,12 +85,14 @@ def _most_units(plan: Plan, target: Target) -> int:
 
 
 def _cpu_space(plan: Plan, target: Target) -> Space:
+    aheads = ("nothing", "next") if rows_cpu.ahead_reads(plan) else ("nothing",)
     keeps = ("nothing", *("costly",) * bool(plan.costly), *("loads",) * bool(plan.loaded))
     parameters = [
         Parameter("lanes", plan.widths(16), "elements per vector; the native width or twice that is typical"),
         Parameter("unroll", (1, 2, 4), "vectors per step of the innermost loop, each with its own accumulators"),
         Parameter("grain", GRAINS, "KiB of memory per work-item; 16 to 64"),
         Parameter("keep", keeps, "what waits for the next pass in an array; loads: also what is read again"),
+        Parameter("ahead", aheads, "what is fetched into the cache while a row is worked on"),
     ]
     constraints = [
         Constraint(
@@ -101,7 +103,7 @@ def _cpu_space(plan: Plan, target: Target) -> Space:
         )
     ]
     if plan.across:
-        parameters.append(Parameter("vectors", (1, 2, 4, 8), "neighbouring vectors of rows per work-item"))
+        parameters.append(Parameter("vectors", (1, 2, 4, 8, 16), "neighbouring vectors of rows per work-item"))
         constraints += [
             Constraint(
                 "a work-item's vectors are longer than the rows' innermost dimension",
@@ -135,7 +137,7 @@ def _cpu_default(plan: Plan, target: Target) -> Configuration:
     values: dict[str, int | str] = {"lanes": lanes}
     busy, lined = 2 * target.compute_units, plan.others
     if plan.across:
-        fitting = [v for v in (1, 2, 4) if v == 1 or v * lanes <= plan.vector.extent]
+        fitting = [v for v in (1, 2, 4, 8) if v == 1 or v * lanes <= plan.vector.extent]
         filled = [v for v in fitting if plan.others * ceil_div(plan.vector.extent, v * lanes) >= busy]
         values["vectors"] = vectors = filled[-1] if filled else fitting[0]
         values["unroll"] = 1
@@ -150,6 +152,8 @@ def _cpu_default(plan: Plan, target: Target) -> Configuration:
     wanted = "loads" if plan.across and plan.loaded else "costly" if plan.costly else "nothing"
     fits = rows_cpu.kept_bytes(plan, wanted, lanes, vectors) <= target.l2_bytes // 2
     values["keep"] = wanted if fits else "nothing"
+    near = 2 * vectors * (lanes if plan.across else 1) * plan.chain.length * plan.element_bytes <= target.l2_bytes
+    values["ahead"] = "next" if rows_cpu.ahead_reads(plan) and near else "nothing"
     return Configuration.of(values)
 
 

@@ -29,7 +29,7 @@ from tilewright.dsl.program import (
 )
 
 
-class NoChain(Exception):  # noqa: N818 - the answer to a question, not a failure
+class NoChain(Exception):
     """The statements are no chain over shared rows; its text is the clause that says why."""
 
 

@@ -142,7 +142,7 @@ class Chain:
         last: dict[Expr, int] = {}
 
         def visit(e: Expr, position: int) -> None:
-            if first[e] < position and not e.dtype is DType.BOOL and self.is_wide(e) and keeps(self, e):
+            if first[e] < position and e.dtype is not DType.BOOL and self.is_wide(e) and keeps(self, e):
                 last[e] = position
                 return
             if isinstance(e, Read) and e.tensor in self.wide:

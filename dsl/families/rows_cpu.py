@@ -11,13 +11,15 @@ from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 
 from tilewright.dsl.affine import Affine
+from tilewright.dsl.dtypes import DType
 from tilewright.dsl.families.rows_chain import Kept
 from tilewright.dsl.families.rows_plan import BLOCK, LONGEST_SUM, Plan
 from tilewright.dsl.families.rows_writer import Writer
 from tilewright.dsl.families.shared import Dimension, ceil_div, cpu_geometry, decode, share
 from tilewright.dsl.lowering import Launch
+from tilewright.dsl.program import Read
 from tilewright.dsl.space import Configuration
-from tilewright.dsl.writer import affine, variable, vector_type
+from tilewright.dsl.writer import affine, argument, variable, vector_type
 
 
 def lower(plan: Plan, configuration: Configuration) -> Launch:
@@ -36,11 +38,28 @@ def kept_bytes(plan: Plan, keep: str, lanes: int, vectors: int) -> int:
     return sum(plan.chain.length * rows * max(4, k.value.dtype.itemsize) for k in kept_values(plan, keep))
 
 
+def ahead_reads(plan: Plan) -> tuple[Read, ...]:
+    """The reads of the first pass that walk through memory row by row, in order."""
+    if len(plan.chain.passes) < 2:
+        return ()
+    rows = {d.name for d in plan.chain.rows}
+    first = dict.fromkeys(n for root in plan.chain.roots(0) for n in plan.chain.below(root) if isinstance(n, Read))
+    found = []
+    for e in first:
+        if e.tensor not in plan.chain.values and not plan.chain.checks[e] and plan.chain.is_wide(e):
+            address = plan.program.tensors[e.tensor].address(e.index)
+            if address.is_linear and address.coefficient(plan.vector.name) == 1 and not rows.isdisjoint(address.names):
+                found.append(e)
+    return tuple(found)
+
+
 class _CpuWriter(Writer):
     def __init__(self, plan: Plan, configuration: Configuration) -> None:
         super().__init__(plan, configuration, kept_values(plan, str(configuration["keep"])))
         self.unroll = configuration.integer("unroll")
         self.slots = configuration.integer("vectors") if plan.across else 1
+        self.ahead = configuration["ahead"] == "next"
+        self.next_names: dict[str, str] = {}
         order = (*plan.inner, plan.vector) if not plan.across else plan.inner
         self.order = order
         self.flat = Affine()
@@ -95,12 +114,40 @@ class _CpuWriter(Writer):
         self._declare_kept()
         with share(body, ctype, "flat", "block", lines, plan.others):
             decode(body, "flat", [(variable(d.name), d.extent) for d in plan.rows], ctype)
+            if self.ahead:
+                self._declare_next(lines, run)
             self._row_values(self.chain.opening, -1)
             for position, step in enumerate(self.chain.passes):
                 self._pass(position)
                 self._row_values(step.scalars, position)
         remark = f"vectors run {'across rows' if plan.across else 'along rows'}"
         return self.launch(cpu_geometry(blocks * pieces), remark)
+
+    # --- the next row ---
+
+    def _declare_next(self, lines: int, run: int) -> None:
+        """The loop variables of the row (or line of rows) that comes after this one."""
+        plan, body, ctype = self.plan, self.body, self.ctype
+        self.next_names = dict(self.names)
+        if plan.across and lines == 1:
+            v, extent = self.names[plan.vector.name], plan.vector.extent
+            body.line(f"const {ctype} next_{v} = min({v} + {run}, ({ctype}){extent - run});")
+            self.next_names[plan.vector.name] = f"next_{v}"
+            return
+        self.next_names |= {d.name: f"next_{variable(d.name)}" for d in plan.rows}
+        body.line(f"const {ctype} next = min(flat + 1, ({ctype}){plan.others - 1});")
+        decode(body, "next", [(self.next_names[d.name], d.extent) for d in plan.rows], ctype)
+
+    def _fetch(self, position: int, offsets: Mapping[str, int], count: int) -> None:
+        """Ask for the next row's elements, where those of this row come from a near cache."""
+        if not self.ahead or position != 1:
+            return
+        place = self.place(offsets, 1)
+        for e in ahead_reads(self.plan):
+            tensor = self.plan.program.tensors[e.tensor]
+            address = affine(tensor.address(e.index).substitute(place), self.next_names)
+            kind = {DType.F16: "ushort", DType.BF16: "ushort"}.get(tensor.dtype, tensor.dtype.opencl)
+            self.body.line(f"prefetch((const __global {kind}*){argument(tensor.name)} + {address}, {count});")
 
     def _row_values(self, targets: tuple[str, ...], position: int) -> None:
         for slot in range(self.slots):
@@ -180,10 +227,14 @@ class _CpuWriter(Writer):
             body.line(f"{ctype} {u} = {first};")
             if self.unroll > 1 and whole >= stride:
                 with body.block(f"for (; {u} <= {end} - {stride}; {u} += {stride})"):
+                    if not self.plan.across:
+                        self._fetch(position, {}, stride)
                     for chain in range(self.unroll):
                         self._vectors(position, d, chain, chain * unit, partial)
             if self.unroll == 1 or whole % stride:
                 with body.block(f"for (; {u} < {end}; {u} += {unit})"):
+                    if not self.plan.across:
+                        self._fetch(position, {}, unit)
                     self._vectors(position, d, 0, 0, partial)
         if d.extent > whole:
             with body.block(""):
@@ -191,6 +242,8 @@ class _CpuWriter(Writer):
                 self.step(position, {}, partial=partial and part is None, counted=unit - d.extent % unit)
 
     def _vectors(self, position: int, d: Dimension, chain: int, offset: int, partial: bool) -> None:
+        if self.plan.across:
+            self._fetch(position, {d.name: offset}, self.slots * self.lanes)
         for slot in range(self.slots):
             offsets = {d.name: offset}
             if self.plan.across:
