@@ -8,20 +8,23 @@ made without tuning.
 
 from __future__ import annotations
 
-import math
 from dataclasses import replace
 
-from tilewright.dsl.families import winograd_fused, winograd_staged
+from tilewright.dsl.families import winograd_fused, winograd_model, winograd_staged
 from tilewright.dsl.families.contract import CONTRACT
 from tilewright.dsl.families.shared import banner, needs_f64
-from tilewright.dsl.families.winograd_convolution import Convolution, Tiling, recognise
+from tilewright.dsl.families.winograd_convolution import Tiling, recognise
 from tilewright.dsl.lowering import Lowering
 from tilewright.dsl.program import Program
 from tilewright.dsl.space import Configuration, Constraint, Parameter, Space
 from tilewright.dsl.target import Shape, Target
-from tilewright.dsl.writer import index_type, preamble
+from tilewright.dsl.writer import preamble
 
 FUSED, STAGED = "fused", "staged"
+TILES = (1, 2, 4, 8)
+"""Register tiles per block of a fused kernel, or per work-item of the products' kernel."""
+SPLITS = (1, 2, 4, 8, 16)
+"""Among how many work-items the output channels of a block may be shared out."""
 
 
 class Winograd:
@@ -31,8 +34,12 @@ class Winograd:
 
     def refusal(self, program: Program, target: Target) -> str | None:
         """Why the program is no such convolution, or None."""
+        if program.hints or program.limits:
+            return "its tuning lines speak of the sum's own loops"
         found = recognise(program)
-        return found if isinstance(found, str) else needs_f64(program, target)
+        if isinstance(found, str):
+            return found
+        return needs_f64(program, target) or winograd_model.waste(found)
 
     def space(self, program: Program, target: Target) -> Space:
         """The size of a tile, and what the products' kernels need: register tiles on CPUs, work-groups' on GPUs."""
@@ -47,11 +54,10 @@ class Winograd:
     def lower(self, program: Program, target: Target, configuration: Configuration) -> Lowering:
         """The launches of one configuration: the weights' first, which a plan runs once if they are constant."""
         t = _tilings(program)[configuration.integer("m")]
-        ctype = _index_type(t, target)
         if configuration.get("form") == FUSED:
-            lowering, helpers = winograd_fused.lower(t, target, ctype, configuration)
+            lowering, helpers = winograd_fused.lower(t, target, configuration)
         else:
-            lowering, helpers = winograd_staged.lower(t, target, ctype, _product_configuration(t, target, configuration))
+            lowering, helpers = winograd_staged.lower(t, target, _product_configuration(t, target, configuration))
         # One program for all kernels: every compilation has a fixed cost beside that of its text.
         top = preamble(program, helpers) + banner(self.name, program, configuration)
         texts = dict.fromkeys(launch.source for launch in lowering.launches)
@@ -68,13 +74,6 @@ def _tilings(program: Program) -> dict[int, Tiling]:
     if isinstance(found, str):
         raise ValueError(f"program {program.name} is no convolution that winograd computes: {found}")
     return {m: Tiling(found, m) for m in found.sizes()}
-
-
-def _index_type(t: Tiling, target: Target) -> str:
-    """`int`, or `long` where the images or what they are transformed to need more than 31 bits."""
-    if index_type(t.c.program) == "long":
-        return "long"
-    return index_type(winograd_staged.product_program(t, target))
 
 
 def _fits(t: Tiling) -> bool:
@@ -123,8 +122,8 @@ def _cpu_space(tilings: dict[int, Tiling], target: Target) -> Space:
             Parameter("form", (FUSED, STAGED), "blocks of tiles through all stages in the cache, or stage after stage"),
             replace(_M, values=tuple(tilings)),
             *(own[name] for name in _PRODUCT_PARAMETERS),
-            Parameter("tiles", (1, 2, 4, 8), "register tiles per block (fused) or work-item, one below the other"),
-            Parameter("splits", (1, 2, 4, 8, 16), "work-items that share out the output channels of a block (fused)"),
+            Parameter("tiles", TILES, "register tiles per block (fused) or work-item, one below the other"),
+            Parameter("splits", SPLITS, "work-items that share out the output channels of a block (fused)"),
         ),
         (
             Constraint(_TOO_LARGE, lambda k: _fits(tilings[k.integer("m")])),
@@ -147,14 +146,18 @@ def _product_configuration(t: Tiling, target: Target, k: Configuration) -> Confi
 
 
 def _cpu_default(tilings: dict[int, Tiling], target: Target) -> Configuration:
-    t = tilings[_preferred(tilings)]
+    t = min(_accurate(tilings), key=lambda t: winograd_model.size_cost(t, target))
     product = CONTRACT.default(winograd_staged.product_program(t, target), target)
-    values = {"form": FUSED, "m": t.m, "tiles": 1, "splits": 1, **{name: product[name] for name in _PRODUCT_PARAMETERS}}
-    return Configuration.of(values)
+    values = {"form": FUSED, "m": t.m, **{name: product[name] for name in _PRODUCT_PARAMETERS}}
+    space = _cpu_space({t.m: t}, target)
+    cuts = (Configuration.of({**values, "tiles": n, "splits": k}) for n in TILES for k in SPLITS)
+    legal = [k for k in cuts if space.violated(k) is None]
+    return min(legal, key=lambda k: winograd_model.cut_cost(winograd_fused.plan_of(t, target, k)))
 
 
-def _preferred(tilings: dict[int, Tiling]) -> int:
-    return max(m for m, t in tilings.items() if m<=4 and _fits(t))
+def _accurate(tilings: dict[int, Tiling]) -> list[Tiling]:
+    """Tilings whose rounding errors may be taken unasked: those of m = 6 are six times those of m = 4."""
+    return [t for t in tilings.values() if _fits(t) and t.m <= 4]
 
 
 # --- GPUs -----------------------------------------------------------------------------------------------------------
@@ -177,5 +180,5 @@ def _gpu_space(tilings: dict[int, Tiling], target: Target) -> Space:
 
 
 def _gpu_default(tilings: dict[int, Tiling], target: Target) -> Configuration:
-    t = tilings[_preferred(tilings)]
+    t = min(_accurate(tilings), key=lambda t: winograd_model.size_cost(t, target))
     return Configuration.of({"m": t.m, **CONTRACT.default(winograd_staged.product_program(t, target), target)})

@@ -10,7 +10,7 @@ strides, channels-last or not, and one to three sliding dimensions are then all 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from itertools import product
@@ -38,8 +38,11 @@ from tilewright.dsl.program import (
 MAX_POSITIONS = 64
 """Most elements of a transformed tile: they are live at once in a transform."""
 
-Position = tuple[int, ...]
-"""A place in a tile, per sliding dimension."""
+Position = tuple[Affine, ...]
+"""A place in a tile, per sliding dimension: a constant, or the index `WITHIN` gives for that dimension."""
+
+WITHIN = ("<within 0>", "<within 1>", "<within 2>")
+"""Pseudo indices: places within a tile."""
 
 
 @dataclass(frozen=True)
@@ -111,7 +114,7 @@ class Tiling:
         return tuple(filtering(self.m, s.tap.extent) for s in self.c.slides)
 
     @cached_property
-    def widths(self) -> Position:
+    def widths(self) -> tuple[int, ...]:
         """Elements of a transformed tile, per sliding dimension."""
         return tuple(self.m + s.tap.extent - 1 for s in self.c.slides)
 
@@ -131,12 +134,14 @@ class Tiling:
         return math.prod(i.extent for i in self.tile_indices)
 
     def extents(self) -> dict[str, int]:
-        """Extent of every index of the statement, with tile coordinates for sliding outputs."""
-        return extents(self.c.statement) | {i.name: i.extent for i in self.tile_indices}
+        """Extent of every index of the statement, with tile coordinates for sliding outputs, and of `WITHIN`."""
+        within = dict(zip(WITHIN, self.widths, strict=False))
+        return extents(self.c.statement) | {i.name: i.extent for i in self.tile_indices} | within
 
-    def at(self, offset: Position) -> Mapping[str, Affine]:
+    def at(self, offset: Position) -> dict[str, Affine]:
         """The indices of the element `offset` of a tile; taps are 0, so this is also where the data lies."""
-        moved = {s.output.name: Affine.of({s.output.name: self.m}, k) for s, k in zip(self.c.slides, offset, strict=True)}
+        places = zip(self.c.slides, offset, strict=True)
+        moved = {s.output.name: Affine.of({s.output.name: self.m}) + k for s, k in places}
         return moved | {s.tap.name: Affine() for s in self.c.slides}
 
     def data(self, offset: Position) -> Expr:
@@ -150,7 +155,7 @@ class Tiling:
 
     def weights(self, tap: Position) -> Expr:
         """The weights of one tap."""
-        place = {s.tap.name: Affine((), k) for s, k in zip(self.c.slides, tap, strict=True)}
+        place = {s.tap.name: k for s, k in zip(self.c.slides, tap, strict=True)}
         return substitute_indices(self.c.weights, place)
 
     def value(self, offset: Position) -> tuple[Expr, dict[Read, tuple[int, ...]]]:
@@ -173,20 +178,25 @@ class Tiling:
 
     def inside(self, offset: Position) -> tuple[tuple[Affine, int], ...]:
         """Pairs of a position and the size below which it must be for output `offset` of a tile to exist."""
-        place = self.at(offset)
-        return tuple(
-            (place[s.output.name], s.output.extent)
-            for s, k in zip(self.c.slides, offset, strict=True)
-            if (-(-s.output.extent // self.m) - 1) * self.m + k >= s.output.extent
-        )
+        place, extent = self.at(offset), self.extents() | dict.fromkeys(WITHIN, self.m)
+        sized = [(place[s.output.name], s.output.extent) for s in self.c.slides]
+        return tuple((position, size) for position, size in sized if position.range(extent)[1] >= size)
 
     def each_position(self) -> Iterator[Position]:
         """All places of a transformed tile, the last dimension fastest."""
-        return product(*(range(n) for n in self.widths))
+        return product(*([Affine((), k) for k in range(n)] for n in self.widths))
 
-    def each_output(self) -> Iterator[Position]:
-        """All places of a tile of outputs, the last dimension fastest."""
-        return product(range(self.m), repeat=len(self.c.slides))
+    def number(self, offset: Position) -> Affine:
+        """The position's number in the order of `each_position`."""
+        return flat(offset, self.widths)
+
+
+def flat(offset: Position, sizes: Sequence[int]) -> Affine:
+    """A place in an array of the given sizes as one number, the last dimension fastest."""
+    total = Affine()
+    for k, size in zip(offset, sizes, strict=True):
+        total = total * size + k
+    return total
 
 
 def _reads_outside(e: Expr) -> list[Read]:

@@ -1,4 +1,4 @@
-"""Winograd convolution on CPUs, fused: a work-item takes blocks of tiles through all stages while they are in its cache.
+"""Winograd convolution on CPUs, fused: a work-item takes blocks of tiles through all stages while they are in cache.
 
     for each block of tiles:
         transform the data of all input channels                                    [position][tile][channel]
@@ -12,6 +12,7 @@ second-level cache; weights stream through once per block, panel by panel.
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
 from tilewright.dsl.families import contract_cpu
@@ -36,7 +37,7 @@ from tilewright.dsl.lowering import Launch, Lowering, Scratch
 from tilewright.dsl.program import Program, Tensor, reads
 from tilewright.dsl.space import Configuration
 from tilewright.dsl.target import Target
-from tilewright.dsl.writer import Source, argument, variable
+from tilewright.dsl.writer import Source, affine, argument, index_type, storing_helpers, variable
 
 ITEMS_PER_UNIT = 4
 """Work-items per core that share out the blocks: enough to even out what else the cores do."""
@@ -107,19 +108,20 @@ def plan_of(t: Tiling, target: Target, configuration: Configuration) -> Plan:
     )
 
 
-def lower(t: Tiling, target: Target, ctype: str, configuration: Configuration) -> tuple[Lowering, dict[str, str]]:
+def lower(t: Tiling, target: Target, configuration: Configuration) -> tuple[Lowering, dict[str, str]]:
     """The launches of one configuration (weights, everything else), and helper functions."""
     p = plan_of(t, target, configuration)
-    helpers: dict[str, str] = {}
-    launches = (
-        weights_panels(t, target, ctype, helpers, p.width),
-        _fused(p, ctype, helpers, configuration.integer("unroll_k")),
-    )
-    items = p.items[0] * p.items[1] * p.items[2]
+    items = math.prod(p.items)
     scratch = (
         Scratch(WEIGHTS, t.c.dtype, t.c.g * p.panels * t.positions * t.c.depth.extent * p.width),
         Scratch(DATA, t.c.dtype, items * t.positions * p.data_position),
         Scratch(PRODUCTS, t.c.dtype, items * t.positions * p.product_position),
+    )
+    ctype = index_type(t.c.program, max(s.size for s in scratch))
+    helpers = storing_helpers(t.c.output.dtype, (1, target.lanes(t.c.dtype.itemsize)))
+    launches = (
+        weights_panels(t, target, ctype, helpers, p.width),
+        _fused(p, ctype, helpers, configuration.integer("unroll_k")),
     )
     return Lowering(launches, scratch), helpers
 
@@ -128,11 +130,13 @@ def _fused(p: Plan, ctype: str, helpers: dict[str, str], unroll: int) -> Launch:
     t = p.t
     w = Writer(t, p.target, Source(), ctype, helpers)
     body, scalar = w.body, t.c.dtype.opencl
-    runs, splits, groups = p.items
+    runs, splits, _ = p.items
     body.line(f"const {ctype} run = get_global_id(0), split = get_global_id(1), {GROUP} = get_global_id(2);")
     body.line(f"const {ctype} own = ({GROUP} * {splits} + split) * {runs} + run;")
     body.line(f"__global {scalar}* restrict data = {argument(DATA)} + own * {t.positions * p.data_position};")
-    body.line(f"__global {scalar}* restrict products = {argument(PRODUCTS)} + own * {t.positions * p.product_position};")
+    body.line(
+        f"__global {scalar}* restrict products = {argument(PRODUCTS)} + own * {t.positions * p.product_position};"
+    )
     w.group(GROUP)
     last = f"min(run * {p.run} + {p.run}, ({ctype}){p.blocks})"
     with body.block(f"for ({ctype} block = run * {p.run}; block < {last}; ++block)"):
@@ -156,7 +160,7 @@ def _block_data(p: Plan, w: Writer) -> None:
         w.body.line(f"const {w.ctype} {TILE} = min(block * {p.block} + row, ({w.ctype}){p.t.tiles - 1});")
         w.coordinates(TILE)
         to = f"data + row * {depth.extent} + {variable(depth.name)}"
-        data_channels(w, lambda n: f"{to} + {n * p.data_position}")
+        data_channels(w, lambda n: f"{to} + {affine(n * p.data_position, w.names)}")
 
 
 def _panel_products(p: Plan, w: Writer, unroll: int) -> None:
@@ -213,4 +217,4 @@ def _panel_outputs(p: Plan, w: Writer) -> None:
         w.coordinates(TILE)
         start = f"products + row * {p.width} + ({variable(column.name)} - panel * {p.width})"
         with panel_of(w, p.width) as each:
-            each(lambda at: products_tile(at, lambda n: f"{start} + {n * p.product_position}"))
+            each(lambda at: products_tile(at, lambda n: f"{start} + {affine(n * p.product_position, w.names)}"))

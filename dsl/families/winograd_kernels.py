@@ -1,23 +1,25 @@
-"""The transforms of Winograd convolution as OpenCL C: weights, data, and products, for one lane or a vector of channels.
+"""The transforms of Winograd convolution as OpenCL C: weights, data and products, for one channel or a vector of them.
 
     U[position] = G w G'       V[position] = B d B'       Y = A (sum over channels of U * V) A'
 
-Each is written out as straight-line code for one tile, dimension by dimension. Vectors run along the channels, so that
-range checks hold for a vector as a whole and images of any layout are treated alike.
+One tile is transformed at a time, dimension by dimension, by straight-line code. Vectors run along the channels, so
+that range checks hold for a vector as a whole and images of any layout are treated alike.
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field, replace
 from fractions import Fraction
-from itertools import count, product
+from itertools import count
 
 from tilewright.dsl.affine import Affine
 from tilewright.dsl.dtypes import DType
+from tilewright.dsl.families.contract_packing import KEEP_LOOP
 from tilewright.dsl.families.shared import Geometry, ceil_div, decode, power_below, round_up
-from tilewright.dsl.families.winograd_convolution import Position, Tiling
+from tilewright.dsl.families.winograd_convolution import WITHIN, Position, Tiling, flat
 from tilewright.dsl.families.winograd_transforms import Matrix, Step, renamed, straight_line
 from tilewright.dsl.lowering import Launch
 from tilewright.dsl.program import Expr, Index, Read, checked_dimensions, reads, substitute_indices
@@ -41,6 +43,10 @@ WEIGHTS, DATA, PRODUCTS = "winograd_weights", "winograd_data", "winograd_product
 """Scratch: the transformed weights and data, and their products."""
 GROUP, TILE = "part", "tile"
 """C variables: the number of the group, and of the tile within it."""
+
+
+Place = Callable[[Affine], str]
+"""Pointer to where the transformed element of a position's number lies for the current tile and channel."""
 
 
 @dataclass(frozen=True)
@@ -73,7 +79,8 @@ class Writer:
     @property
     def names(self) -> Mapping[str, str]:
         """C variable of each index."""
-        return {name: variable(name) for name in self.tiling.extents()}
+        within = {name: f"within_{d}" for d, name in enumerate(WITHIN)}
+        return {name: variable(name) for name in self.tiling.extents()} | within
 
     def expressions(
         self, checks: Mapping[Read, tuple[int, ...]], reduce: Callable[[Expr], str] | None = None
@@ -116,26 +123,39 @@ def transform(
 ) -> None:
     """Code that multiplies each dimension of a tile by a matrix.
 
-    ``load`` gives the text of an element, ``keep`` writes what is done with the variable of a result.
+    ``load`` gives the text of an element, ``keep`` writes what is done with the variable of a result. One dimension is
+    written out at a time, in loops over the others: written out as a whole, a tile takes compilers several seconds.
     """
     sizes = [len(m[0]) for m in matrices]
-    values: dict[Position, str] = {}
+    source = ""
     for axis, matrix in enumerate(matrices):
-        line, found = straight_line(matrix), dict[Position, str]()
-        for rest in product(*(range(n) for n in (*sizes[:axis], *sizes[axis + 1 :]))):
-            inputs = []
-            for k in range(sizes[axis]):
-                at = (*rest[:axis], k, *rest[axis:])
-                inputs.append(values[at] if axis else _declared(w, load(at)))
-            own = renamed(line, inputs, f"k{next(w.numbers)}_")
-            for step in own.steps:
+        made, last = [*sizes[:axis], len(matrix), *sizes[axis + 1 :]], axis == len(matrices) - 1
+        array = f"t{next(w.numbers)}"
+        if not last:
+            w.body.line(f"{w.vector} {array}[{math.prod(made)}];")
+        with ExitStack() as loops:
+            for d in range(len(sizes)):
+                if d != axis:
+                    w.body.line(KEEP_LOOP)
+                    loops.enter_context(w.body.loop(w.names[WITHIN[d]], sizes[d], ctype=w.ctype))
+            places = [_along(axis, k, len(sizes)) for k in range(max(sizes[axis], made[axis]))]
+            elements = [
+                f"{source}[{affine(flat(at, sizes), w.names)}]" if axis else load(at) for at in places[: sizes[axis]]
+            ]
+            line = renamed(straight_line(matrix), [_declared(w, text) for text in elements], f"k{next(w.numbers)}_")
+            for step in line.steps:
                 w.body.line(f"const {w.vector} {step.name} = {_sum(w, step)};")
-            for k, name in enumerate(own.results):
-                at = (*rest[:axis], k, *rest[axis:])
-                found[at] = name
-                if axis == len(matrices) - 1:
+            for at, name in zip(places, line.results, strict=False):
+                if last:
                     keep(at, name)
-        values, sizes[axis] = found, len(matrix)
+                else:
+                    w.body.line(f"{array}[{affine(flat(at, made), w.names)}] = {name};")
+        source, sizes = array, made
+
+
+def _along(axis: int, k: int, count: int) -> Position:
+    """The k-th place along an axis at the current place in the other dimensions."""
+    return tuple(Affine((), k) if d == axis else Affine.index(WITHIN[d]) for d in range(count))
 
 
 def _declared(w: Writer, value: str) -> str:
@@ -162,7 +182,7 @@ def _coefficient(w: Writer, value: Fraction) -> str:
     return text if w.width == 1 else f"({w.vector})({text})"
 
 
-def data_tile(w: Writer, checked: bool, place: Callable[[int], str]) -> None:
+def data_tile(w: Writer, checked: bool, place: Place) -> None:
     """Transform the data under the current tile at the current input channel; `place` points to each position's result.
 
     With `checked`, elements outside the tensors become pad values; otherwise there are none (see `interior`).
@@ -175,8 +195,7 @@ def data_tile(w: Writer, checked: bool, place: Callable[[int], str]) -> None:
         render = w.expressions(checks)
         return render.converted(render(substitute_indices(value, lanes)), value.dtype, w.dtype)
 
-    numbers = {at: n for n, at in enumerate(t.each_position())}
-    transform(w, [f.data for f in t.filters], load, lambda at, name: w.store(name, place(numbers[at])))
+    transform(w, [f.data for f in t.filters], load, lambda at, name: w.store(name, place(t.number(at))))
 
 
 def interior(w: Writer) -> str:
@@ -190,34 +209,30 @@ def interior(w: Writer) -> str:
     return " && ".join(tests)
 
 
-def weights_tile(w: Writer, place: Callable[[int], str]) -> None:
+def weights_tile(w: Writer, place: Place) -> None:
     """Transform the weights of the current input and output channel."""
     t = w.tiling
     extent, tensors = t.extents(), t.c.program.tensors
 
     def load(tap: Position) -> str:
         value, lanes = t.weights(tap), w.along(t.c.column)
-        checks = {
-            _moved(r, lanes): checked_dimensions(r.index, tensors[r.tensor].shape, extent) for r in reads(value)
-        }
+        checks = {_moved(r, lanes): checked_dimensions(r.index, tensors[r.tensor].shape, extent) for r in reads(value)}
         render = w.expressions(checks)
         return render.converted(render(substitute_indices(value, lanes)), value.dtype, w.dtype)
 
-    numbers = {at: n for n, at in enumerate(t.each_position())}
-    transform(w, [f.taps for f in t.filters], load, lambda at, name: w.store(name, place(numbers[at])))
+    transform(w, [f.taps for f in t.filters], load, lambda at, name: w.store(name, place(t.number(at))))
 
 
-def products_tile(w: Writer, place: Callable[[int], str]) -> None:
+def products_tile(w: Writer, place: Place) -> None:
     """Transform the products of the current tile and output channel back, apply the epilogue and store."""
     t = w.tiling
-    numbers = {at: n for n, at in enumerate(t.each_position())}
 
     def keep(offset: Position, name: str) -> None:
         tests = [f"{affine(position, w.names)} < {size}" for position, size in t.inside(offset)]
         with w.body.block(f"if ({' && '.join(tests)})" if tests else ""):
             _store_output(w, offset, name)
 
-    transform(w, [f.outputs for f in t.filters], lambda at: w.load(place(numbers[at])), keep)
+    transform(w, [f.outputs for f in t.filters], lambda at: w.load(place(t.number(at))), keep)
 
 
 def _store_output(w: Writer, offset: Position, name: str) -> None:
@@ -268,13 +283,18 @@ def channels(w: Writer, index: Index, first: str, end: str) -> Each:
 def panel_of(w: Writer, width: int) -> Iterator[Each]:
     """A scope for the output channels of the current panel of `width`."""
     extent = w.tiling.c.column.extent
-    end = f"panel * {width} + {width}" if extent % width == 0 else f"min(panel * {width} + {width}, ({w.ctype}){extent})"
+    end = (
+        f"panel * {width} + {width}" if extent % width == 0 else f"min(panel * {width} + {width}, ({w.ctype}){extent})"
+    )
     with w.body.block(""):
         yield channels(w, w.tiling.c.column, f"panel * {width}", end)
 
 
-def data_channels(w: Writer, place: Callable[[int], str]) -> None:
-    """Transform the current tile's data, on CPUs for all input channels; tiles inside the image have code of their own."""
+def data_channels(w: Writer, place: Place) -> None:
+    """Transform the current tile's data, on CPUs for all input channels.
+
+    Tiles inside the image have code of their own, without range checks.
+    """
     depth = w.tiling.c.depth
     inside = interior(w)
     each = channels(w, depth, "0", str(depth.extent))
@@ -310,9 +330,7 @@ def kernel(
         arguments = (*arguments, output.name)
     fixed = ", ".join(str(n) for n in (*geometry.local_size, 1, 1)[:3])
     source = Source()
-    with source.block(
-        f"__attribute__((reqd_work_group_size({fixed})))\n__kernel void {name}({', '.join(parameters)})"
-    ):
+    with source.block(f"__attribute__((reqd_work_group_size({fixed})))\n__kernel void {name}({', '.join(parameters)})"):
         source.line(w.body.text.rstrip("\n"))
     return Launch(name, source.text, geometry.global_size, geometry.local_size, arguments, writes)
 
@@ -335,10 +353,14 @@ def weights_panels(t: Tiling, target: Target, ctype: str, helpers: dict[str, str
         w.body.line(f"const {ctype} panel = get_global_id(0);")
     w.body.line(f"const {ctype} {i} = get_global_id(1), {GROUP} = get_global_id(2);")
     w.group(GROUP)
-    start = f"(({GROUP} * {panels} + panel) * {t.positions * c.depth.extent} + {i}) * ({ctype}){width} - panel * {width}"
+    start = (
+        f"(({GROUP} * {panels} + panel) * {t.positions * c.depth.extent} + {i}) * ({ctype}){width} - panel * {width}"
+    )
     w.body.line(f"const {ctype} start = {start};")
     with panel_of(w, width) as write:
-        write(lambda at: weights_tile(at, lambda n: f"{argument(WEIGHTS)} + start + {o} + {n * step}"))
+        write(
+            lambda at: weights_tile(at, lambda n: f"{argument(WEIGHTS)} + start + {o} + {affine(n * step, at.names)}")
+        )
         if c.column.extent % width and target.shape is Shape.CPU:
             with w.body.block(f"for (; {o} < panel * {width} + {width}; ++{o})"), w.body.loop("n", t.positions):
                 w.body.line(f"{argument(WEIGHTS)}[start + {o} + n * {step}] = 0;")

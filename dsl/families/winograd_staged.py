@@ -30,7 +30,7 @@ from tilewright.dsl.lowering import Launch, Lowering, Scratch
 from tilewright.dsl.program import Call, Index, Program, Read, Reduce, Statement, Tensor, reads
 from tilewright.dsl.space import Configuration
 from tilewright.dsl.target import Shape, Target
-from tilewright.dsl.writer import Source, affine, argument, variable
+from tilewright.dsl.writer import Source, affine, argument, index_type, storing_helpers, variable
 
 CACHE_LINE = 64
 """Bytes by which positions are moved apart, so that a tile's stores do not all fall into one set of the cache."""
@@ -60,14 +60,16 @@ def product_program(t: Tiling, target: Target) -> Program:
     shapes = (sizes[0], c.g, t.tiles, c.depth.extent), (sizes[0], c.g, t.tiles, c.column.extent)
     cpu = target.shape is Shape.CPU
     data = _stage(DATA, c.dtype, shapes[0], cpu or _channels_together(t))
-    products = _stage(PRODUCTS, c.dtype, shapes[1], cpu or abs(t.address((0,) * len(c.slides)).coefficient(c.column.name)) == 1)
+    products = _stage(
+        PRODUCTS, c.dtype, shapes[1], cpu or abs(t.address((Affine(),) * len(c.slides)).coefficient(c.column.name)) == 1
+    )
     o, d = c.column.extent, c.depth.extent
     weights = Tensor(WEIGHTS, c.dtype, (sizes[0], c.g, d, o), (d * o, t.positions * d * o, o, 1))
     return batched_product(c.dtype, sizes, data, weights, products)
 
 
 def _stage(name: str, dtype: DType, shape: tuple[int, int, int, int], channels_together: bool) -> Tensor:
-    positions, groups, tiles, channels = shape
+    _, groups, tiles, channels = shape
     position = groups * tiles * channels + CACHE_LINE // dtype.itemsize
     inner = (channels, 1) if channels_together else (1, tiles)
     return Tensor(name, dtype, shape, (position, tiles * channels, *inner))
@@ -79,11 +81,13 @@ def _channels_together(t: Tiling) -> bool:
     return min((s for s in steps if s), default=0) == 1
 
 
-def lower(t: Tiling, target: Target, ctype: str, configuration: Configuration) -> tuple[Lowering, dict[str, str]]:
+def lower(t: Tiling, target: Target, configuration: Configuration) -> tuple[Lowering, dict[str, str]]:
     """The launches with the given configuration of the `contract` family for the products, and helper functions."""
     program = product_program(t, target)
     data, products = program.inputs[0], program.outputs[0]
-    helpers: dict[str, str] = {}
+    stages = tuple(Scratch(s.name, s.dtype, s.span) for s in (*program.inputs, products))
+    ctype = index_type(t.c.program, max(s.size for s in stages))
+    helpers = storing_helpers(t.c.output.dtype, (1, target.lanes(t.c.dtype.itemsize)))
     product = CONTRACT.lower(program, target, configuration)
     launches = (
         weights_panels(t, target, ctype, helpers, t.c.column.extent),
@@ -91,7 +95,6 @@ def lower(t: Tiling, target: Target, ctype: str, configuration: Configuration) -
         *product.launches,
         _products(t, target, ctype, helpers, products),
     )
-    stages = tuple(Scratch(s.name, s.dtype, s.span) for s in (*program.inputs, products))
     return Lowering(launches, (*stages, *product.scratch)), helpers
 
 
@@ -113,11 +116,11 @@ def _tiles(w: Writer, channel: Index, channels_together: bool) -> Geometry:
     return geometry
 
 
-def _place(w: Writer, stage: Tensor, channel: Index, position: int) -> str:
+def _place(w: Writer, stage: Tensor, channel: Index, position: Affine) -> str:
     """Pointer to the current tile and channel at a position of a stage."""
     names = {"<group>": GROUP, "<tile>": TILE, "<channel>": variable(channel.name)}
-    index = Affine((), position), *(Affine.index(name) for name in names)
-    return f"{argument(stage.name)} + {affine(stage.address(index), names)}"
+    index = position, *(Affine.index(name) for name in names)
+    return f"{argument(stage.name)} + {affine(stage.address(index), {**w.names, **names})}"
 
 
 def _data(t: Tiling, target: Target, ctype: str, helpers: dict[str, str], stage: Tensor) -> Launch:
