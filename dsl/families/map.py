@@ -9,7 +9,11 @@ vector starts early and writes a few elements a second time (the same values), s
 CPU: one work-item walks rows of vectors, about `grain` KiB of memory. If the output's innermost dimension is not the
 inputs' (a transposition), each vector's columns are walked down the other way, so that every cache line that a gather
 touches is used by the next ones.
-GPU: neighbouring work-items own neighbouring vectors of 1, 2 or 4 elements.
+GPU: neighbouring work-items own neighbouring vectors of 16 bytes, each item several of them, a work-group apart; where
+rows are long, a work-group stays within one, so that positions are decoded once per group. A transposition goes through
+local memory: a work-group reads a tile along the operand's rows and writes it along the output's; tiles are one element
+wider than they are, so that neither way meets one bank twice (Ruetsch and Micikevicius, Optimizing matrix transpose in
+CUDA, 2009).
 """
 
 from __future__ import annotations
@@ -17,38 +21,24 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 
-from tilewright.dsl.affine import Affine
+from tilewright.dsl.dtypes import DType
 from tilewright.dsl.families.shared import (
     Collapsed,
     Dimension,
-    Geometry,
     aligned,
-    banner,
-    ceil_div,
     collapse,
-    cpu_geometry,
-    decode,
-    gpu_geometry,
-    kernel_name,
-    launch,
     needs_f64,
+    power_above,
     power_below,
-    renderer,
     same_outputs,
-    share,
-    stored,
 )
-from tilewright.dsl.lowering import Launch, Lowering
-from tilewright.dsl.program import Program, Reduce, substitute_indices, walk
+from tilewright.dsl.lowering import Lowering
+from tilewright.dsl.program import Program, Read, Reduce, walk
 from tilewright.dsl.space import Configuration, Constraint, Parameter, Space
 from tilewright.dsl.target import Shape, Target
-from tilewright.dsl.writer import (
-    LANE,
-    Source,
-    index_type,
-    variable,
-)
 
+NEAR = 4
+"""Up to this stride, in elements, neighbours along the vector share a cache line well enough."""
 GRAINS = (2, 4, 8, 16, 32, 64, 128, 256)
 """KiB of memory that one work-item of a CPU may walk over."""
 
@@ -96,33 +86,23 @@ class Map:
                     ),
                 ),
             )
-        groups = tuple(n for n in (32, 64, 128, 256) if n <= target.max_work_group) or (1,)
-        return Space(
-            (
-                Parameter(
-                    "lanes", plan.widths(4), "elements per vector; 4 where sizes allow", "vector", inner, sized=True
-                ),
-                Parameter("work_group", groups, "work-items per work-group, typically 64 to 256"),
-                Parameter("items", (1, 2, 4, 8), "vectors per work-item, a work-group apart", "item", inner),
-            )
-        )
+        return _tile_space(plan, target) if plan.crossing else _gpu_space(plan, target)
 
     def default(self, program: Program, target: Target) -> Configuration:
         """The native width; items as large as leaves every core several of them."""
         plan = Plan.of(program)
         if target.shape is Shape.CPU:
             return _cpu_default(plan, target)
-        lanes = plan.widths(4)[-1]
-        group = power_below(max(1, min(128, target.max_work_group)))
-        vectors = plan.elements // lanes
-        # Several vectors per item pay once the device is full many times over.
-        items = 4 if vectors > 64 * target.compute_units * group else 1
-        return Configuration.of({"lanes": lanes, "work_group": group, "items": items})
+        return _tile_default(plan, target) if plan.crossing else _gpu_default(plan, target)
 
     def lower(self, program: Program, target: Target, configuration: Configuration) -> Lowering:
         """One launch."""
+        from tilewright.dsl.families import map_cpu, map_gpu
+
         plan = Plan.of(program)
-        write = _cpu if target.shape is Shape.CPU else _gpu
+        if target.shape is Shape.CPU:
+            return Lowering((map_cpu.cpu(plan, configuration),))
+        write = map_gpu.tiles if plan.crossing else map_gpu.vectors
         return Lowering((write(plan, configuration),))
 
 
@@ -163,17 +143,56 @@ class Plan:
                 moved.append(self.program.tensors[read.tensor].dtype.itemsize)
         return sum(moved)
 
+    @property
+    def crossing(self) -> tuple[Read, ...]:
+        """The reads that are contiguous along `outer[-1]` and far apart along `inner`."""
+        if not self.transposes:
+            return ()
+        inner, across = self.inner.name, self.outer[-1].name
+        found = []
+        for read in self.loops.reads:
+            address = self.program.tensors[read.tensor].address(read.index)
+            bends = address.bends(inner) or address.bends(across)
+            if not bends and address.coefficient(across) == 1 and abs(address.coefficient(inner)) > NEAR:
+                found.append(read)
+        return tuple(found)
+
+    @property
+    def itemsizes(self) -> tuple[int, ...]:
+        """Bytes per element of every tensor that is written, or read as vectors."""
+        names = dict.fromkeys(self.loops.writes)
+        for read in self.loops.reads:
+            if (
+                self.program.tensors[read.tensor].address(read.index).coefficient(self.inner.name)
+                or read in self.crossing
+            ):
+                names[read.tensor] = None
+        return tuple(self.program.tensors[name].dtype.itemsize for name in names)
+
     def widths(self, most: int) -> tuple[int, ...]:
-        """Vector widths that fit the innermost dimension."""
+        """Vector widths of a CPU that fit the innermost dimension."""
         widest = min(most, power_below(self.inner.extent))
-        return tuple(w for w in (1, 2, 4, 8, 16) if w <= widest and (w > 1 or widest < 4 or most <= 4))
+        return tuple(w for w in (1, 2, 4, 8, 16) if w <= widest and (w > 1 or widest < 4))
+
+    def tile(self, side: int) -> tuple[int, int]:
+        """Sizes of a tile along `inner` and across it: `side` squared elements, also where one dimension is short."""
+        inner, across = power_above(self.inner.extent), power_above(self.outer[-1].extent)
+        first = min(side, inner)
+        second = min(4 * side, side * side // first, across)
+        return min(4 * side, side * side // second, inner), second
+
+    def tile_bytes(self, side: int) -> int:
+        """Local memory for the tiles of all reads that cross."""
+        inner, across = self.tile(side)
+        sizes = [register_size(r.dtype) for r in self.crossing]
+        return inner * (across + 1) * sum(sizes)
 
 
 def _across(program: Program, loops: Collapsed, inner: str) -> str | None:
     """The dimension along which a gathered operand is contiguous, if there is such an operand."""
     for read in loops.reads:
         address = program.tensors[read.tensor].address(read.index)
-        if abs(address.coefficient(inner)) > 4:
+        if abs(address.coefficient(inner)) > NEAR:
             for d in loops.kept:
                 if abs(address.coefficient(d.name)) == 1:
                     return d.name
@@ -191,132 +210,95 @@ def _cpu_default(plan: Plan, target: Target) -> Configuration:
     return Configuration.of({"lanes": lanes, "unroll": unroll, "grain": grain})
 
 
-# --- CPU ------------------------------------------------------------------------------------------------------------
-
-
-def _cpu(plan: Plan, configuration: Configuration) -> Launch:
-    lanes, unroll = configuration.integer("lanes"), configuration.integer("unroll")
-    step = lanes * unroll
-    budget = max(step, (configuration.integer("grain") << 10) // max(1, plan.element_bytes))
-    row = plan.outer[-1] if plan.outer else Dimension("row", 1)
-    far = plan.outer[:-1]
-    if plan.transposes:
-        # Rows of the gathered operand are walked along; a few of its lines stay in the cache between vectors.
-        rows = min(row.extent, max(lanes, budget // lanes))
-        run = _share(plan.inner.extent, max(lanes, budget // rows), lanes)
-    else:
-        run = _share(plan.inner.extent, budget, step)
-        rows = min(row.extent, max(1, budget // run))
-    slabs = max(1, min(math.prod(d.extent for d in far), budget // (run * rows)))
-    counts = (ceil_div(math.prod(d.extent for d in far), slabs), ceil_div(row.extent, rows))
-    pieces = ceil_div(plan.inner.extent, run)
-    ctype = index_type(plan.program)
-    body = Source()
-    writer = _Writer(plan, body, lanes, ctype)
-    body.line(f"const {ctype} item = ({ctype})get_global_id(0);")
-    decode(body, "item", [("slab", counts[0]), ("block", counts[1]), ("piece", pieces)], ctype, ("slab", "block"))
-    v = variable(plan.inner.name)
-    body.line(f"const {ctype} {v}_first = piece * {run};")
-    end = str(plan.inner.extent) if pieces == 1 else f"min(({ctype})({v}_first + {run}), ({ctype}){plan.inner.extent})"
-    body.line(f"const {ctype} {v}_end = {end};")
-    with share(body, ctype, "flat", "slab", slabs, math.prod(d.extent for d in far)):
-        decode(body, "flat", [(variable(d.name), d.extent) for d in far], ctype)
-        if plan.transposes:
-            with body.block(f"for ({ctype} {v}_at = {v}_first; {v}_at < {v}_end; {v}_at += {lanes})"):
-                body.line(f"const {ctype} {v} = min({v}_at, ({ctype})({v}_end - {lanes}));")
-                with share(body, ctype, variable(row.name), "block", rows, row.extent):
-                    writer.vector(0)
-        else:
-            with share(body, ctype, variable(row.name), "block", rows, row.extent):
-                writer.run(unroll, whole=plan.inner.extent % lanes == 0 and run % lanes == 0)
-    items = math.prod(counts) * pieces
-    return writer.launch(cpu_geometry(items), configuration)
-
-
-def _share(extent: int, most: int, step: int) -> int:
-    """The extent itself if it is at most `most`, else equal parts of it that are multiples of `step`."""
-    if extent <= most or extent <= step:
-        return extent
-    parts = ceil_div(extent, max(most, step))
-    return ceil_div(ceil_div(extent, parts), step) * step
-
-
-class _Writer:
-    """Writes the innermost code of a map."""
-
-    def __init__(self, plan: Plan, body: Source, lanes: int, ctype: str) -> None:
-        self.plan = plan
-        self.body = body
-        self.lanes = lanes
-        self.ctype = ctype
-        self.helpers: dict[str, str] = {}
-        self.names = {d.name: variable(d.name) for d in (*plan.outer, plan.inner)}
-
-    def run(self, unroll: int, whole: bool) -> None:
-        """The vectors of one row, `unroll` at a time; `whole` if the row is known to be whole vectors."""
-        v, step = self.names[self.plan.inner.name], self.lanes * unroll
-        self.body.line(f"{self.ctype} {v} = {v}_first;")
-        if unroll > 1 or not whole:
-            with self.body.block(f"for (; {v} <= {v}_end - {step}; {v} += {step})"):
-                for k in range(unroll):
-                    self.vector(k)
-        if whole and (unroll == 1 or self.plan.inner.extent % step):
-            with self.body.block(f"for (; {v} < {v}_end; {v} += {self.lanes})"):
-                self.vector(0)
-        elif not whole:
-            with self.body.block(f"for (; {v} < {v}_end; {v} += {self.lanes})"):
-                # The last vector starts early, over elements that already have these values.
-                self.body.line(f"const {self.ctype} early = min({v}, ({self.ctype})({v}_end - {self.lanes}));")
-                self.vector(0, "early")
-
-    def vector(self, number: int, at: str | None = None) -> None:
-        """One vector of every output, `number` vectors after the loop variable (or at the variable `at`)."""
-        inner, tensors = self.plan.inner.name, self.plan.program.tensors
-        names = {**self.names, inner: at or self.names[inner]}
-        place = {inner: Affine.of({inner: 1, LANE: 1}, number * self.lanes)}
-        prefix = f"{'abcd'[number]}_"
-        expressions = renderer(
-            self.plan.program,
-            names,
-            self.plan.loops.moved(place),
-            self.lanes,
-            self.helpers,
-            self.body,
-            prefix,
-            self.plan.loops.extents(),
-        )
-        for target, value in self.plan.loops.values.items():
-            address = self.plan.loops.writes[target].substitute(place)
-            stored(expressions, self.body, tensors[target], address, substitute_indices(value, place), str(number))
-
-    def launch(self, geometry: Geometry, configuration: Configuration) -> Launch:
-        """The finished kernel."""
-        program = self.plan.program
-        top = banner("map", program, configuration)
-        return launch(kernel_name("map", program), program, geometry, self.body, self.helpers, top)
+def register_size(dtype: DType) -> int:
+    """Bytes of an element in local memory, where it lies as in registers."""
+    return 4 if dtype in (DType.F16, DType.BF16, DType.BOOL) else dtype.itemsize
 
 
 # --- GPU ------------------------------------------------------------------------------------------------------------
 
 
-def _gpu(plan: Plan, configuration: Configuration) -> Launch:
-    lanes, group, items = (configuration.integer(name) for name in ("lanes", "work_group", "items"))
-    extents = [(variable(d.name), d.extent) for d in plan.outer]
-    vectors = ceil_div(plan.inner.extent, lanes)
-    count = vectors * math.prod(d.extent for d in plan.outer)
-    ctype = index_type(plan.program)
-    body = Source()
-    writer = _Writer(plan, body, lanes, ctype)
-    v = variable(plan.inner.name)
-    body.line(f"const {ctype} start = ({ctype})get_group_id(0) * {group * items} + ({ctype})get_local_id(0);")
-    with body.block(f"for ({ctype} flat = start; flat < start + {group * items} && flat < {count}; flat += {group})"):
-        decode(body, "flat", [*extents, ("vector", vectors)], ctype)
-        if plan.inner.extent % lanes:
-            body.line(f"const {ctype} {v} = min(vector * {lanes}, ({ctype}){plan.inner.extent - lanes});")
-        else:
-            body.line(f"const {ctype} {v} = vector * {lanes};")
-        writer.vector(0)
-    return writer.launch(gpu_geometry(ceil_div(count, items), group), configuration)
+def _groups(target: Target) -> tuple[int, ...]:
+    return tuple(n for n in (64, 128, 256, 512) if n <= target.max_work_group) or (1,)
+
+
+def _gpu_space(plan: Plan, target: Target) -> Space:
+    inner = (plan.inner.name,)
+    return Space(
+        (
+            Parameter("lanes", _gpu_widths(plan), "elements per vector; 16 bytes of them", "vector", inner, sized=True),
+            Parameter("work_group", _groups(target), "work-items per work-group, typically 128 to 256"),
+            Parameter("items", (1, 2, 4, 8), "vectors per work-item, a work-group apart; 4", "item", inner),
+        ),
+        (
+            Constraint(
+                "a work-item holds more than 256 elements",
+                lambda c: c["items"] == 1 or c.integer("items") * c.integer("lanes") * len(plan.itemsizes) <= 256,
+            ),
+        ),
+    )
+
+
+def _gpu_widths(plan: Plan) -> tuple[int, ...]:
+    widest = min(max(4, 16 // min(plan.itemsizes)), power_below(plan.inner.extent))
+    return tuple(w for w in (1, 2, 4, 8, 16) if w <= widest)
+
+
+def _gpu_default(plan: Plan, target: Target) -> Configuration:
+    """16 bytes per vector of the largest elements, and several vectors per item once the device is full."""
+    most = max(1, 16 // max(plan.itemsizes))
+    alone = all(d.extent == 1 for d in plan.outer)
+    fitting = [w for w in _gpu_widths(plan) if w <= most and (alone or plan.inner.extent % w == 0)]
+    lanes = fitting[-1]
+    group = min(256, _groups(target)[-1])
+    room = max(1, 48 // (lanes * len(plan.itemsizes)))
+    filled = max(1, plan.elements // (lanes * 4096 * target.compute_units))
+    items = max(n for n in (1, 2, 4) if n == 1 or n <= min(room, filled))
+    return Configuration.of({"lanes": lanes, "work_group": group, "items": items})
+
+
+def _tile_space(plan: Plan, target: Target) -> Space:
+    both = (plan.inner.name, plan.outer[-1].name)
+    whole = [w for w in (1, 2, 4) if all(d.extent % w == 0 for d in (plan.inner, plan.outer[-1]))]
+    widths = tuple(w for w in whole if w == 1 or w * max(plan.itemsizes) <= 16)
+    return Space(
+        (
+            Parameter("lanes", widths, "elements per access; 4 bytes of them or more", "vector", both, sized=True),
+            Parameter("tile", (8, 16, 32, 64), "side of the tile that is turned in local memory; 32 or 64"),
+            Parameter("work_group", _groups(target), "work-items per work-group, typically 256"),
+        ),
+        (
+            Constraint(
+                "a row of the tile is longer than the work-group",
+                lambda c: max(plan.tile(c.integer("tile"))) <= c.integer("work_group") * c.integer("lanes"),
+            ),
+            Constraint(
+                "a vector is longer than the tile", lambda c: min(plan.tile(c.integer("tile"))) >= c.integer("lanes")
+            ),
+            Constraint(
+                "the tiles do not fit into local memory",
+                lambda c: plan.tile_bytes(c.integer("tile")) <= target.local_memory,
+            ),
+        ),
+    )
+
+
+def _tile_default(plan: Plan, target: Target) -> Configuration:
+    space = _tile_space(plan, target)
+    group = min(256, _groups(target)[-1])
+    wanted = max(1, 4 // max(plan.itemsizes))
+
+    def cost(c: Configuration) -> tuple[int, int, int]:
+        # Rows of 64 elements are moved in whole sectors and several accesses per item are under way, as long as
+        # several groups fit a unit's local memory.
+        side = 64 if plan.tile_bytes(64) <= min(target.local_memory // 2, 24 << 10) else 32
+        return (
+            abs(c.integer("lanes") - wanted),
+            abs(c.integer("tile") - side),
+            abs(c.integer("work_group") - group),
+        )
+
+    return min(space, key=cost)
 
 
 MAP = Map()

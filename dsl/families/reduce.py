@@ -47,6 +47,7 @@ from tilewright.dsl.space import Configuration, Constraint, Parameter, Space
 from tilewright.dsl.target import Shape, Target
 
 SPLITS = (1, 2, 4, 8, 16, 32, 64, 128, 256)
+GPU_SPLITS = (*SPLITS, 512, 1024)
 GRAINS = (2, 4, 8, 16, 32, 64, 128, 256)
 """KiB of memory that one work-item of a CPU may walk over."""
 
@@ -84,16 +85,16 @@ class ReduceFamily:
 
     def lower(self, program: Program, target: Target, configuration: Configuration) -> Lowering:
         """One launch, or two if the reduction is split."""
-        from tilewright.dsl.families import reduce_kernels
+        from tilewright.dsl.families import reduce_gpu, reduce_kernels
 
-        plan = Plan.of(program)
-        write = reduce_kernels.cpu if target.shape is Shape.CPU else reduce_kernels.gpu
-        launches = [write(plan, configuration)]
-        splits = configuration.integer("splits")
+        plan, splits = Plan.of(program), configuration.integer("splits")
+        cpu_shaped = target.shape is Shape.CPU
+        first = reduce_kernels.cpu(plan, configuration) if cpu_shaped else reduce_gpu.gpu(plan, configuration)
         if splits == 1:
-            return Lowering(tuple(launches))
-        launches.append(reduce_kernels.combine(plan, configuration, target))
-        return Lowering(tuple(launches), plan.scratch(splits))
+            return Lowering((first,))
+        if cpu_shaped:
+            return Lowering((first, reduce_kernels.combine(plan, configuration)), plan.scratch(splits))
+        return Lowering((first, reduce_gpu.combine(plan, configuration, target)), plan.scratch(splits))
 
 
 @dataclass(frozen=True)
@@ -158,6 +159,12 @@ class Plan:
         """Bytes read per step of the reduction."""
         found = {r: None for e in self.reduces for r in reads(e.body)}
         return sum(self.program.tensors[r.tensor].dtype.itemsize for r in found) or 4
+
+    @property
+    def itemsizes(self) -> tuple[int, ...]:
+        """Bytes per element of the tensors that are read in reductions."""
+        found = dict.fromkeys(r.tensor for e in self.reduces for r in reads(e.body))
+        return tuple(self.program.tensors[name].dtype.itemsize for name in found) or (4,)
 
     @property
     def number(self) -> Affine:
@@ -286,8 +293,8 @@ def _cpu_space(plan: Plan) -> Space:
     return Space(tuple(parameters), tuple(constraints))
 
 
-def _splits(extent: int) -> tuple[int, ...]:
-    return tuple(n for n in SPLITS if n == 1 or n * 4 <= extent)
+def _splits(extent: int, values: tuple[int, ...] = SPLITS) -> tuple[int, ...]:
+    return tuple(n for n in values if n == 1 or n * 4 <= extent)
 
 
 def _cpu_default(plan: Plan, target: Target) -> Configuration:
@@ -318,21 +325,26 @@ def _cpu_default(plan: Plan, target: Target) -> Configuration:
 
 def _gpu_space(plan: Plan, target: Target) -> Space:
     groups = tuple(n for n in (32, 64, 128, 256, 512) if n <= target.max_work_group) or (1,)
-    widths = tuple(w for w in plan.widths(4) if not plan.rows or plan.vector.extent % w == 0)
+    most = max(4, 16 // min(plan.itemsizes))
+    widths = tuple(w for w in plan.widths(most) if not plan.rows or plan.vector.extent % w == 0)
     bytes_per_item = sum(accumulator(e).itemsize for e in plan.reduces)
+    reduced = tuple(d.name for d in plan.loops.reduced)
     return Space(
         (
             Parameter(
-                "lanes", widths, "elements per vector; 4 where sizes allow", "vector", (plan.vector.name,), sized=True
+                "lanes", widths, "elements per vector; 16 bytes of them", "vector", (plan.vector.name,), sized=True
+            ),
+            Parameter(
+                "unroll", (1, 2, 4, 8), "vectors that an item reads ahead, each with an accumulator", "unroll", reduced
             ),
             Parameter("work_group", groups, "work-items per work-group, typically 128 to 256"),
             Parameter("outputs", (1, 2, 4, 8, 16, 32, 64, 128, 256), "outputs (or vectors of them) per work-group"),
             Parameter(
                 "splits",
-                _splits(plan.length),
+                _splits(plan.length, GPU_SPLITS),
                 "parts of the reduction that run apart; more than 1 if outputs are few",
                 "split",
-                tuple(d.name for d in plan.loops.reduced),
+                reduced,
                 sized=True,
             ),
         ),
@@ -340,6 +352,10 @@ def _gpu_space(plan: Plan, target: Target) -> Space:
             Constraint(
                 "fewer work-items than outputs in a work-group",
                 lambda c: c.integer("outputs") <= c.integer("work_group"),
+            ),
+            Constraint(
+                "more than 64 accumulators",
+                lambda c: c["unroll"] == 1 or c.integer("unroll") * c.integer("lanes") * len(plan.reduces) <= 64,
             ),
             Constraint(
                 "partial results do not fit into local memory",
@@ -353,23 +369,36 @@ def _gpu_space(plan: Plan, target: Target) -> Space:
 
 
 def _gpu_default(plan: Plan, target: Target) -> Configuration:
-    space = _gpu_space(plan, target)
-    group = min(256, max(int(n) for n in space.parameters[1].values))
-    widths = [int(w) for w in space.parameters[0].values]
+    """16 bytes per read, four reads under way per item, and every unit's work-items busy several times over."""
+    group = power_below(min(256, target.max_work_group))
+    most = max(1, 16 // max(plan.itemsizes))
+    whole = [w for w in plan.widths(most) if plan.vector.extent % w == 0]
+    lanes = whole[-1]
     if plan.rows:
-        lanes = widths[-1]
         steps = max(1, plan.length // lanes)
         # A work-item should add up a few vectors; short rows share a work-group.
         outputs = max(1, min(group, group // power_below(max(1, min(group, steps // 2)))))
         groups = ceil_div(plan.outputs, outputs)
     else:
-        lanes = 1
-        outputs = min(group, 32, power_below(plan.vector.extent))
-        groups = plan.others * ceil_div(plan.vector.extent, outputs)
-    wanted = ceil_div(4 * target.compute_units, groups)
-    longest = max(1, plan.length // (8 * group * lanes // outputs))
-    splits = max(n for n in _splits(plan.length) if n <= max(1, min(wanted, longest)))
-    return Configuration.of({"lanes": lanes, "work_group": group, "outputs": outputs, "splits": splits})
+        slots = plan.others * ceil_div(plan.vector.extent, lanes)
+        outputs = _even_share(slots, group)
+        groups = ceil_div(slots, outputs)
+        steps = plan.length
+    unroll = max(n for n in (1, 2, 4) if n == 1 or n * lanes * len(plan.reduces) <= 32)
+    splits = 1
+    if groups < 8 * target.compute_units:
+        wanted = ceil_div(16 * target.compute_units, groups)
+        # Each part should be worth the second launch: a few rounds of every item.
+        longest = max(1, steps * outputs // (4 * unroll * group))
+        splits = max(n for n in _splits(plan.length, GPU_SPLITS) if n <= max(1, min(wanted, longest)))
+    values = {"lanes": lanes, "unroll": unroll, "work_group": group, "outputs": outputs, "splits": splits}
+    return Configuration.of(values)
+
+
+def _even_share(slots: int, group: int) -> int:
+    """Outputs per work-group that leave few items without one, at least 8 of them where there are as many."""
+    shares = [n for n in (64, 32, 16, 8) if n <= min(group, slots)] or [power_below(min(group, slots))]
+    return min(shares, key=lambda n: (ceil_div(slots, n) * n > 1.07 * slots, -n))
 
 
 REDUCE = ReduceFamily()

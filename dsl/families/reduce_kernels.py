@@ -1,8 +1,7 @@
-"""The kernels of the `reduce` family, which describes them."""
+"""The kernels of the `reduce` family for CPUs, and what all its kernels have in common; the family describes them."""
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 
@@ -16,7 +15,6 @@ from tilewright.dsl.families.shared import (
     ceil_div,
     cpu_geometry,
     decode,
-    gpu_geometry,
     kernel_name,
     launch,
     renderer,
@@ -27,7 +25,6 @@ from tilewright.dsl.families.shared import (
 from tilewright.dsl.lowering import Launch
 from tilewright.dsl.program import Expr, Reduce, substitute_indices
 from tilewright.dsl.space import Configuration
-from tilewright.dsl.target import Shape, Target
 from tilewright.dsl.writer import (
     LANE,
     Expressions,
@@ -40,7 +37,7 @@ from tilewright.dsl.writer import (
 )
 
 
-class _Writer:
+class Writer:
     """Writes accumulation, combination and the expression around the reductions."""
 
     def __init__(self, plan: Plan, configuration: Configuration, lanes: int, part: str = "") -> None:
@@ -49,9 +46,11 @@ class _Writer:
         self.lanes = lanes
         self.part = part
         self.body = Source()
-        self.ctype = index_type(plan.program)
+        self.ctype = index_type(plan.program, plan.outputs * configuration.integer("splits"))
         self.helpers: dict[str, str] = {}
         self.names = {name: variable(name) for name in (*plan.loops.extents(), plan.vector.name)}
+        self.multiples: dict[str, int] | None = None
+        """For aligned access on GPUs, see `is_aligned`."""
 
     def declare(self, chains: int) -> None:
         """The accumulators: `chains` of each reduction."""
@@ -66,7 +65,9 @@ class _Writer:
         """A renderer for values whose loop variables were replaced as in `place`."""
         checks = self.plan.loops.moved(place)
         source = self.body if prefix else None
-        return renderer(self.plan.program, self.names, checks, lanes, self.helpers, source, prefix)
+        return renderer(
+            self.plan.program, self.names, checks, lanes, self.helpers, source, prefix, multiples=self.multiples
+        )
 
     def step(self, chain: int, offsets: Mapping[str, int] | None = None, counted: int = 0) -> None:
         """Add one vector to the accumulators of `chain`.
@@ -124,9 +125,8 @@ class _Writer:
         expressions.reduce = moved_reduces.__getitem__
         for target, value in self.plan.loops.values.items():
             address = self.plan.loops.writes[target].substitute(place)
-            stored(
-                expressions, self.body, tensors[target], address, substitute_indices(value, place), str(offset or "")
-            )
+            moved, number = substitute_indices(value, place), str(offset or "")
+            stored(expressions, self.body, tensors[target], address, moved, number, self.multiples)
 
     def keep(self, j: int, value: str, lanes: int, offset: int = 0) -> None:
         """Store a partial result of the current split."""
@@ -138,6 +138,13 @@ class _Writer:
             value = f"({value} & 1)"
         names = {**self.names, "split": "split"}
         self.body.line(store(pointer, address, names, accumulator(e), lanes, value))
+
+    def add_partials(self) -> None:
+        """Add the partial results of the C variable `split` for the C variable `output`."""
+        expressions = self.expressions(1, {}, "")
+        for j, e in enumerate(self.plan.reduces):
+            value = f"{argument(self.plan.partials[j])}[split * {self.plan.outputs} + output]"
+            self.body.line(expressions.accumulate(e.kind, acc(j, 0), value, e.dtype))
 
     def launch(self, geometry: Geometry, split: bool, combines: bool = False) -> Launch:
         """The finished kernel."""
@@ -170,7 +177,7 @@ def acc(j: int, chain: int) -> str:
 
 def cpu(plan: Plan, configuration: Configuration) -> Launch:
     """One work-item per run of outputs (and split)."""
-    writer = _Writer(plan, configuration, configuration.integer("lanes"))
+    writer = Writer(plan, configuration, configuration.integer("lanes"))
     return _cpu_rows(writer, configuration) if plan.rows else _cpu_columns(writer, configuration)
 
 
@@ -182,7 +189,7 @@ def _per_item(plan: Plan, configuration: Configuration, outputs: int) -> int:
 
 
 @contextmanager
-def _reduced_loops(writer: _Writer, loops: tuple[Dimension, ...], split: Dimension, splits: int) -> Iterator[None]:
+def _reduced_loops(writer: Writer, loops: tuple[Dimension, ...], split: Dimension, splits: int) -> Iterator[None]:
     """Loops over reduced dimensions; the one that is split runs over the current split's part."""
     with ExitStack() as stack:
         for d in loops:
@@ -197,7 +204,7 @@ def _reduced_loops(writer: _Writer, loops: tuple[Dimension, ...], split: Dimensi
         yield
 
 
-def _cpu_rows(writer: _Writer, configuration: Configuration) -> Launch:
+def _cpu_rows(writer: Writer, configuration: Configuration) -> Launch:
     plan, body, ctype = writer.plan, writer.body, writer.ctype
     unroll, splits = configuration.integer("unroll"), configuration.integer("splits")
     rows = _per_item(plan, configuration, 1)
@@ -219,7 +226,7 @@ def _cpu_rows(writer: _Writer, configuration: Configuration) -> Launch:
     return writer.launch(cpu_geometry(blocks * splits), splits > 1)
 
 
-def _row(writer: _Writer, unroll: int, splits: int) -> None:
+def _row(writer: Writer, unroll: int, splits: int) -> None:
     """One row, or the current split's part of it: steps of `unroll` vectors, single vectors, and the odd rest."""
     plan, body, lanes, ctype = writer.plan, writer.body, writer.lanes, writer.ctype
     u, extent, step = writer.names[plan.vector.name], plan.vector.extent, writer.lanes * unroll
@@ -245,7 +252,7 @@ def _row(writer: _Writer, unroll: int, splits: int) -> None:
             writer.step(0, counted=lanes - extent % lanes)
 
 
-def _cpu_columns(writer: _Writer, configuration: Configuration) -> Launch:
+def _cpu_columns(writer: Writer, configuration: Configuration) -> Launch:
     plan, body, lanes, ctype = writer.plan, writer.body, writer.lanes, writer.ctype
     unroll, splits, vectors = (configuration.integer(name) for name in ("unroll", "splits", "vectors"))
     run = vectors * lanes
@@ -274,7 +281,7 @@ def _cpu_columns(writer: _Writer, configuration: Configuration) -> Launch:
     return writer.launch(cpu_geometry(blocks * splits * pieces), splits > 1)
 
 
-def _columns(writer: _Writer, unroll: int, vectors: int, splits: int) -> None:
+def _columns(writer: Writer, unroll: int, vectors: int, splits: int) -> None:
     """The loops over what is reduced, the innermost one `unroll` steps at a time."""
     plan, body, ctype, lanes = writer.plan, writer.body, writer.ctype, writer.lanes
     if not plan.reduced:
@@ -298,7 +305,7 @@ def _columns(writer: _Writer, unroll: int, vectors: int, splits: int) -> None:
             _column_step(writer, 0, vectors, 0)
 
 
-def _column_step(writer: _Writer, chain: int, vectors: int, offset: int) -> None:
+def _column_step(writer: Writer, chain: int, vectors: int, offset: int) -> None:
     """One step of the innermost reduced loop, `offset` after its variable, for every vector of outputs."""
     plan = writer.plan
     inner = plan.reduced[-1].name
@@ -306,114 +313,16 @@ def _column_step(writer: _Writer, chain: int, vectors: int, offset: int) -> None
         writer.step(chain * vectors + m, {plan.vector.name: m * writer.lanes, inner: offset})
 
 
-# --- GPU ------------------------------------------------------------------------------------------------------------
-
-
-def gpu(plan: Plan, configuration: Configuration) -> Launch:
-    """A work-group per `outputs` outputs (or vectors of outputs) and split."""
-    lanes, group, outputs, splits = (
-        configuration.integer(name) for name in ("lanes", "work_group", "outputs", "splits")
-    )
-    writer = _Writer(plan, configuration, lanes)
+def combine(plan: Plan, configuration: Configuration) -> Launch:
+    """The second launch: combine the partial results of all splits and compute the outputs, one at a time."""
+    writer = Writer(plan, configuration, 1, "_combine")
     body, ctype = writer.body, writer.ctype
-    sharers = group // outputs
-    slots = plan.outputs if plan.rows else plan.others * ceil_div(plan.vector.extent, lanes)
-    groups = ceil_div(slots, outputs)
-    body.line("const int local_id = (int)get_local_id(0);")
-    if plan.rows:
-        body.line(f"const int sharer = local_id % {sharers}, slot = local_id / {sharers};")
-    else:
-        body.line(f"const int sharer = local_id / {outputs}, slot = local_id % {outputs};")
-    body.line(f"const {ctype} group = ({ctype})get_group_id(0);")
-    decode(body, "group", [("block", groups), ("split", splits)], ctype, ("split",))
-    body.line(f"const {ctype} wanted = block * {outputs} + slot;")
-    body.line(f"const {ctype} flat = min(wanted, ({ctype}){slots - 1});")
-    _gpu_slot(writer)
-    writer.declare(1)
-    _gpu_loop(writer, sharers, splits)
-    results = [writer.across(j, 0) if plan.rows else acc(j, 0) for j in range(len(plan.reduces))]
-    width = 1 if plan.rows else lanes
-    results = _gpu_combine(writer, results, width, group, sharers, 1 if plan.rows else outputs)
-    with body.block(f"if (sharer == 0 && wanted < {slots})"):
-        if splits == 1:
-            writer.finish(results, width)
-        else:
-            for j, value in enumerate(results):
-                writer.keep(j, value, width)
-    return writer.launch(gpu_geometry(groups * splits * group, group), splits > 1)
-
-
-def _gpu_slot(writer: _Writer) -> None:
-    """Declare the kept loop variables from `flat`."""
-    plan, body, ctype, lanes = writer.plan, writer.body, writer.ctype, writer.lanes
-    kept = [(variable(d.name), d.extent) for d in plan.kept]
-    if plan.rows:
-        decode(body, "flat", kept, ctype)
-        return
-    decode(body, "flat", [*kept, ("vector", ceil_div(plan.vector.extent, lanes))], ctype)
-    v = writer.names[plan.vector.name]
-    body.line(f"const {ctype} {v} = min(vector * {lanes}, ({ctype}){plan.vector.extent - lanes});")
-
-
-def _gpu_loop(writer: _Writer, sharers: int, splits: int) -> None:
-    """Each sharer takes every `sharers`-th step of the split's part of the reduction."""
-    plan, body, ctype, lanes = writer.plan, writer.body, writer.ctype, writer.lanes
-    loops = [(variable(d.name), d.extent) for d in plan.reduced]
-    if plan.rows:
-        loops.append(("vector", plan.vector.extent // lanes))
-    count = math.prod(n for _, n in loops)
-    part = ceil_div(count, splits)
-    first = f"split * {part} + sharer" if splits > 1 else "sharer"
-    end = f"min(split * {part} + {part}, ({ctype}){count})" if splits > 1 else str(count)
-    body.line("#pragma unroll 4")
-    with body.block(f"for ({ctype} step = {first}; step < {end}; step += {sharers})"):
-        decode(body, "step", loops, ctype)
-        if plan.rows:
-            body.line(f"const {ctype} {writer.names[plan.vector.name]} = vector * {lanes};")
-        writer.step(0)
-
-
-def _gpu_combine(writer: _Writer, results: list[str], width: int, group: int, sharers: int, stride: int) -> list[str]:
-    """Combine the sharers' results through local memory; the first sharer gets the variables returned."""
-    plan, body = writer.plan, writer.body
-    if sharers == 1:
-        return results
-    expressions = writer.expressions(width, {}, "")
-    for j, e in enumerate(plan.reduces):
-        body.line(f"__local {vector_type(accumulator(e), width)} shared{j}[{group}];")
-        body.line(f"shared{j}[local_id] = {results[j]};")
-    body.line("barrier(CLK_LOCAL_MEM_FENCE);")
-    half = sharers // 2
-    while half:
-        with body.block(f"if (sharer < {half})"):
-            for j, e in enumerate(plan.reduces):
-                mine, other = f"shared{j}[local_id]", f"shared{j}[local_id + {half * stride}]"
-                body.line(expressions.accumulate(e.kind, mine, other, e.dtype))
-        body.line("barrier(CLK_LOCAL_MEM_FENCE);")
-        half //= 2
-    return [f"shared{j}[local_id]" for j in range(len(plan.reduces))]
-
-
-# --- the second launch ----------------------------------------------------------------------------------------------
-
-
-def combine(plan: Plan, configuration: Configuration, target: Target) -> Launch:
-    """Combine the partial results of all splits and compute the outputs, one at a time."""
-    writer = _Writer(plan, configuration, 1, "_combine")
-    body, ctype = writer.body, writer.ctype
-    splits = configuration.integer("splits")
-    cpu_shaped = target.shape is Shape.CPU
-    grain = 64 if cpu_shaped else 1
-    items = ceil_div(plan.outputs, grain)
-    geometry = cpu_geometry(items) if cpu_shaped else gpu_geometry(items, min(64, target.max_work_group))
+    grain = 64
     body.line(f"const {ctype} first = ({ctype})get_global_id(0) * {grain};")
     with body.block(f"for ({ctype} output = first; output < first + {grain} && output < {plan.outputs}; ++output)"):
         decode(body, "output", [(variable(d.name), d.extent) for d in plan.loops.kept], ctype)
         writer.declare(1)
-        expressions = writer.expressions(1, {}, "")
-        with body.loop("split", splits, ctype=ctype):
-            for j, e in enumerate(plan.reduces):
-                value = f"{argument(plan.partials[j])}[split * {plan.outputs} + output]"
-                body.line(expressions.accumulate(e.kind, acc(j, 0), value, e.dtype))
+        with body.loop("split", configuration.integer("splits"), ctype=ctype):
+            writer.add_partials()
         writer.finish([acc(j, 0) for j in range(len(plan.reduces))], 1)
-    return writer.launch(geometry, False, combines=True)
+    return writer.launch(cpu_geometry(ceil_div(plan.outputs, grain)), False, combines=True)

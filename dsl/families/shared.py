@@ -20,6 +20,7 @@ from tilewright.dsl.program import (
     Tensor,
     all_indices,
     checked_dimensions,
+    extents,
     is_linear,
     rename_indices,
     substitute_indices,
@@ -29,6 +30,7 @@ from tilewright.dsl.space import Configuration
 from tilewright.dsl.target import Target
 from tilewright.dsl.text import statement_text
 from tilewright.dsl.writer import (
+    FAR,
     LANE,
     Expressions,
     Names,
@@ -37,6 +39,7 @@ from tilewright.dsl.writer import (
     comment,
     identifier,
     lanes_read,
+    leaves_32_bits,
     preamble,
     signature,
     store,
@@ -59,13 +62,30 @@ def power_below(n: int) -> int:
     return 1 << (n.bit_length() - 1)
 
 
+def power_above(n: int) -> int:
+    """The smallest power of two that is at least `n` (n >= 1)."""
+    return 1 << (n - 1).bit_length()
+
+
 def computes_indices(program: Program) -> str | None:
-    """A refusal if an index is not linear in loop indices, or a reduction is a prefix."""
+    """A refusal if an index is not linear in loop indices or too large for 32 bits, or a reduction is a prefix."""
     if all(is_linear(s.value) for s in program.statements):
-        return None
+        return "an index expression leaves 32 bits" if _leaves_32_bits(program) else None
     if any(isinstance(n, Reduce) and n.until is not None for s in program.statements for n in walk(s.value)):
         return "it has a prefix reduction (a scan)"
     return "an index is computed (a quotient, a remainder, or read from a tensor)"
+
+
+def _leaves_32_bits(program: Program) -> bool:
+    """Whether an index expression is too large for an `int` where the tensor's own size is not."""
+    for s in program.statements:
+        extent = extents(s)
+        for n in walk(s.value):
+            if isinstance(n, Read | Inside):
+                sizes = program.tensors[n.tensor].shape
+                if any(leaves_32_bits(a, extent) for a, size in zip(n.index, sizes, strict=True) if size < FAR):
+                    return True
+    return False
 
 
 def needs_f64(program: Program, target: Target) -> str | None:
@@ -184,30 +204,58 @@ def renderer(
     source: Source | None = None,
     prefix: str = "v",
     extents: Mapping[str, int] | None = None,
+    multiples: Mapping[str, int] | None = None,
 ) -> Expressions:
     """Expressions whose reads are loads of `lanes` elements along `LANE`, with the range checks in `checks`.
 
     With ``source``, what occurs several times is kept there in variables that start with `prefix`. ``extents`` are
-    those of the loop variables, which computed index expressions need.
+    those of the loop variables, which computed index expressions need. ``multiples`` as in `is_aligned`; without it
+    no load is taken to be aligned.
     """
     variables = Names(names, program.tensors, extents or {}, helpers)
 
     def read(e: Read) -> str:
-        return lanes_read(e, program.tensors[e.tensor], variables, checks[e], lanes)
+        tensor = program.tensors[e.tensor]
+        whole = multiples is not None and is_aligned(tensor, tensor.address(e.index), lanes, multiples)
+        return lanes_read(e, tensor, variables, checks[e], lanes, whole)
 
     return Expressions(read, variables, program.tensors, None, lanes, helpers, source, prefix, extents=extents or {})
 
 
+def is_aligned(tensor: Tensor, address: Affine, width: int, multiples: Mapping[str, int]) -> bool:
+    """Whether `width` contiguous elements from an address (a function of loop variables and `LANE`) lie in one piece.
+
+    ``multiples`` gives for loop variables a number that their value is always a multiple of. Buffers start at a
+    multiple of any vector, as OpenCL demands of CL_DEVICE_MEM_BASE_ADDR_ALIGN.
+    """
+    if width == 1 or address.coefficient(LANE) != 1 or width * tensor.dtype.itemsize > 128:
+        return False
+    start = address.without(LANE)
+    steps = [c * (multiples.get(t, 1) if isinstance(t, str) else 1) for t, c in start.terms]
+    return all(step % width == 0 for step in (*steps, start.constant))
+
+
 def stored(
-    expressions: Expressions, source: Source, tensor: Tensor, address: Affine, value: Expr, number: str = ""
+    expressions: Expressions,
+    source: Source,
+    tensor: Tensor,
+    address: Affine,
+    value: Expr,
+    number: str = "",
+    multiples: Mapping[str, int] | None = None,
 ) -> None:
-    """Write the statement that stores `value` at `address` of an output; `number` tells its variables apart."""
+    """Write the statement that stores `value` at `address` of an output; `number` tells its variables apart.
+
+    ``multiples`` as in `renderer`.
+    """
+    whole = multiples is not None and is_aligned(tensor, address, expressions.width, multiples)
     text = expressions.converted(expressions(value), value.dtype, tensor.dtype)
     if expressions.width > 1 and address.coefficient(LANE) != 1:
         name = f"y{number}_{identifier(tensor.name)}"
         source.line(f"const {vector_type(tensor.dtype, expressions.width)} {name} = {text};")
         text = name
-    source.line(store(argument(tensor.name), address, expressions.names, tensor.dtype, expressions.width, text))
+    pointer = argument(tensor.name)
+    source.line(store(pointer, address, expressions.names, tensor.dtype, expressions.width, text, whole))
 
 
 # --- collapsing -----------------------------------------------------------------------------------------------------
@@ -288,7 +336,7 @@ def collapse(program: Program, statements: tuple[Statement, ...]) -> Collapsed:
     gone = {name: Affine((), 0) for name, n in extent.items() if n == 1}
     every = list(dict.fromkeys(n for s in statements for n in walk(s.value)))
     found = [n for n in every if isinstance(n, Read | Inside)]
-    fixed = _fixed_indices(program, every, extent)
+    fixed = fixed_indices(program, every, extent)
     writes = {
         s.target: program.tensors[s.target].address(tuple(Affine.index(i.name) for i in s.indices)) for s in statements
     }
@@ -300,8 +348,8 @@ def collapse(program: Program, statements: tuple[Statement, ...]) -> Collapsed:
     widest = max(addresses, key=lambda a: sum(name in inner for name in a.names), default=Affine())
     reduced = sorted((name for name in extent if name in inner), key=lambda name: -abs(widest.coefficient(name)))
     accesses = [*writes.values(), *addresses]
-    kept_loops = _join(kept, extent, accesses, fixed, gone)
-    reduced_loops = _join(reduced, extent, accesses, fixed, gone)
+    kept_loops = join_neighbours(kept, extent, accesses, fixed, gone)
+    reduced_loops = join_neighbours(reduced, extent, accesses, fixed, gone)
     checks: dict[Expr, tuple[int, ...]] = {
         substitute_indices(n, gone): checked_dimensions(n.index, program.tensors[n.tensor].shape, extent) for n in found
     }
@@ -314,7 +362,7 @@ def collapse(program: Program, statements: tuple[Statement, ...]) -> Collapsed:
     )
 
 
-def _fixed_indices(program: Program, every: list[Expr], extent: Mapping[str, int]) -> set[str]:
+def fixed_indices(program: Program, every: list[Expr], extent: Mapping[str, int]) -> set[str]:
     """Indices that range checks or index values mention; they cannot be joined with others."""
     fixed: set[str] = set()
     for n in every:
@@ -327,12 +375,14 @@ def _fixed_indices(program: Program, every: list[Expr], extent: Mapping[str, int
                 fixed.update(name for a in n.index for name in a.names)
             case IndexValue():
                 fixed.update(n.index.names)
+            case Reduce(until=Affine() as until):
+                fixed.update(until.names)
             case _:
                 pass
     return fixed
 
 
-def _join(
+def join_neighbours(
     names: list[str], extent: Mapping[str, int], accesses: list[Affine], fixed: set[str], gone: dict[str, Affine]
 ) -> tuple[Dimension, ...]:
     """Join neighbours (outer, inner); `gone` gets each outer index that vanished, as 0, since the inner one goes on.
