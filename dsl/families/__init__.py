@@ -16,7 +16,7 @@ from tilewright.dsl.families.reduce import REDUCE
 from tilewright.dsl.families.rows import ROWS
 from tilewright.dsl.families.scan import SCAN
 from tilewright.dsl.families.window import WINDOW
-from tilewright.dsl.hints import narrowed, nearest
+from tilewright.dsl.hints import LineError, narrowed, nearest
 from tilewright.dsl.lowering import Lowering
 from tilewright.dsl.program import Program
 from tilewright.dsl.space import Configuration, Space
@@ -45,7 +45,7 @@ class Family(Protocol):
 FAMILIES: tuple[Family, ...] = (ATTENTION, WINDOW, CONTRACT, REDUCE, ROWS, SCAN, MAP, NAIVE)
 """Every family, most special first. Depthwise convolution fits `contract` as well, as many products of one row."""
 
-CHAINS: tuple[Family, ...] = (ATTENTION,)
+CHAINS: tuple[Family, ...] = (ATTENTION, ROWS)
 """The families that compute several statements which feed each other in one kernel; `stages.split` asks them."""
 
 
@@ -74,17 +74,18 @@ def fitting(stage: Program, target: Target) -> tuple[Family, ...]:
 
 
 def _willing(found: tuple[Family, ...], stage: Program, target: Target) -> tuple[Family, ...]:
-    """Those that the tuning lines leave something of; the most general one is no way out of lines that are wrong."""
-    left, refused = [], None
+    """Those that the tuning lines leave something of; a family that a line means nothing to is no way out of it."""
+    left: dict[str, tuple[str, ...]] = {}
+    refused = []
     for family in found:
         try:
-            space(family, stage, target)
-            left.append(family)
-        except UnsupportedError as error:
-            refused = refused or error
-    if refused is not None and left in ([], [NAIVE]):
-        raise refused
-    return tuple(left)
+            left[family.name] = space(family, stage, target).unanswered
+        except LineError as error:
+            refused.append(error)
+    for error in refused:
+        if all(error.line in unanswered for unanswered in left.values()):
+            raise error
+    return tuple(f for f in found if f.name in left)
 
 
 def by_name(name: str) -> Family:
