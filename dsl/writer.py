@@ -31,10 +31,13 @@ from tilewright.dsl.program import (
     Program,
     Read,
     Reduce,
+    Statement,
     Tensor,
     bounds,
     checked_dimensions,
     children,
+    extents,
+    walk,
 )
 from tilewright.dsl.spelling import SIGNED, SMALL, register_size, saturated, spelled
 
@@ -145,6 +148,11 @@ class Names(dict[Term, str]):
         merged.update(variables)
         return merged
 
+    def leaves_32_bits(self, position: Affine) -> bool:
+        """Whether an index expression of loop variables whose extents are known needs more than an `int`."""
+        known = {name: n for name, n in self._extents.items() if n > 0}
+        return known.keys() >= set(position.names) and leaves_32_bits(position, known)
+
     def __missing__(self, term: Term) -> str:
         if not isinstance(term, Computed):
             raise KeyError(term)
@@ -178,17 +186,41 @@ def in_range(index: tuple[Affine, ...], tensor: Tensor, dimensions: tuple[int, .
         wide = tensor.shape[d] >= 2**31 or any(
             isinstance(t, Computed) and _is_wide(t.expr.dtype) for t in index[d].atoms
         )
+        wide = wide or (isinstance(names, Names) and names.leaves_32_bits(index[d]))
         unsigned, suffix = ("ulong", "UL") if wide else ("uint", "u")
         tests.append(f"({unsigned})({affine(index[d], names)}) < {tensor.shape[d]}{suffix}")
     return " && ".join(tests) if tests else "1"
 
 
-def index_type(program: Program) -> str:
-    """`int`, or `long` where an address or an index of the program needs more than 31 bits."""
-    reach = max((t.span for t in program.tensors.values()), default=0)
-    count = max((math.prod(i.extent for i in s.indices) for s in program.statements), default=0)
+def index_type(program: Program, also: int = 0) -> str:
+    """`int`, or `long` where a kernel of the program needs more than 31 bits for an address, an index or a count.
+
+    ``also`` is the largest number that the kernel counts beside these, elements of scratch for instance.
+    """
+    reach = max((also, *(t.span for t in program.tensors.values())))
+    for s in program.statements:
+        extent = extents(s)
+        outer = math.prod(i.extent for i in s.indices)
+        inner = math.prod(n for name, n in extent.items() if all(name != i.name for i in s.indices))
+        reach = max(reach, outer, inner, *(abs(end) for a in _places(program, s) for end in a.range(extent)))
     # An index may run past the last element by a tile before it is checked.
-    return "int" if max(reach, count) < 2**31 - 2**20 else "long"
+    return "int" if reach < FAR else "long"
+
+
+FAR = 2**31 - 2**20
+"""Numbers from which on an `int` may not do."""
+
+
+def _places(program: Program, s: Statement) -> Iterator[Affine]:
+    """Every index expression and every address of a statement's reads."""
+    for e in walk(s.value):
+        if isinstance(e, Read | Inside):
+            yield from (*e.index, program.tensors[e.tensor].address(e.index))
+
+
+def leaves_32_bits(position: Affine, extent: Mapping[str, int]) -> bool:
+    """Whether an index expression has values that an `int` cannot hold (which lie outside most tensors)."""
+    return any(abs(end) >= FAR for end in position.range(extent))
 
 
 def signature(kernel: str, program: Program, writes: tuple[str, ...], extra: tuple[str, ...] = ()) -> str:

@@ -149,6 +149,8 @@ def lower(c: Contraction, program: Program, target: Target, configuration: Confi
 
 def tile_of(c: Contraction, program: Program, target: Target, configuration: Configuration) -> Tile:
     """A contraction with the numbers of one configuration."""
+    rows, width = configuration.integer("item_m"), configuration.integer("item_n") * target.lanes(c.dtype.itemsize)
+    packed = max(configuration.integer("pack_a") * (c.m + rows), configuration.integer("pack_b") * (c.n + width))
     return Tile(
         c,
         program,
@@ -162,7 +164,7 @@ def tile_of(c: Contraction, program: Program, target: Target, configuration: Con
         pack_b=bool(configuration["pack_b"]),
         interior=bool(configuration["interior"]),
         columns_first=configuration["order"] == "n",
-        ctype=index_type(program),
+        ctype=index_type(program, c.g * c.k * packed),
         text=str(configuration),
     )
 
@@ -380,7 +382,7 @@ def _pointers(tile: Tile, body: Source, bound: tuple[str, ...], inner: Index, tu
         body.line(f"const int in{row} = {conditions(a.checks, _row_names(tile, row))};")
         body.line(f"__global const {dtype}* a{row} = in{row} ? {place} : {argument('pad_row')};")
         if _pad_row(tile) == 1 and inner.extent > 1:
-            body.line(f"const int step{row} = in{row} ? {a.address.coefficient(inner.name)} : 0;")
+            body.line(f"const {tile.ctype} step{row} = in{row} ? {a.address.coefficient(inner.name)} : 0;")
 
 
 def _inner(tile: Tile, body: Source, inner: Index, turned: bool) -> None:
@@ -426,9 +428,9 @@ def _step_of_depth(tile: Tile, body: Source, inner: Index, k: str, turned: bool)
     with body.block(""):
         stream, pitch = ("b", tile.width) if tile.pack_b else ("bk", tile.b.address.coefficient(inner.name))
         for j in range(tile.vectors):
-            value = f"vload{tile.lanes}(0, {stream} + ({k}) * {pitch} + {j * tile.lanes})"
+            value = f"vload{tile.lanes}(0, {stream} + {_times(k, pitch)} + {j * tile.lanes})"
             if tile.lanes == 1:
-                value = f"{stream}[({k}) * {pitch} + {j}]"
+                value = f"{stream}[{_times(k, pitch)} + {j}]"
             body.line(f"const {tile.vector} b{j} = {value};")
         for row in range(tile.rows):
             body.line(f"const {tile.vector} x{row} = ({tile.vector})({_a_element(tile, inner, row, k, turned)});")
@@ -439,10 +441,15 @@ def _step_of_depth(tile: Tile, body: Source, inner: Index, k: str, turned: bool)
 def _a_element(tile: Tile, inner: Index, row: int, k: str, turned: bool) -> str:
     if tile.pack_a:
         return f"a[({k}) * {tile.rows} + {row}]"
-    step = str(tile.a.address.coefficient(inner.name))
+    step: int | str = tile.a.address.coefficient(inner.name)
     if turned and _pad_row(tile) == 1 and inner.extent > 1:
         step = f"step{row}"
-    return f"({tile.scalar}){element(f'a{row}', f'({k}) * {step}', tile.a.tensor.dtype)}"
+    return f"({tile.scalar}){element(f'a{row}', _times(k, step), tile.a.tensor.dtype)}"
+
+
+def _times(k: str, step: int | str) -> str:
+    """A depth times a step; the product of two numbers is written out, because C would make it an `int`."""
+    return str(int(k) * step) if k.isdigit() and isinstance(step, int) else f"({k}) * {step}"
 
 
 # --- epilogue and store ---------------------------------------------------------------------------------------------
@@ -497,7 +504,8 @@ def _vector_store(tile: Tile, names: LoopNames, columns: list[str], row: int, j:
         a = c.access(r)
         return load(argument(r.tensor), place(a), names, r.dtype, lanes)
 
-    render = Expressions(read, names, tile.program.tensors, lambda _: f"c{row}_{j}", lanes, helpers)
+    fast = tile.program.fast_math
+    render = Expressions(read, names, tile.program.tensors, lambda _: f"c{row}_{j}", lanes, helpers, fast=fast)
     output = c.output.tensor
     return store(argument(output.name), place(c.output), names, output.dtype, lanes, render(c.statement.value))
 
@@ -523,6 +531,7 @@ def _store_elements(tile: Tile, body: Source, helpers: dict[str, str]) -> None:
                 a = c.access(r)
                 return checked(a, element(argument(r.tensor), affine(a.address, NAMES), r.dtype), NAMES)
 
-            render = Expressions(read, NAMES, tile.program.tensors, lambda _: "values[row][lane]", helpers=helpers)
+            tensors, fast = tile.program.tensors, tile.program.fast_math
+            render = Expressions(read, NAMES, tensors, lambda _: "values[row][lane]", helpers=helpers, fast=fast)
             value, output = render(c.statement.value), c.output.tensor
             body.line(store(argument(output.name), c.output.address, NAMES, output.dtype, 1, value))

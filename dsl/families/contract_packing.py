@@ -91,12 +91,12 @@ def _pack_strided(p: Panels, body: Source, step: int) -> None:
     address, _ = parted(place.address, [i.name for i in p.across])
     base, inner = parted(address, [i.name for i in p.c.depth])
     source, dtype = argument(place.tensor.name), place.tensor.dtype.opencl
-    body.line(f"const int count = min({width}, {total} - (int)panel * {width});")
+    body.line(f"const {p.ctype} count = min(({p.ctype}){width}, ({p.ctype})({total} - panel * {width}));")
     body.line(f"__global const {dtype}* from = {source} + {affine(base, NAMES)} + panel * {width * step};")
 
     def copy(value: str) -> Callable[[], None]:
         def write() -> None:
-            body.line(f"for (int lane = 0; lane < {width}; ++lane) to[lane] = {value};")
+            body.line(f"for ({p.ctype} lane = 0; lane < {width}; ++lane) to[lane] = {value};")
             body.line(f"to += {width};")
 
         return write
