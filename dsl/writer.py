@@ -313,7 +313,8 @@ class Expressions:
             return text
         w = self.width
         if to is DType.BOOL:
-            return f"({text} != 0)" if w == 1 else self._mask(f"({text} != 0)", source.itemsize)
+            # beside a vector of small integers a plain 0, which is an int, is not allowed
+            return f"({text} != 0)" if w == 1 else self._mask(f"({text} != {self.splat('0', source)})", source.itemsize)
         if source is DType.BOOL and w > 1:
             text, source = f"({text} & 1)", DType.I32
         if to in (DType.F16, DType.BF16) and rounds:

@@ -78,8 +78,10 @@ def laid_out(made: Program, layout: str) -> Program:
 
 
 def _channels_last(t: Tensor) -> Tensor:
-    order = (*range(2, len(t.shape)), 1) if len(t.shape) > 2 and t.name != "w" else (*range(1, len(t.shape)), 0)
-    return _ordered(t, (0, *order) if len(t.shape) > 2 and t.name != "w" else order, 1, 0)
+    rank = len(t.shape)
+    if rank > 2 and t.name != "w":
+        return _ordered(t, (0, *range(2, rank), 1), 1, 0)
+    return _ordered(t, (*range(1, rank), *range(min(rank, 1))), 1, 0)
 
 
 def _scattered(t: Tensor) -> Tensor:

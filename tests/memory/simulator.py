@@ -111,14 +111,18 @@ class Simulator:
             text = self._log.read_text(errors="replace")
             found, self._read = reports(text[self._read :]), len(text)
         if answer is None or found:
-            self.close()
+            self._end()
         wrong = (
             "the worker crashed or hung:\n" + self._errors.read_text()[-2000:] if answer is None else answer["wrong"]
         )
         return Outcome(found, wrong)
 
     def close(self) -> None:
-        """End the process."""
+        """End the process and remove its files."""
+        self._end()
+        self._folder.cleanup()
+
+    def _end(self) -> None:
         if self._process is not None:
             self._process.kill()
             self._process.communicate()

@@ -1,0 +1,81 @@
+"""Random programs and random texts: every family computes the same, and nothing but the language gets through.
+
+More examples than in the default run: `pytest tests/test_fuzz.py --hypothesis-profile=long`.
+"""
+
+from __future__ import annotations
+
+import random
+
+import numpy as np
+import pytest
+from hypothesis import HealthCheck, given, note, settings
+from oracle import reference
+from programs_strategy import Case
+from programs_templates import exact_programs, smooth_programs
+from running import laid_out, relative, run, shaped
+
+from tilewright.dsl.families import Family, fitting
+from tilewright.dsl.parse import parse_op
+from tilewright.dsl.program import Program, Tensor
+from tilewright.dsl.space import Configuration
+from tilewright.dsl.stages import split
+from tilewright.dsl.target import Shape, Target
+from tilewright.runtime import Context
+
+BOTH_SHAPES = pytest.mark.parametrize("shape", [Shape.CPU, Shape.GPU], ids=["cpu-shaped", "gpu-shaped"])
+SLOW_IS_FINE = settings(suppress_health_check=[HealthCheck.too_slow, HealthCheck.data_too_large])
+
+
+# --- legal programs -------------------------------------------------------------------------------------------------
+
+
+@BOTH_SHAPES
+@SLOW_IS_FINE
+@given(exact_programs())
+def test_whole_numbers_are_exact_in_every_family(ctx: Context, shape: Shape, case: Case) -> None:
+    _check(ctx, shape, case)
+
+
+@BOTH_SHAPES
+@SLOW_IS_FINE
+@given(smooth_programs())
+def test_smooth_functions_are_close_in_every_family(ctx: Context, shape: Shape, case: Case) -> None:
+    _check(ctx, shape, case)
+
+
+def _check(ctx: Context, shape: Shape, case: Case) -> None:
+    """Each stage with each family that takes it, by NumPy's values of the stages before it."""
+    note(f"{case.text}layout {case.layout}, seed {case.seed}")
+    whole = parse_op(case.text).specialise(case.shapes)
+    target = shaped(ctx.device.target, shape)
+    known = case.arrays()
+    expected = reference(whole, known)
+    for stage in split(whole, target):
+        made = laid_out(stage, case.layout)
+        arrays = {t.name: known[t.name] for t in made.inputs}
+        for name, values in reference(made, arrays).items():
+            known[name] = values.astype(made.tensors[name].dtype.numpy)
+        for family in fitting(made, target):
+            for configuration in _some(family, made, target, case.seed):
+                found = run(ctx, family, made, target, configuration, arrays)
+                for t in made.outputs:
+                    place = f"{family.name}: {configuration}, {t.name}"
+                    _compare(found[t.name], known[t.name], _allowed(case, made, t), place)
+    for t in whole.outputs:
+        _compare(known[t.name], expected[t.name], _allowed(case, whole, t), f"{t.name} by stages")
+
+
+def _allowed(case: Case, made: Program, output: Tensor) -> float:
+    return 0.0 if case.exact else relative(made, output) * case.bound
+
+
+def _compare(found: np.ndarray, expected: np.ndarray, allowed: float, place: str) -> None:
+    wide = expected.astype(np.float64)
+    np.testing.assert_allclose(found.astype(np.float64), wide, rtol=0, atol=allowed, err_msg=place)
+
+
+def _some(family: Family, made: Program, target: Target, seed: int) -> list[Configuration]:
+    """The family's own choice and one at random."""
+    drawn = family.space(made, target).sample(random.Random(seed), 100)
+    return list(dict.fromkeys(c for c in (family.default(made, target), drawn) if c is not None))
