@@ -1,7 +1,7 @@
 """Calls of ops with sizes known: the callee's statements take the place of the call.
 
-The callee's inputs become the caller's tensors, its outputs the call's targets, its intermediates and indices get names of
-their own. What an input's `pad` says holds within the callee: where it differs from the tensor's, the callee reads a
+The callee's inputs become the caller's tensors, its outputs the call's targets, its intermediates and indices get names
+of their own. What an input's `pad` says holds within the callee: where it differs from the tensor's, the callee reads a
 copy, which `settled` takes away again wherever the difference is never seen.
 """
 

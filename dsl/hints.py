@@ -16,11 +16,19 @@ from tilewright.dsl.target import Target
 from tilewright.errors import UnsupportedError
 
 
+class LineError(UnsupportedError):
+    """A tuning line that leaves a family nothing."""
+
+    def __init__(self, program: Program, line: str, what: str) -> None:
+        super().__init__(f"op {program.name}: '{line}' leaves {what}")
+        self.line = line
+
+
 def narrowed(space: Space, program: Program, target: Target) -> Space:
     """The configurations that the program's `tile`, `where` and other tuning lines leave.
 
     A line that no parameter answers narrows nothing, nor does one whose values are too large for a small program; the
-    result lists them as `unanswered`. Raises UnsupportedError, which names the line, if nothing is left.
+    result lists them as `unanswered`. Raises LineError, which names the line, if nothing is left.
     """
     if not program.hints and not program.limits:
         return space
@@ -37,7 +45,7 @@ def narrowed(space: Space, program: Program, target: Target) -> Space:
             continue
         space = space.restricted({}, (_constraint(limit, space, target),))
         if next(iter(space), None) is None:
-            raise UnsupportedError(f"op {program.name}: '{limit.line}' leaves no configuration on this device")
+            raise LineError(program, limit.line, "no configuration on this device")
     return replace(space, unanswered=tuple(dict.fromkeys(unanswered)))
 
 
@@ -59,18 +67,14 @@ def _with_values(space: Space, answering: list[Parameter], hint: Hint, program: 
                 return None
             spelled = {value: word for word, value in p.words}
             there = ", ".join(str(spelled.get(v, v)) for v in p.values)
-            raise UnsupportedError(
-                f"op {program.name}: '{hint.line}' leaves nothing; the {p.name} here is one of {there}"
-            )
+            raise LineError(program, hint.line, f"nothing; the {p.name} here is one of {there}")
         space = space.restricted({p.name: left})
     if next(iter(space), None) is not None:
         return space
     roomy = replace(space, constraints=tuple(c for c in space.constraints if not c.sized))
     if next(iter(roomy), None) is not None:
         return None
-    raise UnsupportedError(
-        f"op {program.name}: '{hint.line}' leaves no configuration on this device, with the lines above"
-    )
+    raise LineError(program, hint.line, "no configuration on this device, with the lines above")
 
 
 def _above(wanted: Collection[Value], values: Collection[Value]) -> bool:

@@ -194,7 +194,7 @@ class _Checker:
                 raise Problem(target.at, f"{name} is {what} and cannot be assigned")
             if what == "a size" and isinstance(s, Call):
                 raise Problem(target.at, f"{name} is a size and cannot be the output of an op")
-            if what == "a size" and s.indices is not None:
+            if what == "a size" and not isinstance(s, Call) and s.indices is not None:
                 raise Problem(target.at, f"{name} is a size; a size equation has no brackets: {name} = ...")
             if what is None:
                 self._introduce(target, "an intermediate")

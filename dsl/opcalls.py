@@ -78,7 +78,8 @@ class _Lifting:
     def __init__(self, op: Op, ops: frozenset[str]) -> None:
         self.ops = ops
         self.body: list[syntax.Statement | Call] = []
-        sizes = {n.text for t in (*op.inputs, *op.outputs) for d in t.dims or () for n in syntax.walk(d) if _named(n)}
+        dims = [d for t in (*op.inputs, *op.outputs) for d in t.dims or ()]
+        sizes = {n.text for d in dims for n in syntax.walk(d) if isinstance(n, Name)}
         self.numbers = sizes | {p.name.text for p in op.parameters}
         """Names that stand for numbers."""
         self.taken = self.numbers | {t.name.text for t in (*op.inputs, *op.outputs)}
@@ -146,10 +147,6 @@ class _Lifting:
         return name
 
 
-def _named(node: Node) -> bool:
-    return isinstance(node, Name)
-
-
 # --- the callee's header ------------------------------------------------------------------------------------------
 
 
@@ -164,8 +161,8 @@ def check_call(s: Call, callee: Checked) -> CheckedCall:
             s.at, f"{s.op} has {counted(len(outputs), 'output')} ({', '.join(outputs)}), found {len(s.targets)}{one}"
         )
     names = [t.text for t in s.targets]
-    for t in s.targets:
-        if names.count(t.text) > 1:
+    for n, t in enumerate(s.targets):
+        if t.text in names[:n]:
             raise Problem(t.at, f"{t.text} stands twice on the left")
     _check_settings(s, callee)
     return CheckedCall(s.targets, callee, s.args, s.settings, s.at)

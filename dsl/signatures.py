@@ -60,7 +60,7 @@ def _spaced(rest: str) -> str:
 
 def _parameter(op: str, p: inspect.Parameter) -> str:
     kind = p.annotation.__name__ if isinstance(p.annotation, type) else _text(p.annotation)
-    if not isinstance(kind, str):
+    if kind is None or p.annotation is p.empty:
         raise LanguageError(f"op {op}: the parameter {p.name} needs a type: int, bool or float")
     default = ""
     if p.default is not p.empty:

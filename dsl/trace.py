@@ -1,8 +1,8 @@
 """Ops written as Python functions.
 
-Such a function is called once, with objects that stand for its tensors and parameters. What it does with them is noted as
-the language's own syntax and printed as its text, which is then read like any other: a traced op *is* a text, and its
-errors show that text. Nothing is evaluated and no source is looked at.
+Such a function is called once, with objects that stand for its tensors and parameters. What it does with them is noted
+as the language's own syntax and printed as its text, which is then read like any other: a traced op *is* a text, and
+its errors show that text. Nothing is evaluated and no source is looked at.
 
     def gemm(a: "M,K", b: "K,N") -> "c[M,N]":
         m, n, k = indices("m n k")
@@ -126,8 +126,8 @@ class Symbol:
 
     def __bool__(self) -> NoReturn:
         raise LanguageError(
-            f"{self} has no truth value while an op is traced; a choice is where(condition, a, b), and 'and', 'or', 'not' "
-            "are written &, |, ~ (with brackets around comparisons)"
+            f"{self} has no truth value while an op is traced; a choice is where(condition, a, b), and 'and', 'or', "
+            "'not' are written &, |, ~ (with brackets around comparisons)"
         )
 
     def __iter__(self) -> NoReturn:
@@ -281,7 +281,9 @@ def each(*over: Index | int) -> Callable[[Symbol | Number], Tensor]:
     return assign
 
 
-def called(op: str, text: str, outputs: int, args: tuple[object, ...], settings: dict[str, object]) -> tuple[Tensor, ...]:
+def called(
+    op: str, text: str, outputs: int, args: tuple[object, ...], settings: dict[str, object]
+) -> tuple[Tensor, ...]:
     """A call of another op, whose text becomes part of this one's."""
     trace = active()
     if trace.callees.setdefault(op, text) != text:
@@ -382,8 +384,8 @@ def _order(header: Header, output: str, declaration: str, value: Node) -> tuple[
         return tuple(Bound(Name(name, _HERE), None) for (name,) in found)
     listed = ", ".join(free)
     raise LanguageError(
-        f"op {header.name}: the value of {output} depends on {listed}, and which of its dimensions each of them stands for "
-        f"does not follow from the sizes; return each({listed})(...)"
+        f"op {header.name}: the value of {output} depends on {listed}, and which of its dimensions each of them stands "
+        f"for does not follow from the sizes; return each({listed})(...)"
     )
 
 

@@ -47,8 +47,8 @@ class _Known:
         if not f.arguments:
             raise Problem(f.name.at, f"{name} has no arguments; a function has at least one: def {name}(x) = ...")
         arguments = [a.text for a in f.arguments]
-        for a in f.arguments:
-            if arguments.count(a.text) > 1:
+        for at, a in enumerate(f.arguments):
+            if a.text in arguments[:at]:
                 raise Problem(a.at, f"the argument {a.text} stands twice; arguments differ")
         body = self._body(f.body, f, arguments)
         used = {n.text for n in syntax.walk(f.body) if isinstance(n, Name)}

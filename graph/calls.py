@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from enum import Enum
 
 import numpy as np
@@ -69,6 +69,11 @@ class Network:
 
     calls: tuple[Call, ...]
     buffers: Mapping[str, BufferSpec]
+
+    @property
+    def with_fast_math(self) -> Network:
+        """The same network with NaN, infinities and the last bits of functions given up for speed."""
+        return replace(self, calls=tuple(replace(c, program=replace(c.program, fast_math=True)) for c in self.calls))
 
     def constant_inputs(self, call: Call) -> tuple[str, ...]:
         """The call's input tensors that never change between runs."""

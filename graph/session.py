@@ -59,19 +59,26 @@ class InferenceSession:
 
     ``model`` is a path, the bytes of a file, or an onnx.ModelProto; ``device`` a Device, its name, or None for the
     best there is; ``store`` a tuning database, its path or URL, None for the user's own, or False for none.
+    ``fast_math`` gives up NaN, infinities and the last bits of functions for speed.
 
     Sizes that the network leaves open are fixed at `run`: the first run with new sizes makes a plan, later ones reuse
     it. A session may be used from several threads. Raises ModelError, UnsupportedOperatorError or DeviceError.
     """
 
     def __init__(
-        self, model: Model, device: Device | str | None = None, store: Store | str | bool | None = None
+        self,
+        model: Model,
+        device: Device | str | None = None,
+        store: Store | str | bool | None = None,
+        *,
+        fast_math: bool = False,
     ) -> None:
         graph = import_model(model)
         self._outputs = graph.outputs
         computed = tuple(v for v in graph.outputs if v.name not in graph.input_names)
         self._graph = passes.simplify(replace(graph, outputs=computed))
         self.device = select_device(device)
+        self._fast_math = fast_math
         self._own_store = store is None
         self._store = _opened(store)
         self._steering = steering_inputs(self._graph)
@@ -152,6 +159,8 @@ class InferenceSession:
             if plan is None:
                 shapes = {v.name: n for v, n in zip(self._graph.inputs, sizes, strict=True)}
                 network = lay_out(fuse(steps_of(passes.specialise(self._graph, shapes, known))), self.device.target)
+                if self._fast_math:
+                    network = network.with_fast_math
                 plan = self._plans[key] = build_plan(network, self.device, self._store, self._shared)
                 while len(self._plans) > MAX_PLANS:
                     self._plans.popitem(last=False)

@@ -11,6 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from running import run, shaped
 
+from tilewright.dsl import families
 from tilewright.dsl.dtypes import DType
 from tilewright.dsl.families.contract import CONTRACT
 from tilewright.dsl.parse import parse_op
@@ -277,9 +278,9 @@ def test_tile_lines_narrow_the_space(device: Device) -> None:
     tile m: 32, 64 per item 2, 4
     tile k: 16"""
     program = parse_op(text).specialise({"a": (128, 64), "b": (64, 128)})
-    space = CONTRACT.space(program, shaped(device.target, Shape.GPU))
+    space = families.space(CONTRACT, program, shaped(device.target, Shape.GPU))
     values = {p.name: p.values for p in space.parameters}
     assert values["tile_m"] == (32, 64)
     assert values["item_m"] == (2, 4)
     assert values["tile_k"] == (16,)
-    assert space.violated(CONTRACT.default(program, shaped(device.target, Shape.GPU))) is None
+    assert space.violated(families.default(CONTRACT, program, shaped(device.target, Shape.GPU))) is None

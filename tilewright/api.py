@@ -390,9 +390,9 @@ def op(
 ) -> Op | Callable[[Callable[..., Any]], Op]:
     """An op from a text in the language, or from a Python function that says the same (`tilewright.lang`).
 
-    ``name`` says which op is meant where a text defines several. ``fast_math`` gives up NaN, infinities and the last bits
-    of functions for speed, as a line of that name in the text does. Raises LanguageError, with the place, if the text
-    is wrong; that of a function is the op's `text`. Without a source it is a decorator: ``@op(fast_math=True)``.
+    ``name`` says which op is meant where a text defines several. ``fast_math`` gives up NaN, infinities and the last
+    bits of functions for speed, as a line of that name in the text does. Raises LanguageError, with the place, if the
+    text is wrong; that of a function is the op's `text`. Without a source it is a decorator: ``@op(fast_math=True)``.
     """
     if source is None:
         return functools.partial(_op, name=name, fast_math=fast_math)

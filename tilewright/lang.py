@@ -50,7 +50,7 @@ class Reducer:
 
 
 class Reduction:
-    """A kind of reduction: over indices, ``sum(j)(x[r, j])`` or ``sum(j <= k)(x[r, j])``, or of a tensor, ``sum(x)``."""
+    """A kind of reduction: over indices, ``sum(j)(x[r,j])`` or ``sum(j <= k)(x[r,j])``, or of a tensor, ``sum(x)``."""
 
     def __init__(self, kind: str) -> None:
         self._kind = kind

@@ -76,15 +76,15 @@ def fitting(stage: Program, target: Target) -> tuple[Family, ...]:
 def _willing(found: tuple[Family, ...], stage: Program, target: Target) -> tuple[Family, ...]:
     """Those that the tuning lines leave something of; a family that a line means nothing to is no way out of it."""
     left: dict[str, tuple[str, ...]] = {}
-    refused = []
+    refused: list[LineError] = []
     for family in found:
         try:
             left[family.name] = space(family, stage, target).unanswered
         except LineError as error:
             refused.append(error)
-    for error in refused:
-        if all(error.line in unanswered for unanswered in left.values()):
-            raise error
+    for refusal in refused:
+        if all(refusal.line in unanswered for unanswered in left.values()):
+            raise refusal
     return tuple(f for f in found if f.name in left)
 
 
