@@ -46,7 +46,7 @@ class Function:
     unsigned: str = ""
     """The spelling for unsigned integers where it differs from that."""
     fast: str = ""
-    """The spelling for floats of 32 bits where NaN, infinities and the last bits do not matter."""
+    """The spelling for floats where NaN, infinities and the last bits do not matter."""
     defaults: tuple[float, ...] = ()
     """What the last arguments are where they are left out."""
     by_lane: bool = False
@@ -55,7 +55,7 @@ class Function:
     def spelled(self, dtype: DType, fast: bool = False) -> str:
         """The spelling for arguments of a type; with `fast`, one that may give up NaN, infinities and last bits."""
         if dtype.is_float:
-            return self.fast if fast and self.fast and dtype is not DType.F64 else self.spelling
+            return self.fast if fast and self.fast else self.spelling
         if dtype.is_unsigned and self.unsigned:
             return self.unsigned
         return self.integers or self.spelling
@@ -101,7 +101,7 @@ _ARITHMETIC = (
     _f("add", 2, _SAME, "{0} + {1}", "sum", "{T}({U}({0}) + {U}({1}))"),
     _f("sub", 2, _SAME, "{0} - {1}", "difference", "{T}({U}({0}) - {U}({1}))"),
     _f("mul", 2, _SAME, "{0} * {1}", "product", "{T}({U}({0}) * {U}({1}))"),
-    _f("div", 2, _FLOAT, "{0} / {1}", "quotient", fast="native_divide({0}, {1})"),
+    _f("div", 2, _FLOAT, "{0} / {1}", "quotient"),
     _f("neg", 1, _SAME, "-{0}", "negation", "{T}(<0u> - {U}({0}))"),
     _f(
         "floordiv", 2, _SAME, _FLOOR_FLOATS, "quotient, rounded down; 0 for a division of integers by 0",
@@ -117,7 +117,7 @@ _ARITHMETIC = (
     ),
     _f("pow", 2, _FLOAT, "pow({0}, {1})", "power"),
     _f("square", 1, _SAME, "{0} * {0}", "x * x", "{T}({U}({0}) * {U}({0}))"),
-    _f("reciprocal", 1, _FLOAT, "<1> / {0}", "1 / x", fast="native_recip({0})"),
+    _f("reciprocal", 1, _FLOAT, "<1> / {0}", "1 / x"),
     _f(
         "max", 2, _SAME, "({0} < {1} || {1} != {1}) ? {1} : {0}", "larger; NaN if either is NaN",
         "({0} < {1}) ? {1} : {0}", fast="fmax({0}, {1})",
@@ -170,8 +170,8 @@ _BITS = (
 )  # fmt: skip
 
 _EXPONENTIAL = (
-    _f("exp", 1, _FLOAT, "exp({0})", "e to the power", fast="native_exp({0})"),
-    _f("exp2", 1, _FLOAT, "exp2({0})", "2 to the power", fast="native_exp2({0})"),
+    _f("exp", 1, _FLOAT, "exp({0})", "e to the power"),
+    _f("exp2", 1, _FLOAT, "exp2({0})", "2 to the power"),
     _f("expm1", 1, _FLOAT, "expm1({0})", "exp(x) - 1, exact near 0"),
     _f("log", 1, _FLOAT, "log({0})", "natural logarithm"),
     _f("log2", 1, _FLOAT, "log2({0})", "logarithm to base 2"),
@@ -187,8 +187,8 @@ _EXPONENTIAL = (
         "const {t} d = a - b; return (a == b) ? a + <1> : ((a > b) ? a : b) + "
         "<1.4426950408889634> * log1p(exp2({T}({U}(d) | ~({magnitude}))));", "log2(2^a + 2^b)",
     ),
-    _f("sqrt", 1, _FLOAT, "sqrt({0})", "square root", fast="native_sqrt({0})"),
-    _f("rsqrt", 1, _FLOAT, "<1> / sqrt({0})", "1 / square root", fast="native_rsqrt({0})"),
+    _f("sqrt", 1, _FLOAT, "sqrt({0})", "square root"),
+    _f("rsqrt", 1, _FLOAT, "<1> / sqrt({0})", "1 / square root"),
     _f("cbrt", 1, _FLOAT, "cbrt({0})", "cube root"),
 )  # fmt: skip
 
@@ -228,10 +228,8 @@ _SPECIAL = (
 _ACTIVATIONS = (
     _f("relu", 1, _SAME, "({0} < <0>) ? <0> : {0}", "max(x, 0)"),
     _f("relu6", 1, _SAME, "({0} < <0>) ? <0> : (({0} > <6>) ? <6> : {0})", "min(max(x, 0), 6)"),
-    _f("sigmoid", 1, _FLOAT, "<1> / (<1> + exp(-{0}))", "1 / (1 + exp(-x))",
-       fast="native_recip(<1> + native_exp(-{0}))"),
-    _f("silu", 1, _FLOAT, "{0} / (<1> + exp(-{0}))", "x * sigmoid(x)",
-       fast="native_divide({0}, <1> + native_exp(-{0}))"),
+    _f("sigmoid", 1, _FLOAT, "<1> / (<1> + exp(-{0}))", "1 / (1 + exp(-x))"),
+    _f("silu", 1, _FLOAT, "{0} / (<1> + exp(-{0}))", "x * sigmoid(x)"),
     _f("softplus", 1, _FLOAT, f"return {_SOFTPLUS};", "log(1 + exp(x))"),
     _f("mish", 1, _FLOAT, f"return a * tanh({_SOFTPLUS});", "x * tanh(softplus(x))"),
     _f("gelu", 1, _FLOAT, "<0.5> * {0} * (<1> + erf({0} * <0.70710678118654752>))", "x times the normal distribution"),

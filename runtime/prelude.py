@@ -7,8 +7,8 @@ against the versions below, `vload8` costs a GEMM a factor of 5 and `sqrt` or `t
 `prelude(source)` gives the text to put before a source: definitions of exactly those functions the source calls, and
 macros that rename the calls. Functions of doubles and whatever is not listed here keep going to the driver's library.
 
-Errors: sqrt, floor, ceil, rint and fma are exact; exp, exp2, log, log2, tanh and erf are within 2 units
-in the last place. NaN, infinities and signed zeros follow IEEE 754. The coefficients are least-squares fits,
+Errors: sqrt, floor, ceil, trunc, rint, fmax, fmin and fma are exact; exp, exp2, log, log2, tanh and erf are within 2
+units in the last place. NaN, infinities and signed zeros follow IEEE 754. The coefficients are least-squares fits,
 reweighted towards the smallest largest relative error and computed in double precision.
 """
 
@@ -184,6 +184,11 @@ def _fma(types: _Types) -> str:
     return "{F} twp_{name}({F} x, {F} y, {F} z) {{ return " + body + "; }}"
 
 
+def _larger(sign: str) -> Callable[[_Types], str]:
+    """fmax or fmin: of NaN and another, the other."""
+    return lambda _: "{F} twp_{name}({F} x, {F} y) {{ return (x " + sign + " y || x != x) ? y : x; }}"
+
+
 _SIGN = "INT s = as_INT(x) & (INT)(0x80000000);"
 # 2^23 with the sign of x added and taken away rounds to an integer; larger numbers are integers already
 _RINT = f"""    {_SIGN}
@@ -255,10 +260,13 @@ _ERF = f"""    {_SIGN}
 
 _FLOAT: dict[str, Callable[[_Types], str]] = {
     "fma": _fma,
+    "fmax": _larger("<"),
+    "fmin": _larger(">"),
     "sqrt": _exact("__builtin_sqrtf"),
     "rint": _exact("__builtin_rintf", _RINT),
     "floor": _exact("__builtin_floorf"),
     "ceil": _exact("__builtin_ceilf"),
+    "trunc": _exact("__builtin_truncf"),
     "exp": _unary(_EXP),
     "exp2": _unary(_EXP2),
     "log": _logarithm(_LOG),
@@ -267,7 +275,7 @@ _FLOAT: dict[str, Callable[[_Types], str]] = {
     "erf": _unary(_ERF),
 }
 _NEEDS = {"tanh": "exp", "erf": "exp"}
-_ARGUMENTS = {"fma": 3}
+_ARGUMENTS = {"fma": 3, "fmax": 2, "fmin": 2}
 
 
 def _with_needs(names: list[str]) -> list[str]:

@@ -110,6 +110,7 @@ ACCURACY: dict[str, tuple[float, tuple[np.ndarray, ...], Callable[..., np.ndarra
     "silu": (5, (between(-80, 80),), lambda x: x * special.expit(x)),
     "softplus": (5, (between(-80, 80),), lambda x: np.logaddexp(x, 0)),
     "mish": (8, (between(-20, 20),), lambda x: x * np.tanh(np.logaddexp(x, 0))),
+    "gelu": (8, (between(-1, 10),), lambda x: x * special.ndtr(x)),
     "gelu_tanh": (32, (between(-5, 10),), lambda x: x * special.expit(1.5957691216057308 * (x + 0.044715 * x**3))),
     "elu": (4, (between(-20, 20), between(0.1, 2)), lambda x, a: np.where(x > 0, x, a * np.expm1(x))),
     "celu": (5, (between(-20, 20), between(0.1, 2)), lambda x, a: np.where(x > 0, x, a * np.expm1(x / a))),
@@ -119,6 +120,7 @@ ACCURACY: dict[str, tuple[float, tuple[np.ndarray, ...], Callable[..., np.ndarra
         lambda x: 1.0507009873554805 * np.where(x > 0, x, 1.6732632423543772 * np.expm1(x)),
     ),
     "leaky_relu": (1, (between(-20, 20), between(0, 1)), lambda x, a: np.where(x < 0, a * x, x)),
+    "hardsigmoid": (4, (between(-2, 5),), lambda x: np.clip(x / 6 + 0.5, 0, 1)),
     "hardswish": (4, (between(-2, 5),), lambda x: x * np.clip(x / 6 + 0.5, 0, 1)),
     "softsign": (3, (between(-50, 50),), lambda x: x / (1 + np.abs(x))),
     "relu6": (0, (between(-5, 12),), lambda x: np.clip(x, 0, 6)),
@@ -172,6 +174,23 @@ def test_functions_are_as_exact_as_stated(ctx: Context, way: Way) -> None:
             unit = np.spacing(np.abs(expected).astype(np.float32))
             error = np.max(np.abs(y - expected) / unit)
             assert error <= allowed + 0.5, f"{name}: {error} units in the last place"
+
+
+@BOTH
+def test_fast_math_is_as_exact_on_finite_numbers(ctx: Context, way: Way) -> None:
+    """NaN operands of max and min may be lost, and the last bits of a rounded quotient."""
+    names = ["max", "min", "fmax", "fmin", "floordiv", "mod", "exp", "div"]
+    x, b = around(0.1, 50).astype(np.float32), around(0.5, 50).astype(np.float32)
+    bodies = [f"{name}(x[n]{'' if name == 'exp' else ', b[n]'})" for name in names]
+    text = f"op f(x[N], b[N]; F: int) -> y[F,N]:\n    y[f: F,n] = {choice(bodies)}\n    fast_math"
+    arrays = {"x": x, "b": b}
+    program = specialised(text, arrays, F=len(names))
+    assert program.fast_math
+    np.testing.assert_allclose(way(ctx, program, arrays)["y"], reference(program, arrays)["y"], rtol=1e-5, atol=1e-5)
+    target = ctx.device.target
+    source = NAIVE.lower(program, target, NAIVE.default(program, target)).launches[0].source
+    assert "fmax(" in source
+    assert "fmod(" not in source
 
 
 SPECIAL = np.array([np.nan, np.inf, -np.inf, 0.0, -0.0, 1.5, -2.0, 3e38], np.float32)

@@ -30,6 +30,7 @@ def _erf(values: np.ndarray) -> np.ndarray:
         ("rint", np.rint, 0.0),
         ("floor", np.floor, 0.0),
         ("ceil", np.ceil, 0.0),
+        ("trunc", np.trunc, 0.0),
         ("exp", np.exp, 4.0),
         ("exp2", np.exp2, 4.0),
         ("log", np.log, 4.0),

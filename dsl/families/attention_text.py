@@ -15,6 +15,7 @@ from tilewright.dsl.families.attention_form import (
     Attention,
     bounds_of,
 )
+from tilewright.dsl.families.contraction import parted
 from tilewright.dsl.families.shared import decode
 from tilewright.dsl.program import (
     Call,
@@ -42,6 +43,13 @@ def names_of(a: Attention) -> dict[str, str]:
         DEPTH: "depth",
         FLAT: "row",
     }
+
+
+def base_address(a: Attention, read: Read, along: Index, helpers: dict[str, str]) -> str:
+    """C text of where a read in place starts: its address at key 0 and at 0 of `along`."""
+    tensors = a.program.tensors
+    base, _ = parted(tensors[read.tensor].address(read.index), (KEY, along.name))
+    return affine(base, Names(names_of(a), tensors, a.extents(), helpers))
 
 
 def expressions(
@@ -74,7 +82,7 @@ def expressions(
     def reduce(_: Reduce) -> str:
         return dot
 
-    return Expressions(read, variables, tensors, reduce, lanes, helpers, source, prefix, extents=reach)
+    return Expressions(read, variables, tensors, reduce, lanes, helpers, source, prefix, reach, a.program.fast_math)
 
 
 def along_lanes(name: str) -> dict[str, Affine]:

@@ -207,7 +207,8 @@ def _store(tile: Tile, body: Source, helpers: dict[str, str]) -> None:
         place = c.access(r)
         return checked(place, memory_element(argument(r.tensor), affine(place.address, NAMES), r.dtype), NAMES)
 
-    render = Expressions(read, LoopNames(), tile.program.tensors, lambda _: "sums[i][j]", helpers=helpers)
+    tensors, fast = tile.program.tensors, tile.program.fast_math
+    render = Expressions(read, LoopNames(), tensors, lambda _: "sums[i][j]", helpers=helpers, fast=fast)
     with body.loop("i", tile.item_m, unroll=True), body.loop("j", tile.item_n, unroll=True):
         body.line(f"const {tile.ctype} row = m0 + row_item + i * {tile.tile_m // tile.item_m};")
         body.line(f"const {tile.ctype} column = n0 + column_item + j * {tile.across};")

@@ -322,7 +322,7 @@ def element(c: Contraction, value: Expr, names: LoopNames, program: Program, hel
         place = c.access(r)
         return checked(place, memory_element(argument(r.tensor), affine(place.address, names), r.dtype), names)
 
-    return Expressions(read, names, program.tensors, helpers=helpers)(value)
+    return Expressions(read, names, program.tensors, helpers=helpers, fast=program.fast_math)(value)
 
 
 def parted(address: Affine, names: Iterable[str]) -> tuple[Affine, Affine]:

@@ -140,9 +140,9 @@ class Scalars:
                 found[e] = self.reduction(e, f"{prefix}{e.kind}{len(found)}")
             return found[e]
 
-        tensors = self.program.tensors
+        tensors, fast = self.program.tensors, self.program.fast_math
         return Expressions(
-            self.read, self.names, tensors, reduction, 1, self.helpers, self.body, prefix, extents=self.extent
+            self.read, self.names, tensors, reduction, 1, self.helpers, self.body, prefix, self.extent, fast
         )
 
     def read(self, e: Read) -> str:

@@ -137,14 +137,16 @@ class Writer(ABC):
             return reduced[e]
 
         reduced = {substitute_indices(e, place): self.result(e, slot) for e in self.numbers}
+        fast = self.plan.program.fast_math
         expressions = Expressions(
-            read, names, tensors, reduce, lanes, self.helpers, self.body, prefix, extents=chain.extents
+            read, names, tensors, reduce, lanes, self.helpers, self.body, prefix, chain.extents, fast
         )
         return expressions
 
     def plain(self, width: int) -> Expressions:
         """A renderer for identities and combinations, which read nothing."""
-        return Expressions(lambda e: e.tensor, self.names, {}, None, width, self.helpers)
+        fast = self.plan.program.fast_math
+        return Expressions(lambda e: e.tensor, self.names, {}, None, width, self.helpers, fast=fast)
 
     def _table(self, position: int) -> dict[Expr, Read]:
         """Kept values that pass `position` uses, and the pseudo reads in their place."""
