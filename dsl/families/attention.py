@@ -40,8 +40,8 @@ class AttentionFamily:
 
     def lower(self, program: Program, target: Target, configuration: Configuration) -> Lowering:
         """The kernel of one configuration."""
-        kernels = attention_cpu if target.shape is Shape.CPU else attention_gpu
-        return kernels.lower(_form(program), target, configuration)
+        lower = attention_cpu.lower if target.shape is Shape.CPU else attention_gpu.lower
+        return lower(_form(program), target, configuration)
 
 
 ATTENTION = AttentionFamily()

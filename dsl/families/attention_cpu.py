@@ -30,6 +30,7 @@ from tilewright.dsl.families.attention_form import (
 from tilewright.dsl.families.attention_text import (
     FLAT,
     along_lanes,
+    base_address,
     declare_batch,
     declare_range,
     declare_rows,
@@ -39,7 +40,6 @@ from tilewright.dsl.families.attention_text import (
     rows_along_lanes,
     weight,
 )
-from tilewright.dsl.families.contraction import parted
 from tilewright.dsl.families.shared import Geometry, banner, ceil_div, kernel_name, launch, round_up
 from tilewright.dsl.lowering import Lowering
 from tilewright.dsl.program import Expr, substitute_indices
@@ -48,7 +48,6 @@ from tilewright.dsl.target import Target
 from tilewright.dsl.writer import (
     LANE,
     Source,
-    affine,
     argument,
     index_type,
     load,
@@ -181,7 +180,7 @@ def _kernel(tile: Tile, body: Source, helpers: dict[str, str]) -> None:
         if tile.copy_v:
             _copy_values(tile, body, helpers)
         if a.depth:
-            _scores(tile, body)
+            _scores(tile, body, helpers)
         _weights(tile, body, helpers)
         _products(tile, body, helpers)
     _finish(tile, body, helpers)
@@ -243,10 +242,10 @@ def _copy_row(
 # --- scores -----------------------------------------------------------------------------------------------------------
 
 
-def _scores(tile: Tile, body: Source) -> None:
+def _scores(tile: Tile, body: Source, helpers: dict[str, str]) -> None:
     """`scores[key][row]` of the block, before masks and the like."""
     a = tile.a
-    pointer, step, along = _key_source(tile, body)
+    pointer, step, along = _key_source(tile, body, helpers)
     rest = a.n % tile.keys
     if a.n >= tile.keys:
         with body.block(f"for (int j = 0; j + {tile.keys} <= keys; j += {tile.keys})"):
@@ -257,7 +256,7 @@ def _scores(tile: Tile, body: Source) -> None:
             _score_tile(tile, body, rest, (pointer, step, along))
 
 
-def _key_source(tile: Tile, body: Source) -> tuple[str, int, int]:
+def _key_source(tile: Tile, body: Source, helpers: dict[str, str]) -> tuple[str, int, int]:
     """Pointer to the block's first key, and the steps from key to key and along the depth."""
     a = tile.a
     assert a.depth
@@ -266,9 +265,8 @@ def _key_source(tile: Tile, body: Source) -> tuple[str, int, int]:
     read = in_place(a, a.keys, a.depth)
     assert read is not None
     address = a.program.tensors[read.tensor].address(read.index)
-    base, _ = parted(address, (KEY, DEPTH))
     step = address.coefficient(KEY)
-    start = f"{affine(base, names_of(a))} + key0 * {step}"
+    start = f"{base_address(a, read, a.depth, helpers)} + key0 * {step}"
     body.line(f"__global const float* k = {argument(read.tensor)} + {start};")
     return "k", step, address.coefficient(DEPTH)
 
@@ -343,8 +341,7 @@ def _products(tile: Tile, body: Source, helpers: dict[str, str]) -> None:
     if not tile.copy_v:
         read = in_place(a, a.values, a.column)
         assert read is not None
-        base, _ = parted(a.program.tensors[read.tensor].address(read.index), (KEY, a.column.name))
-        body.line(f"const {tile.ctype} v = {affine(base, names_of(a))};")
+        body.line(f"const {tile.ctype} v = {base_address(a, read, a.column, helpers)};")
     with body.block(f"for (int r = 0; r < rows; r += {tile.item_rows})"):
         vectors = tile.width // tile.column_lanes
         rest = vectors % tile.item_columns

@@ -21,7 +21,7 @@ intermediate. As in NumPy, a row whose every score is -inf is NaN.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from functools import lru_cache
 
@@ -156,10 +156,10 @@ def _obviously_none(program: Program) -> str | None:
         return "it has no exponential"
     if len(program.outputs) != 1:
         return "it has several outputs"
-    if program.outputs[0].dtype not in _STORAGE:
-        return "its output is not f16, bf16 or f32"
     if any(n.dtype is DType.F64 for n in every):
         return "it computes in f64; one pass keeps f32"
+    if program.outputs[0].dtype not in _STORAGE:
+        return "its output is not f16, bf16 or f32"
     if any(isinstance(n, Reduce) and n.until is not None for n in every):
         return "it has a prefix reduction (a scan)"
     if len(every) > MAX_NODES:
@@ -375,9 +375,11 @@ def _shifted(e: Expr) -> tuple[float, Expr]:
     inner, factor = _scaled(e)
     if isinstance(inner, Call) and inner.function == "sub":
         (score, own), (maximum, other) = (_scaled(a) for a in inner.args)
-        for s, m, f in ((inner.args[0], inner.args[1], 1.0), (score, maximum, own)):
-            if isinstance(m, Reduce) and m.kind == "max" and _at_key(m) == s and (f == 1.0 or own == other):
-                return factor * f, s
+        if isinstance(maximum, Reduce) and maximum.kind == "max":
+            body = _at_key(maximum)
+            known, within = _scaled(body)
+            if known == score and math.isclose(own, other * within, rel_tol=1e-6):
+                return factor * other, body
     raise _Refused("an exponential is not of scores less their maximum")
 
 
@@ -428,15 +430,15 @@ def _unguarded(factors: list[tuple[Expr, bool]]) -> tuple[list[tuple[Expr, bool]
     return result, guarded
 
 
-def _product(factors: Iterable[tuple[Expr, bool]]) -> Expr:
-    """The factors multiplied, in order."""
-    whole: Expr | None = None
-    for f, inverse in factors:
-        if whole is None and not inverse:
-            whole = f
-        else:
-            whole = Call("div" if inverse else "mul", (whole or _ONE, f), DType.F32)
-    return whole or _ONE
+def _product(factors: Sequence[tuple[Expr, bool]]) -> Expr:
+    """The factors multiplied, then divided by those that are inverse."""
+    first, *rest = [f for f, inverse in factors if not inverse] or [_ONE]
+    whole = first
+    for f in rest:
+        whole = Call("mul", (whole, f), DType.F32)
+    for f in (f for f, inverse in factors if inverse):
+        whole = Call("div", (whole, f), DType.F32)
+    return whole
 
 
 def _dot(score: Expr) -> Reduce | None:

@@ -60,7 +60,7 @@ class Tile:
     """Keys of a work-item within a block."""
     pad: int
     """Spare elements behind each row of local memory."""
-    ctype: str = "int"
+    ctype: str
 
     @property
     def across(self) -> int:
@@ -112,8 +112,9 @@ class Tile:
 
 def tile_of(a: Attention, target: Target, c: Configuration) -> Tile:
     """The numbers of a configuration."""
-    names = ("tile_m", "tile_n", "item_m", "item_n", "pad_local")
-    return Tile(a, target, *(c.integer(name) for name in names), ctype=index_type(a.program))
+    rows, keys = (c.integer("tile_m"), c.integer("item_m")), (c.integer("tile_n"), c.integer("item_n"))
+    pad, ctype = c.integer("pad_local"), index_type(a.program)
+    return Tile(a, target, rows[0], keys[0], rows[1], keys[1], pad, ctype)
 
 
 def local_bytes(tile: Tile) -> int:
