@@ -219,7 +219,8 @@ def renderer(
         whole = multiples is not None and is_aligned(tensor, tensor.address(e.index), lanes, multiples)
         return lanes_read(e, tensor, variables, checks[e], lanes, whole)
 
-    return Expressions(read, variables, program.tensors, None, lanes, helpers, source, prefix, extents=extents or {})
+    tensors, fast = program.tensors, program.fast_math
+    return Expressions(read, variables, tensors, None, lanes, helpers, source, prefix, extents or {}, fast)
 
 
 def is_aligned(tensor: Tensor, address: Affine, width: int, multiples: Mapping[str, int]) -> bool:

@@ -86,12 +86,13 @@ class Writer:
         self, checks: Mapping[Read, tuple[int, ...]], reduce: Callable[[Expr], str] | None = None
     ) -> Expressions:
         """Renders values whose reads are vectors along `LANE`; reads that are not in `checks` need none."""
-        tensors = self.tiling.c.program.tensors
+        program = self.tiling.c.program
+        tensors, fast = program.tensors, program.fast_math
 
         def read(r: Read) -> str:
             return lanes_read(r, tensors[r.tensor], self.names, checks.get(r, ()), self.width)
 
-        return Expressions(read, self.names, tensors, reduce, self.width, self.helpers)
+        return Expressions(read, self.names, tensors, reduce, self.width, self.helpers, fast=fast)
 
     def along(self, index: Index) -> dict[str, Affine]:
         """The index moved by the position in the vector."""
