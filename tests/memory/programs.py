@@ -172,6 +172,33 @@ EXAMPLES: Mapping[str, Example] = {
     y[r,k] = x[r,k] * rsqrt(q[r] + 1e-6) * g[k]""",
         {"x": (3, 35), "g": (35,)},
     ),
+    "channel_softmax": Example(
+        """op channel_softmax(x[N,C,H,W]) -> y[N,C,H,W]:
+    m[n,h,w] = max(c) x[n,c,h,w]
+    s[n,h,w] = sum(c) exp(x[n,c,h,w] - m[n,h,w])
+    y[n,c,h,w] = exp(x[n,c,h,w] - m[n,h,w]) / s[n,h,w]""",
+        {"x": (2, 11, 3, 7)},
+    ),
+    "group_norm": Example(
+        """op group_norm(x[N,G,C,S], z[G,C]) -> y[N,G,C,S], m[N,G]:
+    m[n,g] = mean(c,s) x[n,g,c,s]
+    v[n,g] = mean(c,s) (x[n,g,c,s] - m[n,g])^2
+    y[n,g,c,s] = (x[n,g,c,s] - m[n,g]) / sqrt(v[n,g] + 1e-5) * z[g,c]""",
+        {"x": (2, 3, 4, 11), "z": (3, 4)},
+    ),
+    "deviation": Example(
+        """op deviation(x[N,C,H,W]) -> m[C], v[C]:
+    m[c] = mean(n,h,w) x[n,c,h,w]
+    v[c] = mean(n,h,w) (x[n,c,h,w] - m[c])^2""",
+        {"x": (3, 13, 3, 5)},
+        "last",
+    ),
+    "arg_max": Example(
+        """op arg_max(x[R,K] pad -inf) -> y[R]: i32:
+    m[r] = max(k:39) x[r,k+1]
+    y[r] = min(k:39) where(x[r,k+1] == m[r], k, K)""",
+        {"x": (6, 39)},
+    ),
     "attention": Example(
         """op attention(q[B,L,D], k[B,S,D], v[B,S,E], bias[L,S]) -> y[B,L,E]:
     a[n,l,s] = 0.3 * (sum(d) q[n,l,d] * k[n,s,d]) + bias[l,s]
