@@ -44,7 +44,7 @@ class Environment:
         self.limits = list(checked.limits)
         self.fast_math = checked.fast_math
         self.padded: dict[str, str] = {}
-        """Copies that calls made because an op declares another pad than the tensor has, with what they are copies of."""
+        """Copies made for calls of ops that declare another pad than the tensor has, with what they are copies of."""
         self.count = len(checked.statements)
         """Statements so far, those of called ops included."""
 

@@ -214,7 +214,7 @@ def test_documentation() -> None:
     for sizes, block in blocks:
         given = dict(item.split("=") for item in sizes.split())
         for d in parse(block):
-            shapes = {t.name: tuple(map(int, given[t.name].split("x"))) for t in d.inputs}
+            shapes = {t.name: tuple(map(int, given[t.argument].split("x"))) for t in d.inputs}
             values = {p.name: int(given[p.name]) for p in d.parameters if p.name in given}
             program = d.specialise(shapes, {t.name: t.dtype or DType.F32 for t in d.inputs}, values)
             arrays = {t.name: random(*t.shape, dtype=t.dtype.value) for t in program.inputs}

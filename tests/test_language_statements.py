@@ -296,9 +296,7 @@ def test_wrong_calls() -> None:
 
 def test_calls_say_which_sizes_do_not_fit() -> None:
     x, w, b = normal(3, 4), normal(5, 6), normal(6)
-    message = (
-        "op network, in its call of linear: op linear: dimension 0 of w should be K = 4 (from dimension 1 of x), found 5"
-    )
+    message = "op network, in its call of linear: op linear: dimension 0 of w should be K = 4 (from dimension 1 of x)"
     with pytest.raises(ShapeError, match=re.escape(message)):
         parse_op(NETWORK.replace("w[K,N], b[N]; alpha", "w[J,N], b[N]; alpha"), "network").specialise(
             {"x": x.shape, "w": w.shape, "b": b.shape}
@@ -506,7 +504,7 @@ def test_words_of_tuning_lines_are_ordinary_names() -> None:
     )
     program = parse_op(text).specialise({"stage": (4,), "vector": (4,)})
     assert program.hints == (Hint("vector", "tile", (4,)),)
-    text = "op g(x) -> a, b:\n a = x\n b = x\nop f(x) -> fast_math, work_group, m:\n fast_math, work_group = g(x)\n m = x"
+    text = "op g(x) -> a, b:\n a = x\n b=x\nop f(x) -> fast_math, work_group, m:\n fast_math, work_group = g(x)\n m=x"
     assert len(specialised(text, "f", x=normal(3)).outputs) == 3
     assert len(parse_op("op f(x) -> m, v: m, v = g(x)\nop g(x) -> a, b:\n a = x\n b = x", "f").outputs) == 2
 
