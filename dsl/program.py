@@ -352,7 +352,7 @@ def children(e: Expr) -> tuple[Expr, ...]:
         case Cast():
             return (e.arg,)
         case Reduce():
-            return (e.body,)
+            return (e.body,) if e.until is None else (e.body, *(a.expr for a in _atoms((e.until,))))
         case Read() | Inside():
             return tuple(a.expr for a in _atoms(e.index))
         case IndexValue():
@@ -383,7 +383,8 @@ def transform(e: Expr, change: Callable[[Expr], Expr]) -> Expr:
             e = e if arg is e.arg else replace(e, arg=arg)
         case Reduce():
             body = transform(e.body, change)
-            e = e if body is e.body else replace(e, body=body)
+            until = e.until if e.until is None or e.until.is_linear else _transformed(e.until, change)
+            e = e if body is e.body and until is e.until else replace(e, body=body, until=until)
         case Read() | Inside():
             if not all(a.is_linear for a in e.index):
                 e = replace(e, index=tuple(_transformed(a, change) for a in e.index))
