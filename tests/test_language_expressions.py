@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Mapping
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -12,6 +14,7 @@ from tilewright.dsl.compose import hoist
 from tilewright.dsl.dtypes import DType
 from tilewright.dsl.families import fitting
 from tilewright.dsl.families.naive import NAIVE
+from tilewright.dsl.functions import SPOKEN
 from tilewright.dsl.parse import parse_op
 from tilewright.dsl.program import Program, Reduce, is_linear, walk
 from tilewright.dsl.splitting import linearised
@@ -273,6 +276,12 @@ def test_conversions_are_defined_everywhere(ctx: Context, way: Way) -> None:
         np.testing.assert_array_equal(y, wide.astype(DType(t).numpy), err_msg=t)
 
 
+def test_every_function_is_documented() -> None:
+    text = (Path(__file__).parent.parent / "docs" / "language.md").read_text()
+    words = set(re.findall(r"\w+", text[text.index("## Functions") : text.index("## Index ranges")]))
+    assert sorted(set(SPOKEN) - words) == []
+
+
 # --- index expressions ------------------------------------------------------------------------------------------------
 
 IDS = np.array([3, -1, 0, 4, 5, 2**31 - 1, -(2**31), 2], np.int32)
@@ -403,6 +412,33 @@ def test_scans(ctx: Context, way: Way) -> None:
     }.items():
         program = specialised(f"op f(x[R,K]) -> y[R,K]: y[r,k] = {body}", {"x": x})
         np.testing.assert_allclose(way(ctx, program, {"x": x})["y"], expected, rtol=1e-5, atol=1e-5, err_msg=body)
+
+
+@BOTH
+def test_ends_and_insides_from_data(ctx: Context, way: Way) -> None:
+    arrays = {"x": X[0], "i": np.array([3, -2, 100, 36, 0], np.int32)}
+    text = "op f(x[N], i[M]) -> y[M], z[M]: bool:\n y[n] = sum(j <= i[n]) x[j]\n z[n] = inside(x[i[n]/2])"
+    found = way(ctx, specialised(text, arrays), arrays)
+    np.testing.assert_allclose(found["y"], [X[0, : max(0, k + 1)].sum() for k in arrays["i"]], rtol=1e-5)
+    np.testing.assert_array_equal(found["z"], [True, False, False, True, True])
+
+
+@BOTH
+@pytest.mark.parametrize("dtype", ["f16", "bf16"])
+def test_halves_are_computed_in_single_precision(ctx: Context, way: Way, dtype: str) -> None:
+    x = RNG.standard_normal((5, 33)).astype(DType(dtype).numpy)
+    wide = x.astype(np.float64)
+    unit = 2.0 ** (-11 if dtype == "f16" else -8)
+    for body, expected in {
+        "gelu(x[n,k]) + x[n,k]^2 - 1": wide * special.ndtr(wide) + wide**2 - 1,
+        "cumsum(k) x[n,k]": wide.cumsum(1),
+        "x[n, argmax(j) x[n,j]] + 0 * k": wide.max(1, keepdims=True) + 0 * wide,
+        "sum(j) x[n,j] * x[k % 5, j]": (wide @ wide.T)[:, np.arange(33) % 5],
+    }.items():
+        program = specialised(f"op f(x[N,K]) -> y[N,K]: y[n,k] = {body}", {"x": x})
+        assert program.outputs[0].dtype is DType(dtype)
+        found = way(ctx, program, {"x": x})["y"].astype(np.float64)
+        np.testing.assert_allclose(found, expected, rtol=unit, atol=1e-5, err_msg=body)
 
 
 def test_positions_and_sizes_of_zero() -> None:
