@@ -19,8 +19,8 @@ from tilewright.errors import UnsupportedError
 class LineError(UnsupportedError):
     """A tuning line that leaves a family nothing."""
 
-    def __init__(self, program: Program, line: str, what: str) -> None:
-        super().__init__(f"op {program.name}: '{line}' leaves {what}")
+    def __init__(self, line: str, what: str) -> None:
+        super().__init__(f"the line '{line}' leaves {what}")
         self.line = line
 
 
@@ -35,7 +35,7 @@ def narrowed(space: Space, program: Program, target: Target) -> Space:
     unanswered = []
     for hint in program.hints:
         answering = [p for p in space.parameters if answers(p, hint)]
-        smaller = _with_values(space, answering, hint, program) if answering else None
+        smaller = _with_values(space, answering, hint) if answering else None
         if smaller is None:
             unanswered.append(hint.line)
         space = smaller or space
@@ -45,7 +45,7 @@ def narrowed(space: Space, program: Program, target: Target) -> Space:
             continue
         space = space.restricted({}, (_constraint(limit, space, target),))
         if next(iter(space), None) is None:
-            raise LineError(program, limit.line, "no configuration on this device")
+            raise LineError(limit.line, "no configuration on this device")
     return replace(space, unanswered=tuple(dict.fromkeys(unanswered)))
 
 
@@ -56,7 +56,7 @@ def answers(p: Parameter, hint: Hint) -> bool:
     return p.hint == hint.kind and hint.subject in p.subjects
 
 
-def _with_values(space: Space, answering: list[Parameter], hint: Hint, program: Program) -> Space | None:
+def _with_values(space: Space, answering: list[Parameter], hint: Hint) -> Space | None:
     """The space with the hint's values; None if the program is too small for them."""
     for p in answering:
         words = dict(p.words)
@@ -67,14 +67,14 @@ def _with_values(space: Space, answering: list[Parameter], hint: Hint, program: 
                 return None
             spelled = {value: word for word, value in p.words}
             there = ", ".join(str(spelled.get(v, v)) for v in p.values)
-            raise LineError(program, hint.line, f"nothing; the {p.name} here is one of {there}")
+            raise LineError(hint.line, f"nothing to choose; {p.name} can be {there} here")
         space = space.restricted({p.name: left})
     if next(iter(space), None) is not None:
         return space
     roomy = replace(space, constraints=tuple(c for c in space.constraints if not c.sized))
     if next(iter(roomy), None) is not None:
         return None
-    raise LineError(program, hint.line, "no configuration on this device, with the lines above")
+    raise LineError(hint.line, "no configuration on this device, with the lines above")
 
 
 def _above(wanted: Collection[Value], values: Collection[Value]) -> bool:
