@@ -12,6 +12,8 @@ from typing import Any
 
 import numpy as np
 
+from tilewright.dsl import lang
+from tilewright.dsl.trace import Header, traced
 from tilewright.errors import UnsupportedError
 from tilewright.ops.language import program
 from tilewright.ops.operator import Application, Compute, operator
@@ -21,18 +23,6 @@ op blocks(x[{sizes}]) -> y[{pairs}]:
     y[{out}] = x[{at}]
 """
 """Each element becomes a block; the output is seen as (position, place in the block) pairs."""
-
-ALONG = """
-op resize(x[{sizes}], m[{out}, {size}]) -> y[{out_sizes}]:
-    y[{at}] = sum(k) m[{position}, k] * x[{read}]
-"""
-"""One axis: every output position is a weighted sum of input positions."""
-
-TWO_AXES = """
-op resize(x[{sizes}], m[{out}, {size}], u[{out2}, {size2}]) -> y[{out_sizes}]:
-    t[{at_t}] = sum(k) m[{position}, k] * x[{read}]
-    y[{at}] = sum(l) u[{position2}, l] * t[{read_t}]
-"""
 
 
 def _refuse(attributes: Mapping[str, Any], opset: int) -> str | None:
@@ -48,8 +38,6 @@ def resize(app: Application) -> Compute:
     if _is_blocks(app):
         return _blocks(app)
     axes = [d for d in range(len(shape)) if shape[d] != out[d] or _scale(app, d) != 1]
-    if len(axes) > 2:
-        raise UnsupportedError(f"resizing along {len(axes)} axes at once is not supported, only along two")
     if not app.outputs[0].dtype.is_float:
         raise UnsupportedError(f"resizing {app.outputs[0].dtype.value} other than by whole factors is not supported")
     return _by_matrices(app, axes)
@@ -111,37 +99,25 @@ def _listed(sizes: tuple[int, ...]) -> str:
 
 
 def _by_matrices(app: Application, axes: list[int]) -> Compute:
+    """Axis by axis, every output position is a weighted sum of input positions."""
     shape, out = app.input(0).shape, app.outputs[0].shape
-    axes = axes or [len(shape) - 1]
-    names = [f"i{d}" for d in range(len(shape))]
-    first, last = axes[0], axes[-1]
-    matrices = {"m": _matrix(app, first)}
-    holes = {
-        "sizes": _listed(shape),
-        "out_sizes": _listed(out),
-        "at": ", ".join(names),
-        "out": out[first],
-        "size": shape[first],
-        "position": names[first],
-        "read": ", ".join("k" if d == first else name for d, name in enumerate(names)),
-    }
-    template = ALONG
-    if last != first:
-        template = TWO_AXES
-        matrices["u"] = _matrix(app, last)
-        inner = [f"w{d}" if d == last else name for d, name in enumerate(names)]
-        holes |= {
-            "out2": out[last],
-            "size2": shape[last],
-            "position2": names[last],
-            "at_t": ", ".join(inner),
-            "read": ", ".join("k" if d == first else name for d, name in enumerate(inner)),
-            "read_t": ", ".join("l" if d == last else name for d, name in enumerate(names)),
-        }
-    shapes = {"x": shape, "y": out} | {name: m.shape for name, m in matrices.items()}
+    matrices = {f"m{d}": _matrix(app, d) for d in axes or [len(shape) - 1]}
+    declared = [("x", shape), *((name, m.shape) for name, m in matrices.items())]
+    header = Header(
+        "resize", tuple((name, f"{name}[{_listed(n)}]") for name, n in declared), (), (f"y[{_listed(out)}]",)
+    )
+
+    def resized(x: lang.Tensor, *weights: lang.Tensor) -> lang.Tensor:
+        at = [lang.index(f"i{d}") for d in range(len(shape))]
+        k = lang.index("k")
+        for m, d in zip(weights, axes or [len(shape) - 1], strict=True):
+            read = (*at[:d], k, *at[d + 1 :])
+            x = lang.each(*at)(lang.sum(k)(m[at[d], k] * x[read]))
+        return x
+
     dtype = app.outputs[0].dtype.numpy
     constants = {name: m.astype(dtype) for name, m in matrices.items()}
-    return program(app, template.format(**holes), shapes, {"x": 0}, constants=constants)
+    return program(app, traced(header, resized), dict(declared) | {"y": out}, {"x": 0}, constants=constants)
 
 
 @dataclass(frozen=True)

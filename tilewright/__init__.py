@@ -31,6 +31,8 @@ from tilewright.errors import (
 
 if TYPE_CHECKING:
     from tilewright.api import Array, Op, asarray, op
+    from tilewright.dsl import lang
+    from tilewright.dsl.trace import indices
     from tilewright.graph.session import InferenceSession
     from tilewright.runtime import Device, devices, select_device
 
@@ -43,6 +45,8 @@ _LAZY = {
     "Op": "tilewright.api",
     "asarray": "tilewright.api",
     "devices": "tilewright.runtime",
+    "indices": "tilewright.dsl.trace",
+    "lang": "tilewright.dsl",
     "op": "tilewright.api",
     "select_device": "tilewright.runtime",
 }
@@ -65,6 +69,8 @@ __all__ = [
     "__version__",
     "asarray",
     "devices",
+    "indices",
+    "lang",
     "op",
     "select_device",
 ]
@@ -79,7 +85,7 @@ if os.environ.get("TILEWRIGHT_LOG"):
 def __getattr__(name: str) -> Any:
     if name not in _LAZY:
         raise AttributeError(f"module 'tilewright' has no attribute {name!r}")
-    value = getattr(import_module(_LAZY[name]), name)
+    value = import_module("tilewright.dsl.lang") if name == "lang" else getattr(import_module(_LAZY[name]), name)
     globals()[name] = value
     return value
 
