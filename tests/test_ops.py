@@ -221,6 +221,10 @@ ON_DEVICE = {
         "g (float[N, 3, 5, 6, 7] x) => (float[a, b, c, d, e] y) { y = Conv <pads = [1, 0, 1, 1, 0, 1]> (x, w) }",
         {"w": random(4, 3, 3, 2, 3)},
     ),
+    "resizing along three dimensions": (
+        'g (float[N, 3, 4, 6, 5] x) => (float[a, b, c, d, e] y) { y = Resize <mode = "linear"> (x, none, s) }',
+        {"none": np.zeros(0, np.float32), "s": np.array([1, 1, 2, 1.5, 0.6], np.float32)},
+    ),
     "pools": (
         f"""g ({IMAGE}) => (float[a, b, c, d] m, float[a, b, e, f] p, float[a, b, g, h] q) {{
             m = MaxPool <kernel_shape = [3, 3], strides = [2, 2], pads = [1, 0, 1, 1], ceil_mode = 1> (x)
