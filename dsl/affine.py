@@ -6,10 +6,11 @@ Everything the generator knows about addresses, ranges and overlaps follows from
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
-from functools import cached_property
 from typing import Protocol
+
+from tilewright.dsl.hashing import hashed_once
 
 
 class Atom(Protocol):
@@ -30,6 +31,11 @@ Term = str | Atom
 """A loop index by its name, or a computed integer."""
 
 
+def _by_text(term: tuple[Term, int]) -> str:
+    return str(term[0])
+
+
+@hashed_once
 @dataclass(frozen=True)
 class Affine:
     """``sum(coefficient * term) + constant``; terms are sorted by their text and never have coefficient 0."""
@@ -40,7 +46,20 @@ class Affine:
     @staticmethod
     def of(terms: Mapping[Term, int] | Mapping[str, int], constant: int = 0) -> Affine:
         """Build from a mapping of term to coefficient; zeros are dropped."""
-        return Affine(tuple(sorted(((t, c) for t, c in terms.items() if c), key=lambda t: str(t[0]))), constant)
+        kept = [t for t in terms.items() if t[1]]
+        if len(kept) > 1:
+            kept.sort(key=_by_text)
+        return Affine(tuple(kept), constant)
+
+    @staticmethod
+    def weighted(parts: Iterable[Affine], weights: Iterable[int], constant: int = 0) -> Affine:
+        """``sum(weight * part) + constant``."""
+        total: dict[Term, int] = {}
+        for part, weight in zip(parts, weights, strict=True):
+            constant += weight * part.constant
+            for t, c in part.terms:
+                total[t] = total.get(t, 0) + weight * c
+        return Affine.of(total, constant)
 
     @staticmethod
     def atom(atom: Atom) -> Affine:
@@ -60,10 +79,10 @@ class Affine:
         found = [[t] if isinstance(t, str) else t.names for t, _ in self.terms]
         return tuple(dict.fromkeys(name for names in found for name in names))
 
-    @cached_property
+    @property
     def is_linear(self) -> bool:
         """True if there are no atoms: the value moves by `coefficient` for each step of an index."""
-        return all(isinstance(t, str) for t, _ in self.terms)
+        return all([t.__class__ is str for t, _ in self.terms])
 
     @property
     def atoms(self) -> tuple[Atom, ...]:
@@ -92,12 +111,16 @@ class Affine:
     def __add__(self, other: Affine | int) -> Affine:
         if isinstance(other, int):
             return Affine(self.terms, self.constant + other)
+        if not other.terms:
+            return Affine(self.terms, self.constant + other.constant)
         total = dict(self.terms)
         for name, c in other.terms:
             total[name] = total.get(name, 0) + c
         return Affine.of(total, self.constant + other.constant)
 
     def __mul__(self, factor: int) -> Affine:
+        if factor == 1:
+            return self
         if factor == 0:
             return Affine((), 0)
         return Affine(tuple((t, c * factor) for t, c in self.terms), self.constant * factor)
@@ -112,11 +135,11 @@ class Affine:
         """Replace indices by expressions; those not in `values` stay."""
         if not any(t in values if isinstance(t, str) else not values.keys().isdisjoint(t.names) for t, _ in self.terms):
             return self
-        total = Affine((), self.constant)
-        for t, c in self.terms:
-            value = (values.get(t) or Affine.index(t)) if isinstance(t, str) else t.substitute(values)
-            total = total + value * c
-        return total
+        parts = [
+            (values[t] if t in values else Affine.index(t)) if isinstance(t, str) else t.substitute(values)
+            for t, _ in self.terms
+        ]
+        return Affine.weighted(parts, [c for _, c in self.terms], self.constant)
 
     def range(self, extents: Mapping[str, int]) -> tuple[int, int]:
         """Smallest and largest value when every index runs over ``0 .. extent-1`` (extents >= 1)."""

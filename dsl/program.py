@@ -18,15 +18,18 @@ import re
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from functools import cached_property
+from operator import is_
 from typing import Union
 
 from tilewright.dsl.affine import Affine
 from tilewright.dsl.dtypes import DType
+from tilewright.dsl.hashing import hashed_once
 
 GENERATOR_VERSION = "1"
 """Changes whenever the same Program and configuration would give a different kernel."""
 
 
+@hashed_once
 @dataclass(frozen=True)
 class Tensor:
     """A tensor in device memory: logical shape plus where each element lies.
@@ -71,10 +74,7 @@ class Tensor:
 
     def address(self, index: tuple[Affine, ...]) -> Affine:
         """Element address of ``self[index]`` in the buffer."""
-        total = Affine((), self.offset)
-        for position, stride in zip(index, self.strides, strict=True):
-            total = total + position * stride
-        return total
+        return Affine.weighted(index, self.strides, self.offset)
 
 
 def contiguous_strides(shape: tuple[int, ...]) -> tuple[int, ...]:
@@ -102,6 +102,7 @@ class Const:
     dtype: DType
 
 
+@hashed_once
 @dataclass(frozen=True)
 class Read:
     """``tensor[index]``; outside the tensor's shape, wherever the index comes from, it gives the tensor's pad value."""
@@ -111,6 +112,7 @@ class Read:
     dtype: DType
 
 
+@hashed_once
 @dataclass(frozen=True)
 class Inside:
     """``inside(tensor[index])``: true where that read lies within the tensor's shape."""
@@ -120,6 +122,7 @@ class Inside:
     dtype: DType = DType.BOOL
 
 
+@hashed_once
 @dataclass(frozen=True)
 class IndexValue:
     """An index expression used as data."""
@@ -128,6 +131,7 @@ class IndexValue:
     dtype: DType = DType.I32
 
 
+@hashed_once
 @dataclass(frozen=True)
 class Call:
     """A pointwise function of `functions.FUNCTIONS` (operators included: add, mul, lt, ...)."""
@@ -137,6 +141,7 @@ class Call:
     dtype: DType
 
 
+@hashed_once
 @dataclass(frozen=True)
 class Cast:
     """Conversion to another element type, by C's rules (towards zero for floats to integers)."""
@@ -145,6 +150,7 @@ class Cast:
     dtype: DType
 
 
+@hashed_once
 @dataclass(frozen=True)
 class Reduce:
     """``kind(indices) body`` with kind one of sum, prod, max, min; over nothing it gives the kind's identity.
@@ -165,6 +171,7 @@ class Reduce:
 Expr = Union[Const, Read, Inside, IndexValue, Call, Cast, Reduce]  # noqa: UP007 - recursive names need the string form
 
 
+@hashed_once
 @dataclass(frozen=True)
 class Computed:
     """An integer expression as a term of an index expression: a quotient or remainder of indices, or what was read."""
@@ -193,6 +200,7 @@ class Computed:
 REDUCTION_IDENTITY = {"sum": 0.0, "prod": 1.0, "max": -math.inf, "min": math.inf}
 
 
+@hashed_once
 @dataclass(frozen=True)
 class Statement:
     """``target[indices] = value``: the indices name one element each and cover the target's whole shape."""
@@ -226,6 +234,7 @@ class Limit:
     """As it was written, for messages."""
 
 
+@hashed_once
 @dataclass(frozen=True)
 class Program:
     """A tensor program with concrete sizes and types.
@@ -354,7 +363,7 @@ def children(e: Expr) -> tuple[Expr, ...]:
         case Reduce():
             return (e.body,) if e.until is None else (e.body, *(a.expr for a in _atoms((e.until,))))
         case Read() | Inside():
-            return tuple(a.expr for a in _atoms(e.index))
+            return tuple([a.expr for a in _atoms(e.index)])
         case IndexValue():
             return tuple(a.expr for a in _atoms((e.index,)))
         case _:
@@ -362,22 +371,24 @@ def children(e: Expr) -> tuple[Expr, ...]:
 
 
 def _atoms(index: tuple[Affine, ...]) -> tuple[Computed, ...]:
-    return tuple(a for position in index for a in position.atoms if isinstance(a, Computed))
+    return tuple([a for position in index for a, _ in position.terms if isinstance(a, Computed)])
 
 
 def walk(e: Expr) -> Iterator[Expr]:
     """The expression and everything below it, parents first, left to right."""
-    yield e
-    for c in children(e):
-        yield from walk(c)
+    waiting = [e]
+    while waiting:
+        e = waiting.pop()
+        yield e
+        waiting.extend(reversed(children(e)))
 
 
 def transform(e: Expr, change: Callable[[Expr], Expr]) -> Expr:
     """Apply `change` to every node, children first; unchanged subtrees come back as the same objects."""
     match e:
         case Call():
-            args = tuple(transform(a, change) for a in e.args)
-            e = e if all(a is b for a, b in zip(args, e.args, strict=True)) else replace(e, args=args)
+            args = tuple([transform(a, change) for a in e.args])
+            e = e if all(map(is_, args, e.args)) else Call(e.function, args, e.dtype)
         case Cast():
             arg = transform(e.arg, change)
             e = e if arg is e.arg else replace(e, arg=arg)
@@ -409,13 +420,13 @@ def substitute_indices(e: Expr, values: Mapping[str, Affine]) -> Expr:
     """Replace loop indices in every index expression; reduction indices themselves keep their names."""
     match e:
         case Read() | Inside():
-            index = tuple(a.substitute(values) for a in e.index)
-            return e if index == e.index else replace(e, index=index)
+            index = tuple([a.substitute(values) for a in e.index])
+            return e if all(map(is_, index, e.index)) else type(e)(e.tensor, index, e.dtype)
         case IndexValue():
             return replace(e, index=e.index.substitute(values))
         case Call():
-            args = tuple(substitute_indices(a, values) for a in e.args)
-            return e if all(a is b for a, b in zip(args, e.args, strict=True)) else replace(e, args=args)
+            args = tuple([substitute_indices(a, values) for a in e.args])
+            return e if all(map(is_, args, e.args)) else Call(e.function, args, e.dtype)
         case Cast():
             arg = substitute_indices(e.arg, values)
             return e if arg is e.arg else replace(e, arg=arg)
@@ -448,7 +459,9 @@ def rename_tensors(e: Expr, names: Mapping[str, str]) -> Expr:
     """Rename the tensors that are read."""
 
     def change(node: Expr) -> Expr:
-        return replace(node, tensor=names.get(node.tensor, node.tensor)) if isinstance(node, Read | Inside) else node
+        if isinstance(node, Read | Inside) and node.tensor in names:
+            return type(node)(names[node.tensor], node.index, node.dtype)
+        return node
 
     return transform(e, change)
 
