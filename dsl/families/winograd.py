@@ -146,7 +146,7 @@ def _product_configuration(t: Tiling, target: Target, k: Configuration) -> Confi
 
 
 def _cpu_default(tilings: dict[int, Tiling], target: Target) -> Configuration:
-    t = min(_accurate(tilings), key=lambda t: winograd_model.size_cost(t, target))
+    t = _preferred(tilings, target)
     product = CONTRACT.default(winograd_staged.product_program(t, target), target)
     values = {"form": FUSED, "m": t.m, **{name: product[name] for name in _PRODUCT_PARAMETERS}}
     space = _cpu_space({t.m: t}, target)
@@ -155,9 +155,8 @@ def _cpu_default(tilings: dict[int, Tiling], target: Target) -> Configuration:
     return min(legal, key=lambda k: winograd_model.cut_cost(winograd_fused.plan_of(t, target, k)))
 
 
-def _accurate(tilings: dict[int, Tiling]) -> list[Tiling]:
-    """Tilings whose rounding errors may be taken unasked: those of m = 6 are six times those of m = 4."""
-    return [t for t in tilings.values() if _fits(t) and t.m <= 4]
+def _preferred(tilings: dict[int, Tiling], target: Target) -> Tiling:
+    return min((t for t in tilings.values() if _fits(t)), key=lambda t: winograd_model.size_cost(t, target))
 
 
 # --- GPUs -----------------------------------------------------------------------------------------------------------
@@ -180,5 +179,5 @@ def _gpu_space(tilings: dict[int, Tiling], target: Target) -> Space:
 
 
 def _gpu_default(tilings: dict[int, Tiling], target: Target) -> Configuration:
-    t = min(_accurate(tilings), key=lambda t: winograd_model.size_cost(t, target))
+    t = _preferred(tilings, target)
     return Configuration.of({"m": t.m, **CONTRACT.default(winograd_staged.product_program(t, target), target)})

@@ -19,7 +19,7 @@ from tilewright.dsl.affine import Affine
 from tilewright.dsl.dtypes import DType
 from tilewright.dsl.families.contraction import recognise as recognise_contraction
 from tilewright.dsl.families.shared import computes_indices
-from tilewright.dsl.families.winograd_transforms import MAX_POINTS, Filtering, filtering
+from tilewright.dsl.families.winograd_transforms import MAX_POINTS, Filtering, amplification, filtering
 from tilewright.dsl.program import (
     Expr,
     Index,
@@ -35,8 +35,8 @@ from tilewright.dsl.program import (
     substitute_indices,
 )
 
-MAX_POSITIONS = 64
-"""Most elements of a transformed tile: they are live at once in a transform."""
+MAX_AMPLIFICATION = 10.0
+"""By what rounding errors may grow: F(4, 3) in two dimensions is below it, F(6, 3) far beyond (see `amplification`)."""
 
 Position = tuple[Affine, ...]
 """A place in a tile, per sliding dimension: a constant, or the index `WITHIN` gives for that dimension."""
@@ -92,10 +92,10 @@ class Convolution:
         return _reads_outside(self.statement.value)
 
     def sizes(self) -> tuple[int, ...]:
-        """The values of m that `Tiling` takes."""
-        longest = max(s.tap.extent for s in self.slides)
-        found = (m for m in (2, 4, 6) if m + longest - 1 <= MAX_POINTS)
-        return tuple(m for m in found if math.prod(m + s.tap.extent - 1 for s in self.slides) <= MAX_POSITIONS)
+        """The values of m that `Tiling` takes: those that keep rounding errors in bounds."""
+        taps = [s.tap.extent for s in self.slides]
+        found = (m for m in (2, 4, 6) if m + max(taps) - 1 <= MAX_POINTS)
+        return tuple(m for m in found if math.prod(amplification(m, r) for r in taps) <= MAX_AMPLIFICATION)
 
 
 @dataclass(frozen=True)
@@ -275,5 +275,5 @@ def _convolution(
         depth=depth[0] if depth else Index("<depth>", 1),
     )
     if not c.sizes():
-        return f"its window of {', '.join(str(x.tap.extent) for x in slides)} taps is too long"
+        return f"its window of {' x '.join(str(x.tap.extent) for x in slides)} taps is too long"
     return c
