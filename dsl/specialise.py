@@ -10,12 +10,13 @@ from tilewright.dsl.diagnostics import Problem, listed, suggestion
 from tilewright.dsl.dtypes import DType
 from tilewright.dsl.embedding import arguments, embedded, settled
 from tilewright.dsl.environment import Environment
-from tilewright.dsl.names import DTYPES, Checked, ParameterDeclaration, TensorDeclaration, wrong_constant
+from tilewright.dsl.names import Checked, ParameterDeclaration, TensorDeclaration
 from tilewright.dsl.opcalls import CheckedCall
 from tilewright.dsl.program import Const, Program, Statement, Tensor
 from tilewright.dsl.sizes import LARGEST
 from tilewright.dsl.statements import build
 from tilewright.dsl.values import Kind, Value, integer_range, number, typed
+from tilewright.dsl.vocabulary import DTYPES, wrong_constant
 
 
 def specialise(

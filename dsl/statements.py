@@ -10,7 +10,6 @@ from tilewright.dsl.affine import Affine
 from tilewright.dsl.diagnostics import Problem, counted
 from tilewright.dsl.dtypes import DType
 from tilewright.dsl.environment import Dim, Environment
-from tilewright.dsl.names import DTYPES, REDUCTIONS
 from tilewright.dsl.program import (
     Expr,
     Index,
@@ -44,7 +43,7 @@ from tilewright.dsl.values import (
     typed,
     unfit,
 )
-from tilewright.dsl.vocabulary import SCANS
+from tilewright.dsl.vocabulary import DTYPES, REDUCTIONS, SCANS
 
 MAX_PARTS = 4_000
 """Most nodes of what a function of the text gives: one that uses its argument twice doubles it, call by call."""

@@ -14,7 +14,7 @@ from tilewright.dsl import syntax
 from tilewright.dsl.diagnostics import Problem, counted, suggestion
 from tilewright.dsl.functions import OPERATOR_SIGNS, SPOKEN, wrong_count
 from tilewright.dsl.syntax import Access, Application, Function, Literal, Name, Node, Qualified, Reduction
-from tilewright.dsl.vocabulary import BUILT_IN, DTYPES, REDUCTIONS, RESERVED
+from tilewright.dsl.vocabulary import BUILT_IN, DTYPES, REDUCTIONS, usable
 
 MAX_LEVELS = 30
 """Most functions that call each other one inside the other."""
@@ -38,8 +38,7 @@ class _Known:
     def add(self, f: Function) -> None:
         name = f.name.text
         for n in (f.name, *f.arguments):
-            if n.text in RESERVED:
-                raise Problem(n.at, f"'{n.text}' is a word of the language; choose another name")
+            usable(n)
         if name in BUILT_IN:
             raise Problem(f.name.at, f"{name} is a built-in function; choose another name, such as my_{name}")
         if name in self.functions:

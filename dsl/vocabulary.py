@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import math
 
+from tilewright.dsl.diagnostics import Problem
 from tilewright.dsl.dtypes import DType
 from tilewright.dsl.functions import SPOKEN
+from tilewright.dsl.syntax import Name
 
 SCANS = {"cumsum": "sum", "cumprod": "prod", "cummax": "max", "cummin": "min"}
 """The kinds of running reduction, with the kind of each."""
@@ -36,3 +38,9 @@ def wrong_constant(value: object, kind: str) -> str:
             return "is not an integer"
         return "" if -(2**63) <= value < 2**63 else "does not fit in 64 bits"
     return "" if isinstance(value, float) or math.isfinite(value) else "is not finite"
+
+
+def usable(name: Name) -> None:
+    """Reject a name that is a word of the language; raises Problem."""
+    if name.text in RESERVED:
+        raise Problem(name.at, f"'{name.text}' is a word of the language; choose another name")

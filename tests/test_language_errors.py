@@ -14,7 +14,7 @@ from tilewright.dsl.dtypes import DType
 from tilewright.dsl.parse import MAX_CHARACTERS, parse, parse_op
 from tilewright.errors import LanguageError, ShapeError
 
-from .texts import CONV, GEMM, HEADER, SOFTMAX
+from .texts import CONV, GEMM, HEADER, SEVERAL, SOFTMAX
 
 # --- texts ------------------------------------------------------------------------------------------------------------
 
@@ -411,7 +411,8 @@ def test_arguments_that_do_not_fit(arguments: dict[str, dict[str, object]], mess
 WORDS = re.findall(
     r"\S+",
     """op f ( ) [ ] , : ; = == -> + - * / // % & | ~ << >> ^ ** < > <= and or not x y z N C n c k sum max
-    mean argmax cumsum where tile per item pad inf nan inside index device . 0 1 2.5 1e9 x[n] sum(k) f32 int
+    mean argmax cumsum where tile per item pad inf nan inside index device
+    def += -= *= vector unroll stage work_group fast_math ;k=2 . 0 1 2.5 1e9 x[n] sum(k) f32 int
     bool local_bytes""",
 )
 WORDS += ["#", "\n", "é", "\x1b", "\t"]
@@ -433,7 +434,7 @@ def test_random_text_gives_the_languages_errors_alone(text: str, start: str) -> 
 
 
 @settings(max_examples=150, deadline=None)
-@given(st.sampled_from([GEMM, SOFTMAX, CONV, HEADER + "y[n,c] = x[n,c] + b[c]^2"]), st.data())
+@given(st.sampled_from([GEMM, SOFTMAX, CONV, SEVERAL, HEADER + "y[n,c] = x[n,c] + b[c]^2"]), st.data())
 def test_damaged_programs_give_the_languages_errors_alone(text: str, data: st.DataObject) -> None:
     for _ in range(data.draw(st.integers(1, 3))):
         at = data.draw(st.integers(0, len(text)))
