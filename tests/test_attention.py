@@ -20,7 +20,8 @@ import tilewright as tw
 from tilewright.dsl.dtypes import DType
 from tilewright.dsl.families import fitting
 from tilewright.dsl.families.attention import ATTENTION
-from tilewright.dsl.families.attention_form import bounds_of, recognise
+from tilewright.dsl.families.attention_algebra import bounds_of
+from tilewright.dsl.families.attention_form import recognise
 from tilewright.dsl.parse import parse_op
 from tilewright.dsl.program import Program
 from tilewright.dsl.stages import split
@@ -200,6 +201,26 @@ def test_a_stage_is_the_whole_chain() -> None:
             stages = split(program_of(text, sizes), target)
             assert len(stages) == 1
             assert fitting(stages[0], target)[0] is ATTENTION
+
+
+def test_heads_that_share_keys_are_rows_where_there_are_few() -> None:
+    sizes = {"B": 2, "H": 8, "M": 1, "N": 30, "D": 8, "E": 8}
+    for name, rows, passes in (("grouped heads", [2], 8), ("shared keys", [8], 2), ("plain", [], 16)):
+        found = recognise(program_of(TEXTS[name], sizes))
+        assert not isinstance(found, str)
+        assert [i.extent for i in found.rows] == rows
+        assert found.g == passes
+    many = recognise(program_of(TEXTS["grouped heads"], {**sizes, "M": 100}))
+    assert not isinstance(many, str)
+    assert [i.extent for i in many.rows] == [100]
+
+
+@BOTH_SHAPES
+def test_one_row_of_grouped_heads(ctx: Context, shape: Shape) -> None:
+    text = TEXTS["grouped heads"].replace("s[b,h,i,j] = ", "s[b,h,i,j] = 0.1 * j + h - i + ")
+    for m in (1, 3):
+        sizes = {"B": 2, "H": 6, "M": m, "N": 77, "D": 16, "E": 16}
+        check(ctx, laid_out(program_of(text, sizes), "scattered"), shape, seed=7, count=1)
 
 
 def test_masks_bound_the_keys() -> None:

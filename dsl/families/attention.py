@@ -61,7 +61,7 @@ def _form(program: Program) -> Attention:
 
 
 def _cpu_space(a: Attention, target: Target) -> Space:
-    lanes = target.lanes(4)
+    most = _lanes(a, target)
     registers = target.vector_registers
     limit = registers + registers // 8
 
@@ -88,10 +88,10 @@ def _cpu_space(a: Attention, target: Target) -> Space:
     def values_in_place(c: Configuration) -> bool:
         return bool(c["copy_v"]) or attention_cpu.reads_values_in_place(a, target)
 
-    widths = tuple(n for n in (1, 2, 4, 8, 16) if n <= lanes)
+    widths = (max(1, most // 2), most) if most > 1 else (1,)
     return Space(
         (
-            Parameter("lanes", widths, "rows in a vector of scores (all lanes, fewer where there are few rows)"),
+            Parameter("lanes", widths, "rows in a vector of scores: all lanes, fewer where there are few rows"),
             Parameter("vectors", (1, 2, 3, 4), "vectors of rows per work-item"),
             Parameter("keys", (2, 4, 6, 8, 12, 16), "keys of a register tile of scores (4-6 AVX2, 8-12 AVX-512)"),
             Parameter("block", (16, 32, 48, 64, 96, 128, 192, 256), "keys between two looks at the maximum"),
@@ -112,9 +112,7 @@ def _cpu_space(a: Attention, target: Target) -> Space:
 
 
 def _cpu_default(a: Attention, target: Target) -> Configuration:
-    lanes = target.lanes(4)
-    while lanes > 1 and lanes // 2 >= a.m:
-        lanes //= 2
+    lanes = _lanes(a, target)
     vectors = 2 if _waste(a.m, 2 * lanes) <= _waste(a.m, lanes) + 0.1 and a.m > lanes else 1
     wide = target.vector_registers >= 32
     keys = {1: 16, 2: 12}[vectors] if wide else {1: 8, 2: 6}[vectors]
@@ -138,6 +136,14 @@ def _cpu_default(a: Attention, target: Target) -> Configuration:
             "copy_v": int(not attention_cpu.reads_values_in_place(a, target)),
         }
     )
+
+
+def _lanes(a: Attention, target: Target) -> int:
+    """The widest vector that the rows fill at least half."""
+    lanes = target.lanes(4)
+    while lanes > 1 and lanes // 2 >= a.m:
+        lanes //= 2
+    return lanes
 
 
 def _waste(extent: int, block: int) -> float:
@@ -186,14 +192,15 @@ def _gpu_space(a: Attention, target: Target) -> Space:
 
 
 def _gpu_default(a: Attention, target: Target) -> Configuration:
-    """The largest blocks of a list that fit: 4 x 4 scores per item keep multiply-adds busy."""
+    """The first of a list of blocks, the best of large ones first, that fits and leaves no device idle."""
     space = _gpu_space(a, target)
-    wanted = ((64, 64, 4, 4), (64, 32, 4, 4), (32, 32, 4, 2), (32, 32, 2, 2), (16, 32, 2, 2), (16, 16, 1, 2))
+    wanted = ((128, 32, 8, 4), (64, 32, 4, 4), (32, 32, 4, 2), (32, 32, 2, 2), (16, 32, 2, 2), (16, 16, 1, 2))
     names = ("tile_m", "tile_n", "item_m", "item_n")
     for values in wanted:
         found = Configuration.of({**dict(zip(names, values, strict=True)), "pad_local": 4})
         blocks = -(-a.m // values[0]) * a.g
-        enough = values[0] <= 32 or blocks >= target.compute_units
-        if enough and space.violated(found) is None:
+        wasteful = values[0] > 16 and _waste(a.m, values[0]) > _waste(a.m, values[0] // 2) + 0.1
+        enough = values[0] <= 32 or blocks >= 2 * target.compute_units
+        if enough and not wasteful and space.violated(found) is None:
             return found
     return next(iter(space))

@@ -19,14 +19,9 @@ from dataclasses import dataclass, replace
 
 from tilewright.dsl.affine import Affine
 from tilewright.dsl.dtypes import DType
-from tilewright.dsl.families.attention_form import (
-    DEPTH,
-    KEY,
-    MAXIMUM,
-    PRODUCT,
-    TOTAL,
-    Attention,
-)
+from tilewright.dsl.families.attention_algebra import KEY
+from tilewright.dsl.families.attention_form import Attention
+from tilewright.dsl.families.attention_pass import DEPTH, MAXIMUM, PRODUCT, TOTAL
 from tilewright.dsl.families.attention_text import (
     FLAT,
     along_lanes,

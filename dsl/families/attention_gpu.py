@@ -18,14 +18,9 @@ from __future__ import annotations
 
 from dataclasses import dataclass, replace
 
-from tilewright.dsl.families.attention_form import (
-    DEPTH,
-    KEY,
-    MAXIMUM,
-    PRODUCT,
-    TOTAL,
-    Attention,
-)
+from tilewright.dsl.families.attention_algebra import KEY
+from tilewright.dsl.families.attention_form import Attention
+from tilewright.dsl.families.attention_pass import DEPTH, MAXIMUM, PRODUCT, TOTAL
 from tilewright.dsl.families.attention_text import (
     declare_batch,
     declare_range,
@@ -293,7 +288,7 @@ def _maxima(tile: Tile, body: Source) -> None:
             body.line(f"const float other = weights[r * {tile.across + 1} + t];")
             body.line("top = other > top ? other : top;")
         body.line("maxima[r] = top;")
-        body.line(f"scales[r] = {weight(tile.a, 'old', '(top == -INFINITY ? 0.0f : top)', 'float')};")
+        body.line(f"scales[r] = {weight(tile.a, 'old', '(top == -INFINITY ? 0.0f : top)', 'float', True)};")
 
 
 def _weights(tile: Tile, body: Source) -> None:
@@ -304,7 +299,7 @@ def _weights(tile: Tile, body: Source) -> None:
         body.line("const float top = maxima[r], base = top == -INFINITY ? 0.0f : top, scale = scales[r];")
         body.line("float part = 0;")
         with body.loop("j", tile.item_n, unroll=True):
-            body.line(f"scores[i][j] = {weight(tile.a, 'scores[i][j]', 'base', 'float')};")
+            body.line(f"scores[i][j] = {weight(tile.a, 'scores[i][j]', 'base', 'float', True)};")
             body.line("part += scores[i][j];")
         body.line("totals[i] = totals[i] * scale + part;")
         with body.loop("c", tile.columns, unroll=True):

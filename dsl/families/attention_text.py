@@ -2,19 +2,14 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 
 from tilewright.dsl.affine import Affine
 from tilewright.dsl.dtypes import DType
-from tilewright.dsl.families.attention_form import (
-    DEPTH,
-    KEY,
-    MAXIMUM,
-    PRODUCT,
-    TOTAL,
-    Attention,
-    bounds_of,
-)
+from tilewright.dsl.families.attention_algebra import KEY, bounds_of
+from tilewright.dsl.families.attention_form import Attention
+from tilewright.dsl.families.attention_pass import DEPTH, MAXIMUM, PRODUCT, TOTAL
 from tilewright.dsl.families.contraction import parted
 from tilewright.dsl.families.shared import decode
 from tilewright.dsl.program import (
@@ -154,12 +149,19 @@ def _extreme(a: Attention, bound: Affine, rows: int, largest: bool) -> str:
     return " + ".join([f"({affine(total, names)})", *texts])
 
 
-def weight(a: Attention, score: str, maximum: str, vector: str) -> str:
-    """C text of the weight of a score, relative to a maximum."""
+def weight(a: Attention, score: str, maximum: str, vector: str, in_base_two: bool = False) -> str:
+    """C text of the weight of a score, relative to a maximum.
+
+    With ``in_base_two`` exp(x) is exp2(x / log(2)), which GPUs have an instruction for. That moves a weight of
+    exp(-x) by a part of about x * 2**-24.
+    """
+    exponential, factor = a.exponential, a.factor
+    if in_base_two and exponential == "exp":
+        exponential, factor = "exp2", factor / math.log(2)
     difference = f"{score} - {maximum}"
-    if a.factor != 1.0:
-        difference = f"({difference}) * ({vector})({literal(a.factor, DType.F32)})"
-    return f"{a.exponential}({difference})"
+    if factor != 1.0:
+        difference = f"({difference}) * ({vector})({literal(factor, DType.F32)})"
+    return f"{exponential}({difference})"
 
 
 def in_place(a: Attention, value: Expr, along: Index) -> Read | None:
