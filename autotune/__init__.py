@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from tilewright.autotune.budget import Budget
-    from tilewright.autotune.choosing import Choice, choose, lower, stage_key
+    from tilewright.autotune.choosing import Choice, choose, look_up, lower, stage_key
     from tilewright.autotune.progress import TuningBar
     from tilewright.autotune.tuning import Event, StageReport, TuningReport, tune
 
@@ -28,6 +28,7 @@ __all__ = [
     "TuningBar",
     "TuningReport",
     "choose",
+    "look_up",
     "lower",
     "stage_key",
     "tune",
@@ -42,6 +43,7 @@ _PLACES = {
     "TuningBar": "progress",
     "TuningReport": "tuning",
     "choose": "choosing",
+    "look_up": "choosing",
     "lower": "choosing",
     "stage_key": "choosing",
     "tune": "tuning",

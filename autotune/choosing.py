@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import threading
 from collections import OrderedDict
-from collections.abc import Collection
+from collections.abc import Collection, Iterable
 from dataclasses import dataclass
+from functools import partial
 from typing import TYPE_CHECKING
 
 from tilewright.autotune.candidates import FamilySource
@@ -86,6 +88,15 @@ def choose(
     return choice
 
 
+def look_up(stages: Iterable[tuple[Program, Collection[str]]], device: Device, store: Store | None) -> None:
+    """Ask the database about many stages (each with its constant inputs) at once: `choose` is faster afterwards."""
+    if store is None:
+        return
+    programs = {stage_key(s, constants): partial(getattr, s, "structure") for s, constants in stages}
+    with contextlib.suppress(DatabaseError):  # `choose` says so
+        store.look_up(device.identity, device.driver, GENERATOR_VERSION, programs)
+
+
 def _choose(stage: Program, device: Device, store: Store | None, key: str, source: FamilySource) -> Choice:
     legal = _Legal(stage, device, source)
     if store is not None:
@@ -163,4 +174,15 @@ def lower(stage: Program, device: Device, choice: Choice, source: FamilySource |
     raise UnsupportedError(f"family {choice.family!r} does not fit {stage.name}")
 
 
-__all__ = ["DEFAULT", "NEAREST", "OTHER_DRIVER", "TUNED", "Choice", "choose", "lower", "stage_key", "start_winners"]
+__all__ = [
+    "DEFAULT",
+    "NEAREST",
+    "OTHER_DRIVER",
+    "TUNED",
+    "Choice",
+    "choose",
+    "look_up",
+    "lower",
+    "stage_key",
+    "start_winners",
+]

@@ -14,7 +14,7 @@ from weakref import WeakValueDictionary
 
 import numpy as np
 
-from tilewright.autotune import Choice, choose, lower
+from tilewright.autotune import Choice, choose, look_up, lower
 from tilewright.dsl.lowering import Launch, Lowering, Scratch
 from tilewright.dsl.program import Program
 from tilewright.errors import DeviceError
@@ -116,14 +116,16 @@ def build_plan(
 
 def _planned(network: Network, device: Device, store: Store | None, builds: Builds) -> tuple[PlannedCall, ...]:
     """Every call that writes anything, with its choice and lowering; equal stages are lowered once, and then built."""
+    calls = [call for call in network.calls if any(t.size for t in call.program.outputs)]
+    names_of = [dict(zip(c.program.tensors, c.program.canonical.tensors, strict=True)) for c in calls]
+    constants_of = [
+        tuple(names[name] for name in network.constant_inputs(c)) for c, names in zip(calls, names_of, strict=True)
+    ]
+    look_up(((c.program.canonical, fixed) for c, fixed in zip(calls, constants_of, strict=True)), device, store)
     lowered: dict[tuple[Program, tuple[str, ...]], tuple[Choice, Lowering]] = {}
     result = []
-    for number, call in enumerate(network.calls):
-        if all(t.size == 0 for t in call.program.outputs):
-            continue
+    for number, (call, names, constants) in enumerate(zip(calls, names_of, constants_of, strict=True)):
         program = call.program.canonical
-        names = dict(zip(call.program.tensors, program.tensors, strict=True))
-        constants = tuple(names[name] for name in network.constant_inputs(call))
         key = (program, constants)
         if key not in lowered:
             choice = choose(program, device, store, constants)

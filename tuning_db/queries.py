@@ -24,23 +24,31 @@ def _of_key(m: FromClause) -> ColumnElement[bool]:
     )
 
 
-def _winner() -> Select[Any]:
+def _same_key(a: FromClause, b: FromClause) -> ColumnElement[bool]:
+    columns = ("program_id", "driver_id", "generator")
+    return and_(*(a.c[name] == b.c[name] for name in columns))
+
+
+def _competing() -> Select[Any]:
+    """The rows that may win, of every program, driver and generator."""
     m = MEASUREMENTS
     in_rounds, deciding, later = m.alias("in_rounds"), m.alias("deciding"), m.alias("later")
     newest_round = (
         select(in_rounds.c.round)
-        .where(_of_key(in_rounds), in_rounds.c.round != "", in_rounds.c.status == Status.OK.value)
+        .where(_same_key(in_rounds, m), in_rounds.c.round != "", in_rounds.c.status == Status.OK.value)
         .order_by(in_rounds.c.created.desc(), in_rounds.c.id.desc())
         .limit(1)
+        .correlate(m)
         .scalar_subquery()
     )
     decided = (
         select(func.max(deciding.c.created))
-        .where(_of_key(deciding), deciding.c.round == newest_round)
+        .where(_same_key(deciding, m), deciding.c.round == newest_round)
+        .correlate(m)
         .scalar_subquery()
     )
     replaced = exists().where(
-        _of_key(later),
+        _same_key(later, m),
         later.c.configuration_id == m.c.configuration_id,
         or_(later.c.created > m.c.created, and_(later.c.created == m.c.created, later.c.id > m.c.id)),
     )
@@ -48,14 +56,24 @@ def _winner() -> Select[Any]:
     return (
         select(CONFIGURATIONS.c.family, CONFIGURATIONS.c.parameters, m.c.seconds, m.c.created)
         .join_from(m, CONFIGURATIONS)
-        .where(_of_key(m), m.c.status == Status.OK.value, m.c.seconds > 0, competes, ~replaced)
-        .order_by(m.c.seconds, m.c.id)
-        .limit(1)
+        .where(m.c.status == Status.OK.value, m.c.seconds > 0, competes, ~replaced)
     )
 
 
-WINNER = _winner()
+WINNER = _competing().where(_of_key(MEASUREMENTS)).order_by(MEASUREMENTS.c.seconds, MEASUREMENTS.c.id).limit(1)
 """One row (family, parameters, seconds, created); parameters program, driver (ids) and generator."""
+
+COMPETING = (
+    _competing()
+    .add_columns(MEASUREMENTS.c.program_id)
+    .where(
+        MEASUREMENTS.c.program_id.in_(bindparam("programs", expanding=True)),
+        MEASUREMENTS.c.driver_id == bindparam("driver"),
+        MEASUREMENTS.c.generator == bindparam("generator"),
+    )
+    .order_by(MEASUREMENTS.c.program_id, MEASUREMENTS.c.seconds, MEASUREMENTS.c.id)
+)
+"""Like `WINNER` for many programs: the first row of each is its winner."""
 
 DRIVERS_OF = (
     select(DRIVERS.c.id, DRIVERS.c.version)
@@ -68,6 +86,16 @@ DRIVERS_OF = (
 PROGRAM = select(PROGRAMS.c.id, PROGRAMS.c.structure, PROGRAMS.c.sizes, PROGRAMS.c.text).where(
     PROGRAMS.c.signature == bindparam("signature")
 )
+
+SIGNED = select(PROGRAMS.c.id, PROGRAMS.c.signature, PROGRAMS.c.structure, PROGRAMS.c.sizes, PROGRAMS.c.text).where(
+    PROGRAMS.c.signature.in_(bindparam("signatures", expanding=True))
+)
+"""The programs with these signatures."""
+
+STRUCTURES = (
+    select(PROGRAMS.c.structure).where(PROGRAMS.c.structure.in_(bindparam("structures", expanding=True))).distinct()
+)
+"""Which of these structures there are programs of."""
 
 SHAPES = (
     select(PROGRAMS.c.id, PROGRAMS.c.signature, PROGRAMS.c.sizes, PROGRAMS.c.text, DRIVERS.c.id, DRIVERS.c.version)
@@ -139,4 +167,15 @@ KEYS = (
 )
 """Everything that has a winner."""
 
-__all__ = ["DRIVERS_OF", "KEYS", "PROGRAM", "ROWS", "SHAPES", "TRIED", "WINNER"]
+__all__ = [
+    "COMPETING",
+    "DRIVERS_OF",
+    "KEYS",
+    "PROGRAM",
+    "ROWS",
+    "SHAPES",
+    "SIGNED",
+    "STRUCTURES",
+    "TRIED",
+    "WINNER",
+]

@@ -11,7 +11,7 @@ import json
 import math
 import os
 import threading
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import replace
 from importlib.resources.abc import Traversable
@@ -36,6 +36,9 @@ from tilewright.tuning_db.schema import (
 
 OTHER_DRIVER_DISTANCE = 1.0
 """`nearest` counts another driver version like a factor of two in one size."""
+
+BATCH = 500
+"""Programs that are asked for in one query; SQLite allows 999 parameters in its older versions."""
 
 _Result = TypeVar("_Result")
 _generations = itertools.count(1)
@@ -157,6 +160,22 @@ class Store:
 
         return self._ask(("winner", device, driver, generator, signature), find)
 
+    def look_up(self, device: str, driver: str, generator: str, programs: Mapping[str, Callable[[], str]]) -> None:
+        """Answer `winner` and `nearest` ahead of the questions, for many programs with a few queries together.
+
+        ``programs`` gives for each signature how to find the program's structure, which is needed where there is no
+        winner. What takes more (winners on another driver version or of other sizes) is left to the questions.
+        """
+        asked = [s for s in programs if ("winner", device, driver, generator, s) not in self._answers]
+        for n in range(0, len(asked), BATCH):
+            generation = self.generation
+            part = {s: programs[s] for s in asked[n : n + BATCH]}
+            with self._connection() as c:
+                answers = self._looked_up(c, device, driver, generator, part)
+            with self._lock:
+                if generation == self.generation:
+                    self._answers.update(answers)
+
     def nearest(
         self, device: str, driver: str, generator: str, structure: str, sizes: tuple[int, ...], limit: int = 5
     ) -> tuple[Winner, ...]:
@@ -274,6 +293,36 @@ class Store:
             self._answers[key] = tuple((i, v) for i, v in c.execute(queries.DRIVERS_OF, {"device": device}))
         found: tuple[tuple[int, str], ...] = self._answers[key]
         return found
+
+    def _looked_up(
+        self, c: Connection, device: str, driver: str, generator: str, programs: Mapping[str, Callable[[], str]]
+    ) -> dict[tuple[object, ...], object]:
+        """Answers by key, as far as a few queries give them."""
+        known = {row.signature: row for row in c.execute(queries.SIGNED, {"signatures": list(programs)})}
+        ids = [row.id for row in known.values()]
+        best: dict[int, Any] = {}
+        for driver_id, version in self._drivers(c, device):
+            if version == driver and ids:
+                for row in c.execute(queries.COMPETING, {"programs": ids, "driver": driver_id, "generator": generator}):
+                    best.setdefault(row.program_id, row)
+        answers: dict[tuple[object, ...], object] = {}
+        others = self._shipped_for(device)
+        missing: dict[str, str] = {}
+        for signature, structure in programs.items():
+            key, program = ("winner", device, driver, generator, signature), known.get(signature)
+            if program is not None and program.id in best:
+                answers[key] = _as_winner(best[program.id], program, device, driver, generator, signature, True)
+                continue
+            missing[signature] = structure()
+            if program is None:
+                found = (others.winner(driver, generator, signature, exact) for exact in (True, False))
+                ours = next((w for w in found if w is not None), None)
+                answers[key] = None if ours is None else _seen_from(ours, driver, None)
+        if missing:
+            there = set(c.execute(queries.STRUCTURES, {"structures": sorted(set(missing.values()))}).scalars())
+            for absent in set(missing.values()) - there:
+                answers["shapes", device, driver, generator, absent] = others.of_structure(generator, absent)
+        return answers
 
     def _shipped_for(self, device: str) -> shipped.Shipped:
         if device not in self._shipped:
