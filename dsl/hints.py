@@ -27,8 +27,9 @@ class LineError(UnsupportedError):
 def narrowed(space: Space, program: Program, target: Target) -> Space:
     """The configurations that the program's `tile`, `where` and other tuning lines leave.
 
-    A line that no parameter answers narrows nothing, nor does one whose values are too large for a small program; the
-    result lists them as `unanswered`. Raises LineError, which names the line, if nothing is left.
+    A line narrows nothing if no parameter answers it, if its values are too large for a small program, or if it names
+    a place that the device lacks; the result lists such lines as `unanswered`. Raises LineError, which names the line,
+    if nothing is left.
     """
     if not program.hints and not program.limits:
         return space
@@ -63,8 +64,8 @@ def _with_values(space: Space, answering: list[Parameter], hint: Hint) -> Space 
         wanted = {words.get(str(v), v) for v in hint.values}
         left = tuple(v for v in p.values if v in wanted)
         if not left:
-            if p.sized and _above(wanted, p.values):
-                return None
+            if hint.kind == "stage" or (p.sized and _above(wanted, p.values)):
+                return None  # a place that this kind of device lacks, or a value that larger programs have
             spelled = {value: word for word, value in p.words}
             there = ", ".join(str(spelled.get(v, v)) for v in p.values)
             raise LineError(hint.line, f"nothing to choose; {p.name} can be {there} here")

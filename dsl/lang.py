@@ -15,7 +15,7 @@ whole tensor its name: ``sum(x)``.
 
 from __future__ import annotations
 
-from typing import Any, overload
+from typing import overload
 
 from tilewright.dsl.diagnostics import suggestion
 from tilewright.dsl.functions import SPOKEN
@@ -58,9 +58,9 @@ class Reduction:
     @overload
     def __call__(self, first: Index, *rest: Index) -> Reducer: ...
     @overload
-    def __call__(self, first: Value | Tensor | Number, *rest: Symbol | Number) -> Any: ...
+    def __call__(self, first: Value | Tensor | Number, *rest: Symbol | Number) -> Value: ...
 
-    def __call__(self, first: Symbol | Number, *rest: Symbol | Number) -> Any:
+    def __call__(self, first: Symbol | Number, *rest: Symbol | Number) -> Reducer | Value:
         bounds = [_bound(i) for i in (first, *rest)]
         found = tuple(b for b in bounds if b is not None)
         if len(found) == len(bounds):
