@@ -14,10 +14,12 @@ from tilewright.dsl import families
 from tilewright.dsl.dtypes import DType
 from tilewright.dsl.parse import parse, parse_op
 from tilewright.dsl.program import Hint, Limit, Program, Reduce, walk
+from tilewright.dsl.target import Shape
 from tilewright.dsl.text import program_text, structure_text
 from tilewright.errors import LanguageError, ShapeError, UnsupportedError
 
 from .interpret import interpret
+from .running import shaped
 from .texts import GEMM
 
 RNG = np.random.default_rng(7)
@@ -420,6 +422,27 @@ def test_lines_narrow_every_family(device: tw.Device) -> None:
     found = values(GEMM + "    stage b: local\n", device, "contract", a=(64, 64), b=(64, 64), bias=(64,))
     assert found["pack_b"] == (0, 1)
     assert "stage b: local" in found["unanswered"]
+
+
+def test_lines_for_gpus(device: tw.Device) -> None:
+    target = shaped(device.target, Shape.GPU)
+    program = parse_op(ADD + "work_group: 64\n    tile c: per item 2").specialise({"x": (64, 512), "b": (512,)})
+    for name, unanswered in (("map", ()), ("naive", ("tile c: per item 2",))):
+        family = families.by_name(name)
+        space = families.space(family, program, target)
+        assert space.unanswered == unanswered
+        assert {c["work_group"] for c in space} == {64}
+        assert families.default(family, program, target)["work_group"] == 64
+    text = GEMM.replace("32, 64, 128", "32, 64") + "    where work_group == 64\n    where local_bytes < 8000\n"
+    program = parse_op(text).specialise({"a": (256, 256), "b": (256, 256), "bias": (256,)})
+    family = families.by_name("contract")
+    space = families.space(family, program, target)
+    assert space.unanswered == ()
+    configurations = list(space)
+    measures = dict(space.measures)
+    assert {measures["work_group"](c) for c in configurations} == {64}
+    assert max(measures["local_bytes"](c) for c in configurations) < 8000
+    assert families.default(family, program, target) in configurations
 
 
 def test_where_lines_speak_of_every_parameter(device: tw.Device) -> None:
