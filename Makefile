@@ -7,11 +7,12 @@ JOBS ?= 2
 STAMP := $(VENV)/installed
 RUN := $(VENV)/bin/python -m
 
-.PHONY: help install demo test lint format bench clean
+.PHONY: help install demo test test-memory lint format bench clean
 
 help:
 	@echo "make demo    classify a photo with tuned kernels, beside onnxruntime (a few minutes)"
 	@echo "make test    the test suite, on every OpenCL driver present (JOBS=$(JOBS) at a time)"
+	@echo "make test-memory   every kernel family under Oclgrind (apt-get install oclgrind): stray accesses, races, barriers"
 	@echo "make lint    style, types and the direction of imports"
 	@echo "make bench   GEMM beside NumPy and networks beside onnxruntime"
 	@echo "make clean   remove $(VENV) and what builds leave behind"
@@ -30,6 +31,9 @@ demo: $(STAMP)
 
 test: $(STAMP)
 	$(RUN) pytest -n $(JOBS)
+
+test-memory: $(STAMP)
+	$(RUN) pytest -n $(JOBS) -q tests/memory
 
 lint: $(STAMP)
 	$(RUN) ruff check .

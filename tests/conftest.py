@@ -19,6 +19,7 @@ from tilewright.errors import DeviceError
 from tilewright.runtime import Context, Device, context, devices, select_device
 
 hypothesis.settings.register_profile("tilewright", deadline=None, max_examples=20, derandomize=True)
+hypothesis.settings.register_profile("long", deadline=None, max_examples=500, derandomize=False)
 hypothesis.settings.load_profile("tilewright")
 
 _HOME = pytest.StashKey[Path]()

@@ -1,4 +1,4 @@
-"""Random programs and random texts: every family computes the same, and nothing but the language gets through.
+"""Random programs: every family computes what NumPy does, whatever the names.
 
 More examples than in the default run: `pytest tests/test_fuzz.py --hypothesis-profile=long`.
 """
@@ -6,13 +6,16 @@ More examples than in the default run: `pytest tests/test_fuzz.py --hypothesis-p
 from __future__ import annotations
 
 import random
+import re
+from dataclasses import replace
 
 import numpy as np
 import pytest
 from hypothesis import HealthCheck, given, note, settings
+from hypothesis import strategies as st
 from oracle import reference
-from programs_strategy import Case
-from programs_templates import exact_programs, smooth_programs
+from programs_strategy import Case, general
+from programs_templates import contractions, exact_programs, smooth_programs, windows
 from running import laid_out, relative, run, shaped
 
 from tilewright.dsl.families import Family, fitting
@@ -79,3 +82,29 @@ def _some(family: Family, made: Program, target: Target, seed: int) -> list[Conf
     """The family's own choice and one at random."""
     drawn = family.space(made, target).sample(random.Random(seed), 100)
     return list(dict.fromkeys(c for c in (family.default(made, target), drawn) if c is not None))
+
+
+# --- names ----------------------------------------------------------------------------------------------------------
+
+_NAMES = [
+    "kernel", "half", "float4", "main", "barrier", "item", "group", "sums", "local_a", "get_global_id", "restrict",
+    "NULL", "INFINITY", "i_n", "g_x0", "x0", "q_0", "q_1", "k", "k0", "flat", "row", "lane", "step", "depth", "a",
+    "b", "c0_0", "tw_max_float", "acc0", "packed_a", "values", "m0", "n0", "vector", "split", "output", "base_0",
+    "i", "g", "e", "z", "int_", "char_", "sum", "exp", "max", "pad", "tile", "_", "__", "_Bool", "EOF", "goto",
+    "asm", "struct", "t0", "p_0",
+]  # fmt: skip
+"""Words that mean something in OpenCL C or that generated kernels use themselves."""
+_OWN = re.compile(r"\b(?:[xyt]\d+|y|s|[ijk]|r\d+_\d+|[gmnk]\d|n|c|[pr]\d|fuzz)\b(?!\()")
+
+
+@settings(max_examples=10, suppress_health_check=[HealthCheck.too_slow, HealthCheck.data_too_large])
+@given(st.one_of(general(exact=True), contractions(), windows()), st.permutations(_NAMES))
+def test_names_never_matter(ctx: Context, case: Case, names: list[str]) -> None:
+    found = dict.fromkeys(_OWN.findall(case.text))
+    chosen = dict(zip(found, names, strict=False))
+    text = _OWN.sub(lambda m: chosen.get(m[0], m[0]), case.text)
+    note(text)
+    made = parse_op(text).specialise({chosen.get(name, name): shape for name, shape in case.shapes.items()})
+    assert made.signature == parse_op(case.text).specialise(case.shapes).signature
+    inputs = tuple(replace(t, name=chosen.get(t.name, t.name)) for t in case.inputs)
+    _check(ctx, ctx.device.target.shape, replace(case, text=text, inputs=inputs))

@@ -152,6 +152,16 @@ EXAMPLES: Mapping[str, Example] = {
         "op count(x[N,C]: u8, z[C]: u8) -> y[C], a[C]:\n    y[c] = sum(n) x[n,c]\n    a[c] = any(n) x[n,c] > z[c]",
         {"x": (31, 9), "z": (9,)},
     ),
+    "cumsum": Example("op cumsum(x[R,K]) -> y[R,K]: y[r,k] = (sum(j <= k) x[r,j]) * 2 + x[r,k]", {"x": (3, 148)}),
+    "cumsum_from_end": Example(
+        "op cumsum(x[R,K]) -> y[R,K]: y[r,k] = sum(j <= K - 1 - k) x[r,j]", {"x": (3, 77)}, "scattered"
+    ),
+    "cummax_columns": Example("op cummax(x[K,C]) -> y[K,C]: y[k,c] = max(j <= k) x[j,c]", {"x": (71, 19)}),
+    "long_cumsum": Example("op cumsum(x[N]) -> y[N]: y[n] = sum(j <= n) x[j]", {"x": (1100,)}),
+    "turned": Example(
+        "op turned(x[N,C,W], b[C]) -> y[N,W,C]: y[n,w,c] = relu(x[n,c,w] + b[c])", {"x": (2, 36, 68), "b": (36,)}
+    ),
+    "turned_bytes": Example("op turned(x[M,N]: u8) -> y[N,M]: u8: y[n,m] = x[m,n]", {"x": (72, 20)}),
     "softmax": Example(
         """op softmax(x[R,K]) -> y[R,K]:
     m[r] = max(k) x[r,k]
