@@ -6,6 +6,7 @@ import re
 import time
 
 import numpy as np
+import onnx.parser
 import pytest
 from scipy.special import erf
 
@@ -104,6 +105,24 @@ def test_arguments_are_computed_once() -> None:
         "op f(x[N,K]) -> y[N]: y[n] = sum(k) sum(l) x[k,l] - 2 * sum(i) sum(j) x[i,j]", x=x
     ).statements
     assert len({e for e in walk(statement.value) if isinstance(e, Reduce)}) == 2
+
+
+@pytest.mark.parametrize(
+    ("body", "expected"),
+    [
+        ("(sum(k) x[n,k] * max(j) x[n,j]) + max(l) x[n,l]", lambda x: x.sum(1) * x.max(1) + x.max(1)),
+        ("max(l) x[n,l] * sum(k) (x[n,k] - max(j) x[n,j])", lambda x: x.max(1) * (x - x.max(1)[:, None]).sum(1)),
+        ("sq(sum(k) x[n,k]) + sq(max(k) x[n,k])", lambda x: x.sum(1) ** 2 + x.max(1) ** 2),
+        ("mean(k) sq(x[n,k] - mean(j) x[n,j])", lambda x: x.var(1)),
+        ("sq(sum(k) sum(j) x[k,j]) + n", lambda x: x.sum() ** 2 + np.arange(len(x))),
+    ],
+)
+def test_reductions_that_occur_several_times(device: tw.Device, body: str, expected: object) -> None:
+    op = tw.op(f"def sq(a) = a * a\nop f(x[N,K]) -> y[N]: y[n] = {body}")
+    for shape in ((5, 9), (1, 1), (3, 70)):
+        x = normal(*shape)
+        wanted = expected(x.astype(np.float64))  # type: ignore[operator]
+        np.testing.assert_allclose(op(x, device=device), wanted, rtol=1e-4, atol=1e-4)
 
 
 def test_functions_grow_within_limits() -> None:
@@ -561,3 +580,15 @@ def test_a_wrong_line_is_said_when_the_op_is_called(device: tw.Device) -> None:
     op = tw.op(ADD + "vector c: 5")
     with pytest.raises(UnsupportedError, match=r"the line 'vector c: 5' leaves nothing to choose"):
         op(normal(4, 64), normal(64), device=device)
+
+
+def test_a_session_with_fast_math(device: tw.Device) -> None:
+    model = onnx.parser.parse_model(
+        '<ir_version: 9, opset_import: ["" : 18]> g (float[3, 40] x) => (float[3, 40] y) { y = Softmax <axis = 1> (x) }'
+    )
+    x = normal(3, 40)
+    expected = np.exp(x) / np.exp(x).sum(1, keepdims=True)
+    for flag in (False, True):
+        session = tw.InferenceSession(model, device=device, fast_math=flag)
+        assert {call.program.fast_math for call in session.plan().calls} == {flag}
+        np.testing.assert_allclose(session.run(None, {"x": x})[0], expected, rtol=1e-3, atol=1e-4)
