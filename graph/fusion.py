@@ -11,10 +11,9 @@ A product with weights that are the softmax of a product is one step with all th
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Sequence
+from dataclasses import replace
 
-from tilewright.dsl import compose
 from tilewright.dsl.affine import Affine
 from tilewright.dsl.families.attention_form import recognise
 from tilewright.dsl.program import (
@@ -32,7 +31,9 @@ from tilewright.dsl.program import (
     transform,
     walk,
 )
-from tilewright.graph.steps import Item, References, Step, Steps, merged
+from tilewright.graph.chains import with_chains
+from tilewright.graph.composing import Work, all_of, composed, is_map, item_at, maker
+from tilewright.graph.steps import Item, References, Steps
 
 MAX_MEMBERS = 12
 """Steps that one step absorbs at most."""
@@ -40,63 +41,14 @@ MAX_MEMBERS = 12
 
 def fuse(steps: Steps) -> Steps:
     """The same network with steps composed where that saves traffic with memory and repeats no work."""
-    return _with_prologues(_with_attention(_with_epilogues(steps)))
-
-
-def is_map(program: Program) -> bool:
-    """True for one statement without a reduction."""
-    return len(program.statements) == 1 and not any(isinstance(e, Reduce) for e in walk(program.statements[0].value))
-
-
-@dataclass
-class _Work:
-    """The steps while they are being fused: who makes and who reads each value, by position."""
-
-    steps: Steps
-    items: list[Step | None]
-
-    def __post_init__(self) -> None:
-        self.made_at: dict[str, int] = {}
-        self.read_at: dict[str, list[int]] = {}
-        for position, step in enumerate(self.items):
-            if step is not None:
-                self.made_at[self.steps.written(step)] = position
-                for value in self.steps.read(step):
-                    self.read_at.setdefault(value, []).append(position)
-
-    def available(self, value: str) -> int:
-        """The position after which a value is there; -1 for inputs and constants."""
-        return self.made_at.get(value, -1)
-
-    def readers(self, value: str) -> list[int]:
-        """Positions of the steps that read a value."""
-        return self.read_at.get(value, [])
-
-    def absorb(self, position: int, members: Sequence[int], item: Item) -> None:
-        """Put `item` at `position` in place of the step there and of the members."""
-        gone = [position, *members]
-        for p in gone:
-            step = self.items[p]
-            assert step is not None
-            for value in self.steps.read(step):
-                self.read_at[value].remove(p)
-            self.made_at.pop(self.steps.written(step), None)
-            self.items[p] = None
-        self.items[position] = item
-        self.made_at[self.steps.written(item)] = position
-        for value in self.steps.read(item):
-            self.read_at.setdefault(value, []).append(position)
-            self.read_at[value].sort()
-
-    def finished(self) -> Steps:
-        return replace(self.steps, steps=tuple(s for s in self.items if s is not None))
+    return with_chains(_with_prologues(_with_attention(_with_epilogues(steps))))
 
 
 # --- epilogues --------------------------------------------------------------------------------------------------------
 
 
 def _with_epilogues(steps: Steps) -> Steps:
-    work = _Work(steps, list(steps.steps))
+    work = Work(steps, list(steps.steps))
     for position, step in enumerate(steps.steps):
         if isinstance(work.items[position], Item) and work.items[position] is step:
             members = _closing_members(work, position)
@@ -107,7 +59,7 @@ def _with_epilogues(steps: Steps) -> Steps:
     return work.finished()
 
 
-def _closing_members(work: _Work, position: int) -> list[int]:
+def _closing_members(work: Work, position: int) -> list[int]:
     """The longest run of readers that `position` can absorb with one value left for others to read."""
     step = work.items[position]
     assert step is not None
@@ -131,7 +83,7 @@ def _closing_members(work: _Work, position: int) -> list[int]:
     return best
 
 
-def _is_epilogue(work: _Work, position: int, reader: int, members: Sequence[int]) -> bool:
+def _is_epilogue(work: Work, position: int, reader: int, members: Sequence[int]) -> bool:
     """Whether a reader is pointwise over the group's own values, and its other operands are there before the group."""
     item = work.items[reader]
     if not isinstance(item, Item) or not is_map(item.program):
@@ -149,7 +101,7 @@ def _is_epilogue(work: _Work, position: int, reader: int, members: Sequence[int]
     return all(work.available(v) < position for v in others)
 
 
-def _composed_epilogue(work: _Work, position: int, members: Sequence[int]) -> Item | None:
+def _composed_epilogue(work: Work, position: int, members: Sequence[int]) -> Item | None:
     items = [work.items[p] for p in (position, *members)]
     found = [i for i in items if isinstance(i, Item)]
     shape = found[0].output.shape
@@ -235,7 +187,7 @@ def split_dimension(program: Program, d: int, factors: tuple[int, int], referenc
 
 
 def _with_prologues(steps: Steps) -> Steps:
-    work = _Work(steps, list(steps.steps))
+    work = Work(steps, list(steps.steps))
     for position in range(len(work.items)):
         item = work.items[position]
         if not isinstance(item, Item) or not is_map(item.program):
@@ -271,7 +223,7 @@ def _reads_each_once(program: Program, tensor: Tensor) -> bool:
 
 
 def _with_attention(steps: Steps) -> Steps:
-    work = _Work(steps, list(steps.steps))
+    work = Work(steps, list(steps.steps))
     for position, step in enumerate(steps.steps):
         if not isinstance(step, Item) or work.items[position] is not step or len(step.program.statements) != 1:
             continue
@@ -284,63 +236,41 @@ def _with_attention(steps: Steps) -> Steps:
     return work.finished()
 
 
-def _weighted(work: _Work, position: int, weights: Tensor) -> tuple[list[int], Item] | None:
+def _weighted(work: Work, position: int, weights: Tensor) -> tuple[list[int], Item] | None:
     """The steps behind the weights that the step at `position` sums with, and all composed; None if it does not.
 
     Steps join, the nearest first, if they make something of the size of the weights, or of one number per row of
     them, that no other step reads.
     """
     group = [position]
-    at = _maker(work, weights, group)
+    at = maker(work, weights, group)
     while at is not None and len(group) <= MAX_MEMBERS:
         group.append(at)
-        item = _all_of(work, group)
+        item = all_of(work, group)
         found = recognise(item.program)
         if not isinstance(found, str) and found.dot is not None:
             return sorted(group)[:-1], item
-        inputs = [t for p in group[1:] for t in _item(work, p).program.inputs]
+        inputs = [t for p in group[1:] for t in item_at(work, p).program.inputs]
         rows = {weights.size} | {weights.size // n for n in weights.shape}
-        at = max((p for t in inputs if t.size in rows and (p := _maker(work, t, group)) is not None), default=None)
+        at = max((p for t in inputs if t.size in rows and (p := maker(work, t, group)) is not None), default=None)
     return None
 
 
-def _item(work: _Work, position: int) -> Item:
-    item = work.items[position]
-    assert isinstance(item, Item)
-    return item
-
-
-def _all_of(work: _Work, group: Sequence[int]) -> Item:
-    return composed([_item(work, p) for p in sorted(group)], work.steps.references)
-
-
-def _maker(work: _Work, tensor: Tensor, group: Sequence[int]) -> int | None:
-    """The position of the step that makes just this tensor for the group alone, if it is not in the group."""
-    value = work.steps.references[tensor.name].value
-    at = work.available(value)
-    step = work.items[at] if at >= 0 else None
-    if not isinstance(step, Item) or at in group or step.output.name != tensor.name:
-        return None
-    if value in work.steps.graph.output_names or set(work.readers(value)) - set(group):
-        return None
-    return at
-
-
-def _absorb_scaling(work: _Work, position: int) -> None:
+def _absorb_scaling(work: Work, position: int) -> None:
     """Let the step at `position` do the scaling of its own operands, as far as that leaves keys and values plain."""
     tried: set[int] = set()
     while True:
-        item = _item(work, position)
-        made = {p for t in item.program.inputs if (p := _maker(work, t, [position])) is not None}
-        candidates = sorted(p for p in made - tried if is_map(_item(work, p).program))
+        item = item_at(work, position)
+        made = {p for t in item.program.inputs if (p := maker(work, t, [position])) is not None}
+        candidates = sorted(p for p in made - tried if is_map(item_at(work, p).program))
         if not candidates:
             return
         tried.add(candidates[0])
-        whole = _all_of(work, [candidates[0], position])
+        whole = all_of(work, [candidates[0], position])
         seen, now = recognise(item.program), recognise(whole.program)
         assert not isinstance(seen, str)
         beside = {r.tensor for r in _beside_products(seen.score)}
-        if _item(work, candidates[0]).output.name in beside or isinstance(now, str):
+        if item_at(work, candidates[0]).output.name in beside or isinstance(now, str):
             continue
         if isinstance(now.keys, Read) and isinstance(now.values, Read):
             work.absorb(position, [candidates[0]], whole)
@@ -352,45 +282,3 @@ def _beside_products(e: Expr) -> list[Read]:
         return []
     own = [e] if isinstance(e, Read) else []
     return own + [r for c in children(e) for r in _beside_products(c)]
-
-
-# --- composition ------------------------------------------------------------------------------------------------------
-
-
-def composed(items: Sequence[Item], references: References) -> Item:
-    """One item that computes all in order; only the last one's output remains."""
-    programs = [i.program for i in items]
-    made: dict[str, Tensor] = {}
-    inputs: dict[str, Tensor] = {}
-    pads: Mapping[str, float] = {t.name: t.pad for p in programs for t in p.inputs if t.pad}
-    for p in programs:
-        for t in p.inputs:
-            if t.name not in made and (t.name not in inputs or t.pad):
-                inputs[t.name] = t
-        made.update({t.name: t for t in p.outputs})
-    last = programs[-1].outputs
-    hidden = {t.name: references.inner() for t in made.values() if t.name != last[0].name}
-    whole = Program(
-        "_".join(dict.fromkeys(p.name for p in programs)),
-        tuple(inputs.values()),
-        last,
-        tuple(s for p in programs for s in p.statements),
-        (
-            *(replace(t, pad=pads.get(t.name, 0.0)) for t in made.values() if t.name in hidden),
-            *(t for p in programs for t in p.intermediates),
-        ),
-        tuple(h for p in programs for h in p.hints),
-        tuple(x for p in programs for x in p.limits),
-    )
-    program = merged(_inlined(compose.rename(whole, hidden)))
-    ops = tuple(op for i in items for op in i.ops)
-    return Item(program, ops, tuple(dict.fromkeys(s for i in items for s in i.sources)))
-
-
-def _inlined(program: Program) -> Program:
-    """Inlining until nothing changes: one pass cannot see readers that it brings together."""
-    while True:
-        smaller = compose.inline(program)
-        if len(smaller.statements) == len(program.statements):
-            return smaller
-        program = smaller

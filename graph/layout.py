@@ -18,7 +18,7 @@ from tilewright.dsl.splitting import linearised
 from tilewright.dsl.stages import split
 from tilewright.dsl.target import Target
 from tilewright.graph.calls import BufferSpec, Call, Network, Role
-from tilewright.graph.fusion import is_map
+from tilewright.graph.composing import is_map
 from tilewright.graph.joins import Places, places_of_joins
 from tilewright.graph.steps import Item, JoinStep, Step, Steps, ViewStep
 from tilewright.graph.views import seen

@@ -21,23 +21,23 @@ op instance_norm(x[N, C{sizes}], scale[C], bias[C]) -> y[N, C{sizes}]:
 """
 
 GROUP = """
-op group_norm(x[N, G, C, S], scale[{dims}], bias[{dims}]) -> y[N, G, C, S]:
-    m[n, g] = (sum(c, s) x[n, g, c, s]) / {count}
-    v[n, g] = (sum(c, s) (x[n, g, c, s] - m[n, g]) * (x[n, g, c, s] - m[n, g])) / {count}
-    y[n, g, c, s] = (x[n, g, c, s] - m[n, g]) / sqrt(v[n, g] + {epsilon}) * scale[{at}] + bias[{at}]
+op group_norm(x[N, G, C{sizes}], scale[{dims}], bias[{dims}]) -> y[N, G, C{sizes}]:
+    m[n, g] = (sum(c{at}) x[n, g, c{at}]) / {count}
+    v[n, g] = (sum(c{at}) (x[n, g, c{at}] - m[n, g]) * (x[n, g, c{at}] - m[n, g])) / {count}
+    y[n, g, c{at}] = (x[n, g, c{at}] - m[n, g]) / sqrt(v[n, g] + {epsilon}) * scale[{channel}] + bias[{channel}]
 """
 
 LAYER = """
-op layer_norm(x[R, K], scale[{scale}]{bias}) -> y[R, K]:
-    m[r] = (sum(k) x[r, k]) / {count}
-    v[r] = (sum(k) (x[r, k] - m[r]) * (x[r, k] - m[r])) / {count}
-    y[r, k] = (x[r, k] - m[r]) / sqrt(v[r] + {epsilon}) * scale[{scale_at}]{plus}
+op layer_norm(x[{sizes}], scale[{scale}]{bias}) -> y[{sizes}]:
+    m[{kept}] = (sum({axes}) x[{at}]) / {count}
+    v[{kept}] = (sum({axes}) (x[{at}] - m[{kept}]) * (x[{at}] - m[{kept}])) / {count}
+    y[{at}] = (x[{at}] - m[{kept}]) / sqrt(v[{kept}] + {epsilon}) * scale[{scale_at}]{plus}
 """
 
 ROOT_MEAN_SQUARE = """
-op rms_norm(x[R, K], scale[{scale}]) -> y[R, K]:
-    v[r] = (sum(k) x[r, k] * x[r, k]) / {count}
-    y[r, k] = x[r, k] / sqrt(v[r] + {epsilon}) * scale[{scale_at}]
+op rms_norm(x[{sizes}], scale[{scale}]) -> y[{sizes}]:
+    v[{kept}] = (sum({axes}) x[{at}] * x[{at}]) / {count}
+    y[{at}] = x[{at}] / sqrt(v[{kept}] + {epsilon}) * scale[{scale_at}]
 """
 
 LOCAL_RESPONSE = """
@@ -89,12 +89,13 @@ def group_normalization(app: Application) -> Compute:
     """Per image and group of channels; scale and bias per group before opset 21, per channel from then on."""
     x, groups = app.input(0), app.integer("num_groups", 1)
     batch, channels = x.shape[:2]
-    inner = (batch, groups, channels // groups, math.prod(x.shape[2:]))
+    inner = (batch, groups, channels // groups, *x.shape[2:])
     per_channel = app.input(1).shape[0] == channels
     text = GROUP.format(
+        **_spatial(x.rank),
         dims="G, C" if per_channel else "G",
-        at="g, c" if per_channel else "g",
-        count=inner[2] * inner[3],
+        channel="g, c" if per_channel else "g",
+        count=math.prod(inner[2:]),
         epsilon=literal(app.number("epsilon", 1e-5)),
     )
     parameter = inner[1:3] if per_channel else (groups,)
@@ -108,11 +109,26 @@ def _rows(app: Application) -> tuple[int, int]:
     return math.prod(shape[:axis]), math.prod(shape[axis:])
 
 
-def _scale(app: Application, count: int) -> tuple[str, str, tuple[int, ...]]:
+def _normalised(app: Application) -> dict[str, str]:
+    """The parts of a template for rows along the dimensions from ``axis`` on, under their own sizes."""
+    shape = app.input(0).shape
+    axis = app.integer("axis", -1) % len(shape)
+    names = [f"i{d}" for d in range(len(shape))]
+    return {
+        "sizes": ", ".join(map(str, shape)),
+        "at": ", ".join(names),
+        "kept": ", ".join(names[:axis]),
+        "axes": ", ".join(names[axis:]),
+    }
+
+
+def _scale(app: Application) -> tuple[str, str, tuple[int, ...]]:
     """Dims, index and shape of a scale that covers the normalised elements, or is one number for all."""
+    shape = app.input(0).shape
+    axis = app.integer("axis", -1) % len(shape)
     size = math.prod(app.input(1).shape)
-    if size == count:
-        return "K", "k", (count,)
+    if size == math.prod(shape[axis:]):
+        return ", ".join(map(str, shape[axis:])), ", ".join(f"i{d}" for d in range(axis, len(shape))), shape[axis:]
     if size == 1:
         return "1", "0", (1,)
     raise UnsupportedError(f"a scale of shape {app.input(1).shape} that broadcasts is not supported")
@@ -143,30 +159,32 @@ def layer_normalization(app: Application) -> tuple[Compute, ...]:
 
 
 def _normalised_layer(app: Application) -> Compute:
-    rows, count = _rows(app)
-    dims, at, shape = _scale(app, count)
+    dims, at, shape = _scale(app)
     bias = app.optional(2)
     if bias is not None and math.prod(bias.shape) != math.prod(shape):
         raise UnsupportedError("scale and bias of different sizes are not supported")
     text = LAYER.format(
+        **_normalised(app),
         scale=dims,
         scale_at=at,
         bias=f", bias[{dims}]" if bias else "",
         plus=f" + bias[{at}]" if bias else "",
-        count=count,
+        count=_rows(app)[1],
         epsilon=literal(app.number("epsilon", 1e-5)),
     )
-    shapes = {"x": (rows, count), "y": (rows, count), "scale": shape, "bias": shape}
+    x = app.input(0).shape
+    shapes = {"x": x, "y": x, "scale": shape, "bias": shape}
     return program(app, text, shapes, {"x": 0, "scale": 1} | ({"bias": 2} if bias else {}))
 
 
 @operator("RMSNormalization")
 def root_mean_square_normalization(app: Application) -> Compute:
     """Division by the root mean square over all dimensions from ``axis`` on."""
-    rows, count = _rows(app)
-    dims, at, shape = _scale(app, count)
-    text = ROOT_MEAN_SQUARE.format(scale=dims, scale_at=at, count=count, epsilon=literal(app.number("epsilon", 1e-5)))
-    shapes = {"x": (rows, count), "y": (rows, count), "scale": shape}
+    dims, at, shape = _scale(app)
+    epsilon = literal(app.number("epsilon", 1e-5))
+    text = ROOT_MEAN_SQUARE.format(**_normalised(app), scale=dims, scale_at=at, count=_rows(app)[1], epsilon=epsilon)
+    x = app.input(0).shape
+    shapes = {"x": x, "y": x, "scale": shape}
     return program(app, text, shapes, {"x": 0, "scale": 1})
 
 

@@ -184,8 +184,7 @@ def _gpu_space(plan: Plan, target: Target) -> Space:
             Constraint(
                 "the values kept do not fit into registers",
                 lambda c: (
-                    c["keep"] != "registers"
-                    or rows_gpu.kept_bytes(plan, c, live=True) <= _register_bytes(c.integer("work_group"))
+                    c["keep"] != "registers" or rows_gpu.kept_bytes(plan, c) <= _register_bytes(c.integer("work_group"))
                 ),
             ),
             Constraint(
@@ -196,7 +195,7 @@ def _gpu_space(plan: Plan, target: Target) -> Space:
                 "local memory is too small",
                 lambda c: (
                     rows_gpu.shared_bytes(plan, c)
-                    + (c["keep"] == "local") * c.integer("work_group") * rows_gpu.kept_bytes(plan, c, live=False)
+                    + (c["keep"] == "local") * c.integer("work_group") * rows_gpu.kept_bytes(plan, c)
                     <= target.local_memory
                 ),
             ),

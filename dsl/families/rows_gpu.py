@@ -12,6 +12,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 from tilewright.dsl.affine import Affine
+from tilewright.dsl.families.rows_chain import Kept
 from tilewright.dsl.families.rows_plan import BLOCK, LONGEST_SUM, Plan
 from tilewright.dsl.families.rows_writer import Writer
 from tilewright.dsl.families.shared import ceil_div, decode, gpu_geometry
@@ -39,12 +40,24 @@ def lines(plan: Plan, lanes: int) -> int:
     return plan.others * (plan.vector.extent // lanes if plan.across else 1)
 
 
-def kept_bytes(plan: Plan, configuration: Configuration, live: bool) -> int:
-    """Bytes of kept values per work-item; with ``live``, at the pass where they are most."""
+def kept_bytes(plan: Plan, configuration: Configuration) -> int:
+    """Bytes of kept values per work-item, in registers (at the pass where they are most) or in local memory."""
     lanes, group, rows = (configuration.integer(name) for name in ("lanes", "work_group", "rows"))
     trips = ceil_div(vectors(plan, lanes), group // rows)
-    every = sum(max(4, k.value.dtype.itemsize) for k in plan.loaded)
-    return trips * lanes * (plan.live_bytes() if live else every)
+    if configuration["keep"] == "registers":
+        return trips * lanes * plan.live_bytes()
+    arrays = dict(zip(arrays_of(plan.loaded), plan.loaded, strict=True))
+    return trips * lanes * sum(max(4, k.value.dtype.itemsize) for k in arrays.values())
+
+
+def arrays_of(kept: tuple[Kept, ...]) -> tuple[int, ...]:
+    """The number of each value's array: it takes over that of a value of its type whose last pass is its first."""
+    chosen: list[int] = []
+    for n, k in enumerate(kept):
+        free = [m for m in range(n) if kept[m].last <= k.first and kept[m].value.dtype is k.value.dtype]
+        busy = {chosen[m] for m in range(n) if kept[m].last > k.first}
+        chosen.append(next((chosen[m] for m in free if chosen[m] not in busy), n))
+    return tuple(chosen)
 
 
 def shared_bytes(plan: Plan, configuration: Configuration) -> int:
@@ -66,6 +79,7 @@ class _GpuWriter(Writer):
         self.keep = str(configuration["keep"])
         kept = () if self.keep == "nothing" else plan.loaded
         super().__init__(plan, configuration, kept, {plan.vector.name: lanes})
+        self.arrays = arrays_of(kept)
         self.group = configuration.integer("work_group")
         self.rows = configuration.integer("rows")
         self.team = self.group // self.rows
@@ -76,7 +90,11 @@ class _GpuWriter(Writer):
     # --- kept values ---
 
     def _kept_place(self, number: int) -> str:
-        return f"kept{number}[trip]" if self.keep == "registers" else f"kept{number}[trip * {self.group} + local_id]"
+        array = self.arrays[number]
+        return f"kept{array}[trip]" if self.keep == "registers" else f"kept{array}[trip * {self.group} + local_id]"
+
+    def displaced(self, number: int) -> tuple[int, ...]:
+        return tuple(m for m in range(number) if self.arrays[m] == self.arrays[number])
 
     def kept_load(self, number: int, place: Mapping[str, Affine], slot: int) -> str:
         return self._kept_place(number)
@@ -86,6 +104,8 @@ class _GpuWriter(Writer):
 
     def _declare_kept(self) -> None:
         for number, k in enumerate(self.kept):
+            if self.arrays[number] != number:
+                continue
             kind = vector_type(k.value.dtype, self.lanes)
             if self.keep == "registers":
                 self.body.line(f"{kind} kept{number}[{self.trips}];")

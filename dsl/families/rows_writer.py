@@ -82,6 +82,10 @@ class Writer(ABC):
     def kept_store(self, number: int, place: Mapping[str, Affine], slot: int, text: str) -> str:
         """The statement that stores one."""
 
+    def displaced(self, number: int) -> tuple[int, ...]:
+        """The kept values whose place a kept value takes when it is stored."""
+        return ()
+
     # --- names ---
 
     def result(self, e: Reduce, slot: int) -> str:
@@ -122,6 +126,9 @@ class Writer(ABC):
                     value = substitute_indices(self._definition(number, position), place)
                     text = expressions.converted(expressions(value), value.dtype, e.dtype)
                     done[e.tensor] = text
+                    for other in self.displaced(number):
+                        if self.kept[other].last == position:
+                            expressions(Read(f"{_KEPT}{other}", (), self.kept[other].value.dtype))
                     self.body.line(self.kept_store(number, place, slot, text))
                 return self.kept_load(number, place, slot)
             if e.tensor in chain.wide:
