@@ -19,11 +19,12 @@ from tilewright.dsl.parse import parse_op
 from tilewright.dsl.program import Program, Reduce, is_linear, walk
 from tilewright.dsl.splitting import linearised
 from tilewright.dsl.stages import split
+from tilewright.dsl.target import Shape, Target
 from tilewright.runtime import Context
 
 from .interpret import interpret
 from .oracle import reference
-from .running import run
+from .running import run, shaped
 
 RNG = np.random.default_rng(7)
 Arrays = Mapping[str, np.ndarray]
@@ -42,7 +43,16 @@ def simplest(ctx: Context, program: Program, arrays: Arrays) -> dict[str, np.nda
 
 def usual(ctx: Context, program: Program, arrays: Arrays) -> dict[str, np.ndarray]:
     """The outputs by way of stages, each by the first family that fits."""
-    target, known = ctx.device.target, dict(arrays)
+    return staged(ctx, program, arrays, ctx.device.target)
+
+
+def gpu_shaped(ctx: Context, program: Program, arrays: Arrays) -> dict[str, np.ndarray]:
+    """The same by kernels for GPUs."""
+    return staged(ctx, program, arrays, shaped(ctx.device.target, Shape.GPU))
+
+
+def staged(ctx: Context, program: Program, arrays: Arrays, target: Target) -> dict[str, np.ndarray]:
+    known = dict(arrays)
     for stage in map(linearised, split(program, target)):
         family = fitting(stage, target)[0]
         given = {t.name: known[t.name] for t in stage.inputs}
@@ -52,6 +62,7 @@ def usual(ctx: Context, program: Program, arrays: Arrays) -> dict[str, np.ndarra
 
 
 BOTH = pytest.mark.parametrize("way", [simplest, usual], ids=["naive", "default"])
+ALL = pytest.mark.parametrize("way", [simplest, usual, gpu_shaped], ids=["naive", "default", "gpu-shaped"])
 Way = Callable[[Context, Program, Arrays], dict[str, np.ndarray]]
 
 # --- functions --------------------------------------------------------------------------------------------------------
@@ -322,7 +333,7 @@ INDEXED: list[tuple[str, Arrays, dict[str, int], np.ndarray]] = [
 ]  # fmt: skip
 
 
-@BOTH
+@ALL
 @pytest.mark.parametrize("number", range(len(INDEXED)))
 def test_index_expressions(ctx: Context, way: Way, number: int) -> None:
     text, arrays, parameters, expected = INDEXED[number]
@@ -386,7 +397,7 @@ REDUCED: dict[str, np.ndarray] = {
 }
 
 
-@BOTH
+@ALL
 def test_reductions_of_reductions(ctx: Context, way: Way) -> None:
     with np.errstate(all="ignore"):
         for body, expected in REDUCED.items():
@@ -414,7 +425,7 @@ def test_scans(ctx: Context, way: Way) -> None:
         np.testing.assert_allclose(way(ctx, program, {"x": x})["y"], expected, rtol=1e-5, atol=1e-5, err_msg=body)
 
 
-@BOTH
+@ALL
 def test_ends_and_insides_from_data(ctx: Context, way: Way) -> None:
     arrays = {"x": X[0], "i": np.array([3, -2, 100, 36, 0], np.int32)}
     text = "op f(x[N], i[M]) -> y[M], z[M]: bool:\n y[n] = sum(j <= i[n]) x[j]\n z[n] = inside(x[i[n]/2])"
