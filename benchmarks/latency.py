@@ -1,11 +1,12 @@
-"""How long it takes from a text, or an ONNX node, to OpenCL C: milliseconds of Python, with no device at work.
+"""How long it takes from a text, or an ONNX node, to OpenCL C: milliseconds of CPU time, with no device at work.
 
     python benchmarks/latency.py                     the programs of docs/programs.md and the examples
     python benchmarks/latency.py --operators         as well every ONNX node test that the operator library takes
     python benchmarks/latency.py --profile           where the time goes
 
-Each op is timed a few times with everything forgotten in between but the parser's tables, and the fastest time counts:
-what is measured is the work, not what else the machine does. "first" is the very first op of the process.
+Each op is timed a few times with everything forgotten in between but the parser's tables, and the fastest time counts.
+It all happens in one thread, so that CPU time is what a user waits for on an idle machine. "first" is the very first op
+of the process.
 """
 
 from __future__ import annotations
@@ -59,11 +60,11 @@ class Watch:
     """Milliseconds by part of the way, of one run."""
 
     parts: dict[str, float] = field(default_factory=dict)
-    last: float = field(default_factory=time.perf_counter)
+    last: float = field(default_factory=time.thread_time)
 
     def lap(self, part: str) -> None:
         """Count the time since the last lap to a part."""
-        now = time.perf_counter()
+        now = time.thread_time()
         self.parts[part] = self.parts.get(part, 0.0) + 1e3 * (now - self.last)
         self.last = now
 

@@ -358,20 +358,23 @@ def children(e: Expr) -> tuple[Expr, ...]:
     match e:
         case Call():
             return e.args
+        case Read() | Inside():
+            return _computed(e.index)
+        case Const():
+            return ()
         case Cast():
             return (e.arg,)
         case Reduce():
-            return (e.body,) if e.until is None else (e.body, *(a.expr for a in _atoms((e.until,))))
-        case Read() | Inside():
-            return tuple([a.expr for a in _atoms(e.index)])
+            return (e.body,) if e.until is None else (e.body, *_computed((e.until,)))
         case IndexValue():
-            return tuple(a.expr for a in _atoms((e.index,)))
-        case _:
-            return ()
+            return _computed((e.index,))
 
 
-def _atoms(index: tuple[Affine, ...]) -> tuple[Computed, ...]:
-    return tuple([a for position in index for a, _ in position.terms if isinstance(a, Computed)])
+def _computed(index: tuple[Affine, ...]) -> tuple[Expr, ...]:
+    """The expressions of computed terms."""
+    if all([position.is_linear for position in index]):
+        return ()
+    return tuple([a.expr for position in index for a in position.atoms if isinstance(a, Computed)])
 
 
 def walk(e: Expr) -> Iterator[Expr]:
