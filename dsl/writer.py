@@ -174,9 +174,9 @@ Variables = Mapping[str, str] | Names
 """The C variable of each index."""
 
 
-def affine(a: Affine, names: Variables) -> str:
-    """An index expression in C; `names` gives the C variable of each index."""
-    return str(Affine(tuple((names[term], c) for term, c in a.terms), a.constant))  # type: ignore[index]
+def affine(a: Affine, names: Variables, cast: str = "") -> str:
+    """An index expression in C; `names` gives the C variable of each index, `cast` what is written before each."""
+    return str(Affine(tuple((f"{cast}{names[term]}", c) for term, c in a.terms), a.constant))  # type: ignore[index]
 
 
 def in_range(index: tuple[Affine, ...], tensor: Tensor, dimensions: tuple[int, ...], names: Variables) -> str:
@@ -359,13 +359,14 @@ class Expressions:
 
     def _index_value(self, e: IndexValue) -> str:
         step = e.index.coefficient(LANE)
-        first = f"({affine(e.index.without(LANE), self.names)})"
+        wide = "(long)" if e.dtype.itemsize == 8 else ""
+        first = f"({affine(e.index.without(LANE), self.names, wide)})"
         if self.width == 1:
             return f"({vector_type(e.dtype, 1)}){first}"
         vector = vector_type(DType.I64 if e.dtype.itemsize == 8 else DType.I32, self.width)
         text = f"({vector}){first}"
         if e.index.bends(LANE):
-            lanes = [affine(at_lane((e.index,), lane)[0], self.names) for lane in range(self.width)]
+            lanes = [affine(at_lane((e.index,), lane)[0], self.names, wide) for lane in range(self.width)]
             text, step = f"({vector})({', '.join(lanes)})", 0
         if step:
             text = f"({text} + ({vector})({', '.join(str(step * lane) for lane in range(self.width))}))"
