@@ -13,6 +13,8 @@ _OPERATIONS: dict[str, Callable[..., int]] = {
     "sub": operator.sub,
     "mul": operator.mul,
     "div": operator.floordiv,
+    "floordiv": operator.floordiv,
+    "mod": operator.mod,
     "pow": lambda a, b: a ** min(b, 64),
     "neg": operator.neg,
     "lt": operator.lt,

@@ -11,6 +11,7 @@ from tilewright.dsl import syntax
 from tilewright.dsl.diagnostics import Problem, listed, suggestion
 from tilewright.dsl.program import Hint, Limit
 from tilewright.dsl.syntax import Application, Literal, Name, Node, Qualified
+from tilewright.dsl.vocabulary import SIZE_OPERATIONS
 
 INDEX_KINDS = ("tile", "item", "vector", "unroll", "split")
 """Kinds of hint that name an index; `item` is what `per item` gives. A where line knows each as <kind>_<index>."""
@@ -115,8 +116,8 @@ def _side(node: Node, indices: Collection[str]) -> None:
                     f"a where line cannot speak of {node.text}{suggestion(node.text, known)}; it knows "
                     f"{listed(LIMIT_NAMES, 'and')}, and {', '.join(f'{kind}_<index>' for kind in INDEX_KINDS)}",
                 )
-        case Application() if node.called is None and node.function in ("add", "sub", "mul", "div", "neg", "pow"):
+        case Application() if node.called is None and node.function in SIZE_OPERATIONS:
             for a in node.args:
                 _side(a, indices)
         case _:
-            raise Problem(node.at, "a where line compares integer arithmetic: + - * / ^ on names and integers")
+            raise Problem(node.at, "a where line compares integer arithmetic: + - * / % ^ on names and integers")

@@ -184,6 +184,7 @@ EXPRESSIONS = [
         "the index j is bound by a reduction that ends before here; a reduction takes one product",
     ),
     ("sum(j) x[n,j] + ⟨⟩j", "put its whole body in brackets, sum(j) (...)"),
+    ("⟨⟩cumsum(x)", "cumsum names the index it runs along: y[r,k] = cumsum(k) x[r,k]"),
     ("cumsum(⟨⟩j) x[n,j]", "cumsum runs along an index of the left side or of a reduction around it, and j is none"),
     ("cumsum(⟨⟩n,c) x[n,c]", "cumsum runs along one index: y[r,k] = cumsum(k) x[r,k]"),
     ("cumsum(⟨⟩2) x[n,c]", "cumsum runs along one index: y[r,k] = cumsum(k) x[r,k]"),

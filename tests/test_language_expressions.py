@@ -327,6 +327,8 @@ INDEXED: list[tuple[str, Arrays, dict[str, int], np.ndarray]] = [
     ("op f(t[V,C], a[M], ids[N]: i8) -> y[N]: y[n] = t[a[ids[n]*300/300], i32(5.9)] + index(a[ids[n]] + n)",
      {"t": TABLE, "a": np.array([4, 1, 0], np.int64), "ids": np.array([2, 0, 1, 1], np.int8)}, {},
      TABLE[[0, 4, 1, 1], 5] + np.array([0, 4, 1, 1]) + np.arange(4)),
+    ("op f(x[A,B]; big: int) -> y[A,B]: y[a,b] = x[(a*big + b)/big, (a*big + b)%big] + index((a + 1)*(b + big)/big)",
+     {"x": TABLE}, {"big": 2**31}, TABLE + np.arange(1, 6)[:, None]),
     ("op f(t[V,C], x[N,C]) -> y[N]: y[n] = t[(argmax(c) x[n,c]) % V, argmin(c) x[n,c]]",
      {"t": TABLE, "x": IMAGE[0, :, 1, :].repeat(2, 1)[:, :7]}, {},
      TABLE[IMAGE[0, :, 1, :].repeat(2, 1)[:, :7].argmax(1) % 5, IMAGE[0, :, 1, :].repeat(2, 1)[:, :7].argmin(1)]),
