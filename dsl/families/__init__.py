@@ -16,11 +16,12 @@ from tilewright.dsl.families.reduce import REDUCE
 from tilewright.dsl.families.rows import ROWS
 from tilewright.dsl.families.scan import SCAN
 from tilewright.dsl.families.window import WINDOW
+from tilewright.dsl.families.winograd import WINOGRAD
 from tilewright.dsl.hints import LineError, narrowed, nearest
 from tilewright.dsl.lowering import Lowering
 from tilewright.dsl.program import Program
 from tilewright.dsl.space import Configuration, Space
-from tilewright.dsl.target import Target
+from tilewright.dsl.target import Shape, Target
 from tilewright.errors import UnsupportedError
 
 
@@ -42,7 +43,7 @@ class Family(Protocol):
         """The kernels for one configuration of the space."""
 
 
-FAMILIES: tuple[Family, ...] = (ATTENTION, WINDOW, CONTRACT, REDUCE, ROWS, SCAN, MAP, NAIVE)
+FAMILIES: tuple[Family, ...] = (ATTENTION, WINDOW, WINOGRAD, CONTRACT, REDUCE, ROWS, SCAN, MAP, NAIVE)
 """Every family, most special first. Depthwise convolution fits `contract` as well, as many products of one row."""
 
 CHAINS: tuple[Family, ...] = (ATTENTION, ROWS)
@@ -66,11 +67,23 @@ def fitting(stage: Program, target: Target) -> tuple[Family, ...]:
     UnsupportedError with the reason if none can, or if the stage's tuning lines leave no configuration of those that
     are meant for it.
     """
-    found = tuple(f for f in FAMILIES if f.refusal(stage, target) is None)
+    found = tuple(f for f in _in_order(target) if f.refusal(stage, target) is None)
     if not found:
         reason = FAMILIES[-1].refusal(stage, target)
         raise UnsupportedError(f"{stage.name} cannot run on this device: {reason}; cast to a type the device has")
     return _willing(found, stage, target) if stage.hints or stage.limits else found
+
+
+def _in_order(target: Target) -> tuple[Family, ...]:
+    """`FAMILIES` with the better untuned choice first.
+
+    On GPUs the stages of `winograd` go through memory, which pays for large images only: it is left to the tuner.
+    """
+    if target.shape is Shape.CPU:
+        return FAMILIES
+    others = [f for f in FAMILIES if f is not WINOGRAD]
+    others.insert(others.index(CONTRACT) + 1, WINOGRAD)
+    return tuple(others)
 
 
 def _willing(found: tuple[Family, ...], stage: Program, target: Target) -> tuple[Family, ...]:

@@ -67,6 +67,11 @@ EXAMPLES: Mapping[str, Example] = {
         "last",
         {"stride": 2, "pad": 1},
     ),
+    "conv_3x3": Example(
+        """op conv(x[N,C,H,W], w[O,C,R,S], b[O]) -> y[N,O,H,W]:
+    y[n,o,p,q] = relu(sum(c,r,s) x[n,c,p+r-1,q+s-1] * w[o,c,r,s] + b[o])""",
+        {"x": (2, 9, 5, 6), "w": (11, 9, 3, 3), "b": (11,)},
+    ),
     "same": Example(
         """op same(x[N,C,H,W], w[O,C,3,3], b[O]) -> y[N,O,H,W]:
     y[n,o,p,q] = relu(sum(c,r,s) x[n,c,p+r-1,q+s-1] * w[o,c,r,s] + b[o])""",
