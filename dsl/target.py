@@ -44,6 +44,9 @@ class Target:
     """(guess) First-level data cache per core."""
     l2_bytes: int = 512 << 10
     """(guess) Second-level cache per core."""
+    streaming_stores: bool = False
+    """(guess) The compiler knows `__builtin_nontemporal_store`, which writes past the caches, without reading a line
+    before it is written."""
     build_options: str = ""
 
     def lanes(self, itemsize: int) -> int:

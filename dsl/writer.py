@@ -587,11 +587,19 @@ def load(pointer: str, address: Affine, names: Variables, dtype: DType, width: i
 
 
 def store(
-    pointer: str, address: Affine, names: Variables, dtype: DType, width: int, value: str, aligned: bool = False
+    pointer: str,
+    address: Affine,
+    names: Variables,
+    dtype: DType,
+    width: int,
+    value: str,
+    aligned: bool = False,
+    streams: bool = False,
 ) -> str:
     """The C statement that writes a register value at `address`; `LANE`'s coefficient there is the stride.
 
-    With a stride other than 1, `value` is written lane by lane and so must be a variable. ``aligned`` as in `load`.
+    With a stride other than 1, `value` is written lane by lane and so must be a variable. ``aligned`` as in `load`;
+    what is aligned and ``streams`` is written past the caches (see `Target.streaming_stores`).
     """
     stride = address.coefficient(LANE)
     start = affine(address.without(LANE), names)
@@ -603,7 +611,8 @@ def store(
     if dtype is DType.BF16 and stride == 1:
         value_text = f"tw_bf16_float{width}({value})"
     if stride == 1 and aligned and dtype is not DType.F16:
-        return f"*(__global {dtype.opencl}{width}*)({_at(pointer, start)}) = {value_text};"
+        place = f"(__global {dtype.opencl}{width}*)({_at(pointer, start)})"
+        return f"__builtin_nontemporal_store({value_text}, {place});" if streams else f"*{place} = {value_text};"
     if stride == 1:
         half = f"vstorea_half{width}" if aligned else f"vstore_half{width}"
         storer = half if dtype is DType.F16 else f"vstore{width}"

@@ -93,6 +93,7 @@ def target_of(device: pyopencl.Device, driver: Driver, kind: str) -> Target:
         has_f64="cl_khr_fp64" in extensions,
         l1_bytes=(shape is Shape.CPU and host.l1_bytes) or 32 << 10,
         l2_bytes=(shape is Shape.CPU and host.l2_bytes) or 512 << 10,
+        streaming_stores=driver.name in ("pocl", "intel-cpu"),
         # No fast-math: NaN, infinities and signed zeros follow IEEE 754. Contraction of a*b+c is on by default.
         # PoCL writes the number of warnings to stderr, hence -w.
         build_options="-cl-std=CL1.2 -w" if _is_pocl(driver) else "-cl-std=CL1.2",

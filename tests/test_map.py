@@ -4,21 +4,24 @@ from __future__ import annotations
 
 import random
 from collections.abc import Mapping
+from dataclasses import replace
 
 import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from running import compare, relative, run, shaped, values
-from targets import GPU
+from targets import CPU, GPU
 
+from tilewright.dsl.affine import Affine
 from tilewright.dsl.dtypes import DType
 from tilewright.dsl.families.map import MAP, Plan
 from tilewright.dsl.families.shared import is_aligned
 from tilewright.dsl.parse import parse_op
-from tilewright.dsl.program import Program
+from tilewright.dsl.program import Program, Tensor
 from tilewright.dsl.space import Configuration
 from tilewright.dsl.target import Shape, Target
+from tilewright.dsl.writer import LANE
 from tilewright.runtime import Context
 
 BOTH_SHAPES = pytest.mark.parametrize("shape", [Shape.CPU, Shape.GPU], ids=["cpu-shaped", "gpu-shaped"])
@@ -170,9 +173,22 @@ def test_tiles_of_short_dimensions_are_long() -> None:
 
 
 def test_alignment_is_proved() -> None:
-    made = parse_op("op copy(x[R,K]) -> y[R,K]:\n    y[r,k] = x[r,k] + x[0,k]").specialise({"x": (6, 30)})
-    plan = Plan.of(made)
-    (x,) = made.inputs
-    lane = plan.loops.reads[0].index[-1].substitute({})
-    assert x.dtype is DType.F32
-    assert not is_aligned(x, x.address((lane, lane)), 2, {})
+    lane, row, column = Affine.index(LANE), Affine.index("r"), Affine.index("k")
+    for pitch, offset, columns_at, aligned in (
+        (32, 0, 4, True),
+        (30, 0, 4, False),
+        (32, 2, 4, False),
+        (32, 0, 1, False),
+    ):
+        x = Tensor("x", DType.F32, (6, 30), (pitch, 1), offset)
+        assert is_aligned(x, x.address((row, column + lane)), 4, {"k": columns_at}) == aligned
+        assert not is_aligned(x, x.address((row + lane, column)), 4, {"k": columns_at})
+
+
+@pytest.mark.parametrize("streams", [False, True])
+def test_large_outputs_are_written_past_the_caches(streams: bool) -> None:
+    target = replace(CPU, streaming_stores=streams)
+    made = {n: parse_op("op copy(x[N]) -> y[N]:\n    y[n] = x[n]").specialise({"x": (n,)}) for n in (1 << 24, 1 << 12)}
+    found = {n: MAP.lower(p, target, MAP.default(p, target)).launches[0].source for n, p in made.items()}
+    assert ("__builtin_nontemporal_store" in found[1 << 24]) == streams
+    assert "__builtin_nontemporal_store" not in found[1 << 12]

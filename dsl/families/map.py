@@ -39,6 +39,8 @@ from tilewright.dsl.target import Shape, Target
 
 NEAR = 4
 """Up to this stride, in elements, neighbours along the vector share a cache line well enough."""
+STREAMED = 16 << 20
+"""(guess) Bytes of an output of which little would be left in a CPU's caches when it is read next."""
 GRAINS = (2, 4, 8, 16, 32, 64, 128, 256)
 """KiB of memory that one work-item of a CPU may walk over."""
 
@@ -73,6 +75,11 @@ class Map:
                     ),
                     Parameter("unroll", (1, 2, 4), "vectors per step of the innermost loop", "unroll", inner),
                     Parameter("grain", GRAINS, "KiB of memory per work-item; 16 to 64 keeps it within a near cache"),
+                    Parameter(
+                        "stream",
+                        (0, 1) if target.streaming_stores else (0,),
+                        "1: outputs are written past the caches; for those that are larger",
+                    ),
                 ),
                 (
                     Constraint(
@@ -201,13 +208,15 @@ def _across(program: Program, loops: Collapsed, inner: str) -> str | None:
 
 def _cpu_default(plan: Plan, target: Target) -> Configuration:
     sizes = {plan.program.tensors[name].dtype.itemsize for name in plan.loops.writes}
-    lanes = min(target.lanes(max(sizes)), plan.widths(16)[-1])
-    lanes = max(lanes, plan.widths(16)[0])
+    # Tiles that are turned in registers have sides of a cache line.
+    wanted = max(1, 64 // max(sizes)) if plan.crossing else target.lanes(max(sizes))
+    lanes = max(min(wanted, plan.widths(16)[-1]), plan.widths(16)[0])
     total = plan.elements * plan.element_bytes
     share = total // (2 * target.compute_units) >> 10
     grain = max((g for g in GRAINS if g <= min(share, 64)), default=GRAINS[0])
     unroll = 1 if plan.transposes or plan.inner.extent < 2 * lanes else 2
-    return Configuration.of({"lanes": lanes, "unroll": unroll, "grain": grain})
+    stream = int(target.streaming_stores and plan.elements * min(sizes) >= STREAMED)
+    return Configuration.of({"lanes": lanes, "unroll": unroll, "grain": grain, "stream": stream})
 
 
 def register_size(dtype: DType) -> int:

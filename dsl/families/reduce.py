@@ -24,7 +24,6 @@ from tilewright.dsl.families.shared import (
     Collapsed,
     Dimension,
     aligned,
-    ceil_div,
     collapse,
     computes_indices,
     needs_f64,
@@ -43,13 +42,11 @@ from tilewright.dsl.program import (
     transform,
     walk,
 )
-from tilewright.dsl.space import Configuration, Constraint, Parameter, Space
+from tilewright.dsl.space import Configuration, Space
 from tilewright.dsl.target import Shape, Target
 
-SPLITS = (1, 2, 4, 8, 16, 32, 64, 128, 256)
-GPU_SPLITS = (*SPLITS, 512, 1024)
-GRAINS = (2, 4, 8, 16, 32, 64, 128, 256)
-"""KiB of memory that one work-item of a CPU may walk over."""
+WRITTEN_OUT = 8
+"""Most vectors of a CPU's work-item whose accumulators are variables; more are elements of arrays."""
 
 
 class ReduceFamily:
@@ -75,13 +72,15 @@ class ReduceFamily:
 
     def space(self, program: Program, target: Target) -> Space:
         """Vector width, accumulators, and how the reduction is shared."""
-        plan = Plan.of(program)
-        return _cpu_space(plan) if target.shape is Shape.CPU else _gpu_space(plan, target)
+        from tilewright.dsl.families import reduce_space
+
+        return reduce_space.space(Plan.of(program), target)
 
     def default(self, program: Program, target: Target) -> Configuration:
         """The native width, about four chains of accumulators, and every core busy."""
-        plan = Plan.of(program)
-        return _cpu_default(plan, target) if target.shape is Shape.CPU else _gpu_default(plan, target)
+        from tilewright.dsl.families import reduce_space
+
+        return reduce_space.default(Plan.of(program), target)
 
     def lower(self, program: Program, target: Target, configuration: Configuration) -> Lowering:
         """One launch, or two if the reduction is split."""
@@ -231,174 +230,6 @@ def _contiguity(program: Program, reduces: tuple[Reduce, ...]) -> Mapping[str, i
             if address.coefficient(name) == 1:
                 weights[name] = weights.get(name, 0) + len(address.terms)
     return weights
-
-
-# --- spaces ---------------------------------------------------------------------------------------------------------
-
-
-def _cpu_space(plan: Plan) -> Space:
-    vector, reduced = (plan.vector.name,), tuple(d.name for d in plan.loops.reduced)
-    parameters = [
-        Parameter(
-            "lanes",
-            plan.widths(16),
-            "elements per vector; the native width or twice that is typical",
-            "vector",
-            vector,
-            sized=True,
-        ),
-        Parameter(
-            "unroll",
-            (1, 2, 4),
-            "independent accumulators per reduction; 2 to 4 hide the latency of additions",
-            "unroll",
-            reduced,
-        ),
-        Parameter("grain", GRAINS, "KiB of memory per work-item; 16 to 64"),
-        Parameter(
-            "splits",
-            _splits(plan.split.extent),
-            "parts of the reduction that run apart; more than 1 if outputs are few",
-            "split",
-            reduced,
-            sized=True,
-        ),
-    ]
-    constraints = []
-    if plan.rows:
-        constraints.append(
-            Constraint(
-                "the accumulators are longer than a row",
-                lambda c: c["unroll"] == 1 or c.integer("unroll") * c.integer("lanes") <= plan.vector.extent,
-                sized=True,
-            )
-        )
-    else:
-        parameters.append(
-            Parameter("vectors", (1, 2, 4, 8), "neighbouring vectors of outputs per work-item", "item", vector)
-        )
-        constraints.append(
-            Constraint(
-                "a work-item's vectors are longer than the outputs' innermost dimension",
-                lambda c: c["vectors"] == 1 or c.integer("vectors") * c.integer("lanes") <= plan.vector.extent,
-                sized=True,
-            )
-        )
-        constraints.append(
-            Constraint(
-                "more than 16 accumulators",
-                lambda c: c.integer("vectors") * c.integer("unroll") * len(plan.reduces) <= max(16, len(plan.reduces)),
-            )
-        )
-    return Space(tuple(parameters), tuple(constraints))
-
-
-def _splits(extent: int, values: tuple[int, ...] = SPLITS) -> tuple[int, ...]:
-    return tuple(n for n in values if n == 1 or n * 4 <= extent)
-
-
-def _cpu_default(plan: Plan, target: Target) -> Configuration:
-    size = max(accumulator(e).itemsize for e in plan.reduces)
-    lanes = min(target.lanes(size), plan.widths(16)[-1])
-    busy = 2 * target.compute_units
-    values: dict[str, int] = {"lanes": lanes}
-    if plan.rows:
-        values["unroll"] = 4 if plan.vector.extent >= 4 * lanes else 2 if plan.vector.extent >= 2 * lanes else 1
-        runs = plan.others
-    else:
-        most = [v for v in (1, 2, 4) if v == 1 or v * lanes <= plan.vector.extent]
-        filled = [v for v in most if plan.others * ceil_div(plan.vector.extent, v * lanes) >= busy]
-        values["vectors"] = filled[-1] if filled else most[-1]
-        values["unroll"] = 2 if values["vectors"] * len(plan.reduces) <= 4 else 1
-        runs = plan.others * ceil_div(plan.vector.extent, values["vectors"] * lanes)
-    total = plan.outputs * plan.length * plan.element_bytes
-    splits = 1
-    if runs < busy:
-        # Each part should still be worth a work-item: 32 KiB or more.
-        wanted = min(ceil_div(2 * busy, runs), max(1, total // runs >> 15))
-        splits = max(n for n in _splits(plan.split.extent) if n <= wanted)
-    values["splits"] = splits
-    share = total // busy >> 10
-    values["grain"] = max((g for g in GRAINS if g <= min(share, 64)), default=GRAINS[0])
-    return Configuration.of(values)
-
-
-def _gpu_space(plan: Plan, target: Target) -> Space:
-    groups = tuple(n for n in (32, 64, 128, 256, 512) if n <= target.max_work_group) or (1,)
-    most = max(4, 16 // min(plan.itemsizes))
-    widths = tuple(w for w in plan.widths(most) if not plan.rows or plan.vector.extent % w == 0)
-    bytes_per_item = sum(accumulator(e).itemsize for e in plan.reduces)
-    reduced = tuple(d.name for d in plan.loops.reduced)
-    return Space(
-        (
-            Parameter(
-                "lanes", widths, "elements per vector; 16 bytes of them", "vector", (plan.vector.name,), sized=True
-            ),
-            Parameter(
-                "unroll", (1, 2, 4, 8), "vectors that an item reads ahead, each with an accumulator", "unroll", reduced
-            ),
-            Parameter("work_group", groups, "work-items per work-group, typically 128 to 256"),
-            Parameter("outputs", (1, 2, 4, 8, 16, 32, 64, 128, 256), "outputs (or vectors of them) per work-group"),
-            Parameter(
-                "splits",
-                _splits(plan.length, GPU_SPLITS),
-                "parts of the reduction that run apart; more than 1 if outputs are few",
-                "split",
-                reduced,
-                sized=True,
-            ),
-        ),
-        (
-            Constraint(
-                "fewer work-items than outputs in a work-group",
-                lambda c: c.integer("outputs") <= c.integer("work_group"),
-            ),
-            Constraint(
-                "more than 64 accumulators",
-                lambda c: c["unroll"] == 1 or c.integer("unroll") * c.integer("lanes") * len(plan.reduces) <= 64,
-            ),
-            Constraint(
-                "partial results do not fit into local memory",
-                lambda c: (
-                    c.integer("work_group") * bytes_per_item * (1 if plan.rows else c.integer("lanes"))
-                    <= target.local_memory
-                ),
-            ),
-        ),
-    )
-
-
-def _gpu_default(plan: Plan, target: Target) -> Configuration:
-    """16 bytes per read, four reads under way per item, and every unit's work-items busy several times over."""
-    group = power_below(min(256, target.max_work_group))
-    most = max(1, 16 // max(plan.itemsizes))
-    whole = [w for w in plan.widths(most) if plan.vector.extent % w == 0]
-    lanes = whole[-1]
-    if plan.rows:
-        steps = max(1, plan.length // lanes)
-        # A work-item should add up a few vectors; short rows share a work-group.
-        outputs = max(1, min(group, group // power_below(max(1, min(group, steps // 2)))))
-        groups = ceil_div(plan.outputs, outputs)
-    else:
-        slots = plan.others * ceil_div(plan.vector.extent, lanes)
-        outputs = _even_share(slots, group)
-        groups = ceil_div(slots, outputs)
-        steps = plan.length
-    unroll = max(n for n in (1, 2, 4) if n == 1 or n * lanes * len(plan.reduces) <= 32)
-    splits = 1
-    if groups < 8 * target.compute_units:
-        wanted = ceil_div(16 * target.compute_units, groups)
-        # Each part should be worth the second launch: a few rounds of every item.
-        longest = max(1, steps * outputs // (4 * unroll * group))
-        splits = max(n for n in _splits(plan.length, GPU_SPLITS) if n <= max(1, min(wanted, longest)))
-    values = {"lanes": lanes, "unroll": unroll, "work_group": group, "outputs": outputs, "splits": splits}
-    return Configuration.of(values)
-
-
-def _even_share(slots: int, group: int) -> int:
-    """Outputs per work-group that leave few items without one, at least 8 of them where there are as many."""
-    shares = [n for n in (64, 32, 16, 8) if n <= min(group, slots)] or [power_below(min(group, slots))]
-    return min(shares, key=lambda n: (ceil_div(slots, n) * n > 1.07 * slots, -n))
 
 
 REDUCE = ReduceFamily()

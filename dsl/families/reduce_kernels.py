@@ -7,7 +7,7 @@ from contextlib import ExitStack, contextmanager
 
 from tilewright.dsl.affine import Affine
 from tilewright.dsl.dtypes import DType
-from tilewright.dsl.families.reduce import Plan, accumulator
+from tilewright.dsl.families.reduce import WRITTEN_OUT, Plan, accumulator
 from tilewright.dsl.families.shared import (
     Dimension,
     Geometry,
@@ -69,16 +69,17 @@ class Writer:
             self.plan.program, self.names, checks, lanes, self.helpers, source, prefix, multiples=self.multiples
         )
 
-    def step(self, chain: int, offsets: Mapping[str, int] | None = None, counted: int = 0) -> None:
+    def step(self, chain: int | str, offsets: Mapping[str, Affine | int] | None = None, counted: int = 0) -> None:
         """Add one vector to the accumulators of `chain`.
 
         ``offsets`` are added to loop variables; the first ``counted`` lanes are left out.
         """
-        place = {name: Affine.of({name: 1}, offset) for name, offset in (offsets or {}).items()}
+        place = {name: Affine.index(name) + offset for name, offset in (offsets or {}).items()}
         if self.lanes > 1:
             vector = self.plan.vector.name
             place[vector] = place.get(vector, Affine.index(vector)) + Affine.index(LANE)
-        expressions = self.expressions(self.lanes, place, f"{'abcdefgh'[chain % 8]}{chain // 8 or ''}_")
+        number = chain if isinstance(chain, int) else 0
+        expressions = self.expressions(self.lanes, place, f"{'abcdefgh'[number % 8]}{number // 8 or ''}_")
         for j, e in enumerate(self.plan.reduces):
             moved = substitute_indices(e.body, place)
             value = expressions.converted(expressions(moved), moved.dtype, e.dtype)
@@ -112,26 +113,27 @@ class Writer:
         # The lanes of a truth value are 0 or -1, a scalar is 0 or 1.
         return f"({value} & 1)" if e.dtype is DType.BOOL else value
 
-    def finish(self, results: list[str], lanes: int, offset: int = 0) -> None:
+    def finish(self, results: list[str], lanes: int, offset: Affine | int = 0) -> None:
         """Store the outputs, given the variables that hold the reductions."""
         vector, tensors = self.plan.vector.name, self.plan.program.tensors
         place: dict[str, Affine] = {}
         if lanes > 1 or offset:
-            place = {vector: Affine.of({vector: 1, LANE: 1 if lanes > 1 else 0}, offset)}
+            place = {vector: Affine.of({vector: 1, LANE: 1 if lanes > 1 else 0}) + offset}
         moved_reduces: dict[Expr, str] = {
             substitute_indices(e, place): name for e, name in zip(self.plan.reduces, results, strict=True)
         }
-        expressions = self.expressions(lanes, place, f"out{offset or ''}_")
+        number = str(offset or "") if isinstance(offset, int) else ""
+        expressions = self.expressions(lanes, place, f"out{number}_")
         expressions.reduce = moved_reduces.__getitem__
         for target, value in self.plan.loops.values.items():
             address = self.plan.loops.writes[target].substitute(place)
-            moved, number = substitute_indices(value, place), str(offset or "")
+            moved = substitute_indices(value, place)
             stored(expressions, self.body, tensors[target], address, moved, number, self.multiples)
 
-    def keep(self, j: int, value: str, lanes: int, offset: int = 0) -> None:
+    def keep(self, j: int, value: str, lanes: int, offset: Affine | int = 0) -> None:
         """Store a partial result of the current split."""
         e, vector = self.plan.reduces[j], self.plan.vector.name
-        place = {vector: Affine.of({vector: 1, **({LANE: 1} if lanes > 1 else {})}, offset)}
+        place = {vector: Affine.of({vector: 1, **({LANE: 1} if lanes > 1 else {})}) + offset}
         address = self.plan.number.substitute(place) + Affine.of({"split": self.plan.outputs})
         pointer = argument(self.plan.partials[j])
         if e.dtype is DType.BOOL:
@@ -167,8 +169,8 @@ class Writer:
         )
 
 
-def acc(j: int, chain: int) -> str:
-    """The accumulator of reduction `j` in chain `chain`."""
+def acc(j: int, chain: int | str) -> str:
+    """The accumulator of reduction `j` in chain `chain`, or the element of an array."""
     return f"acc{j}_{chain}"
 
 
@@ -268,17 +270,46 @@ def _cpu_columns(writer: Writer, configuration: Configuration) -> Launch:
         body.line(f"const {ctype} {v} = piece * {run};")
     with share(body, ctype, "flat", "block", rows, plan.others):
         decode(body, "flat", [(variable(d.name), d.extent) for d in plan.kept], ctype)
-        writer.declare(vectors * unroll)
-        _columns(writer, unroll, vectors, splits)
-        for m in range(vectors):
-            writer.merge(m, [k * vectors + m for k in range(1, unroll)])
-        for m in range(vectors):
-            if splits == 1:
-                writer.finish([acc(j, m) for j in range(len(plan.reduces))], lanes, m * lanes)
-                continue
-            for j in range(len(plan.reduces)):
-                writer.keep(j, acc(j, m), lanes, m * lanes)
+        if vectors > WRITTEN_OUT:
+            _wide_columns(writer, vectors, splits)
+        else:
+            _narrow_columns(writer, unroll, vectors, splits)
     return writer.launch(cpu_geometry(blocks * splits * pieces), splits > 1)
+
+
+def _wide_columns(writer: Writer, vectors: int, splits: int) -> None:
+    """Many vectors of outputs, whose accumulators are arrays: each step walks over a long piece of memory."""
+    plan, body, lanes = writer.plan, writer.body, writer.lanes
+    writer.names["<m>"] = "m"
+    chain, offset = "m[m]", Affine.of({"<m>": lanes})
+    for j, e in enumerate(plan.reduces):
+        body.line(f"{vector_type(accumulator(e), lanes)} {acc(j, f'm[{vectors}]')};")
+    with body.loop("m", vectors):
+        for j, e in enumerate(plan.reduces):
+            body.line(f"{acc(j, chain)} = {writer.expressions(lanes, {}, '').identity(e.kind, e.dtype)};")
+    with _reduced_loops(writer, plan.reduced, plan.split, splits), body.loop("m", vectors):
+        writer.step(chain, {plan.vector.name: offset})
+    with body.loop("m", vectors):
+        if splits == 1:
+            writer.finish([acc(j, chain) for j in range(len(plan.reduces))], lanes, offset)
+        else:
+            for j in range(len(plan.reduces)):
+                writer.keep(j, acc(j, chain), lanes, offset)
+
+
+def _narrow_columns(writer: Writer, unroll: int, vectors: int, splits: int) -> None:
+    """A few vectors of outputs, with `unroll` accumulators each."""
+    plan, lanes = writer.plan, writer.lanes
+    writer.declare(vectors * unroll)
+    _columns(writer, unroll, vectors, splits)
+    for m in range(vectors):
+        writer.merge(m, [k * vectors + m for k in range(1, unroll)])
+    for m in range(vectors):
+        if splits == 1:
+            writer.finish([acc(j, m) for j in range(len(plan.reduces))], lanes, m * lanes)
+            continue
+        for j in range(len(plan.reduces)):
+            writer.keep(j, acc(j, m), lanes, m * lanes)
 
 
 def _columns(writer: Writer, unroll: int, vectors: int, splits: int) -> None:

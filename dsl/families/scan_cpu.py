@@ -5,7 +5,15 @@ from __future__ import annotations
 from collections.abc import Callable
 
 from tilewright.dsl.affine import Affine
-from tilewright.dsl.families.scan_writer import Step, Writer, column_carry, column_leave, column_sum
+from tilewright.dsl.families.scan_writer import (
+    BLOCK,
+    Step,
+    Writer,
+    column_block,
+    column_carry,
+    column_leave,
+    column_sum,
+)
 from tilewright.dsl.families.shared import Geometry, ceil_div, cpu_geometry, decode, share
 from tilewright.dsl.writer import LANE, variable, vector_type
 
@@ -27,43 +35,57 @@ def rows(writer: Writer) -> Geometry:
         decode(body, "flat", [(variable(d.name), d.extent) for d in plan.kept], ctype)
         for j, e in enumerate(plan.scans):
             writer.declare(f"carry{j}", e, 1, writer.row_carry(j, e, "flat"))
-        t = writer.t
-        body.line(f"{ctype} {t} = {first};")
-        if lanes > 1:
-            for j, e in enumerate(plan.scans):
-                start = f"({vector_type(e.dtype, lanes)})(carry{j})"
-                writer.declare(f"carry{j}_v", e, lanes, writer.identity(e, lanes) if writer.sums else start)
-            with body.block(f"for (; {t} <= {end} - {lanes}; {t} += {lanes})"):
-                _row_step(writer, lanes, "_v")
-            for j, e in enumerate(plan.scans):
-                text = writer.across(e, f"carry{j}_v", lanes) if writer.sums else f"carry{j}_v.s0"
-                body.line(f"carry{j} = {text};")
-        if lanes == 1 or plan.along.extent % lanes:
-            with body.block(f"for (; {t} < {end}; ++{t})"):
-                _row_step(writer, 1, "")
+        body.line(f"{ctype} {writer.t} = {first};")
+        last = f"{end} - {lanes}"
+        with body.block(f"while ({writer.t} <= {last})" if writer.blocked else ""):
+            _row_block(writer, f"min({writer.t} + {BLOCK * lanes}, {last} + 1)" if writer.blocked else f"{last} + 1")
+        if plan.along.extent % lanes:
+            with body.block(f"for (; {writer.t} < {end}; ++{writer.t})"):
+                _row_step(writer, 1, "carry", False)
         if writer.sums:
             for j, e in enumerate(plan.scans):
                 writer.row_sum(j, e, "flat", f"carry{j}")
     return cpu_geometry(blocks * writer.splits)
 
 
-def _row_step(writer: Writer, lanes: int, suffix: str) -> None:
-    """One vector of a row; `suffix` ends the names of the carries."""
+def _row_block(writer: Writer, stop: str) -> None:
+    """Whole vectors up to `stop`, with `carry` taken past them; in a block `part` begins anew."""
+    body, lanes, anew = writer.body, writer.lanes, writer.blocked or writer.sums
+    for j, e in enumerate(writer.plan.scans):
+        splat = f"carry{j}" if lanes == 1 else f"({vector_type(e.dtype, lanes)})(carry{j})"
+        writer.declare(f"part{j}", e, lanes, writer.identity(e, lanes) if anew else splat)
+        if writer.blocked and not writer.sums:
+            writer.declare(f"base{j}", e, lanes, splat)
+    body.line(f"const {writer.ctype} stop = {stop};")
+    with body.block(f"for (; {writer.t} < stop; {writer.t} += {lanes})"):
+        _row_step(writer, lanes, "part", writer.blocked)
+    for j, e in enumerate(writer.plan.scans):
+        text = f"part{j}" if lanes == 1 else f"part{j}.s0"
+        if writer.sums:
+            text = writer.across(e, f"part{j}", lanes)
+        body.line(f"carry{j} = {writer.combined(e, 1, f'carry{j}', text) if anew else text};")
+
+
+def _row_step(writer: Writer, lanes: int, carry: str, based: bool) -> None:
+    """One vector of a row; `carry` starts the names of what is carried, on top of `base` if there is one."""
     name, body = writer.plan.along.name, writer.body
     place = {name: Affine.of({name: 1, LANE: 1})} if lanes > 1 else {}
-    step = Step(writer, lanes, place, "v_" if lanes > 1 else "w_")
+    step = Step(writer, lanes, place, "v_" if carry == "part" else "w_")
     step.enter()
     results = []
     for j, (e, x) in enumerate(zip(writer.plan.scans, step.entering, strict=True)):
-        carry = f"carry{j}{suffix}"
+        before = f"{carry}{j}"
         if writer.sums:
-            body.line(f"{carry} = {writer.combined(e, lanes, carry, x)};")
+            body.line(f"{before} = {writer.combined(e, lanes, before, x)};")
             continue
         within = writer.within(e, x, lanes)
         total = within if lanes == 1 else f"({vector_type(e.dtype, lanes)})({writer.last(within, lanes)})"
         mine = writer.shifted(e, within, lanes) if writer.plan.is_exclusive(e) else within
-        results.append(writer.declare(f"{x}_y", e, lanes, writer.combined(e, lanes, carry, mine)))
-        body.line(f"{carry} = {writer.combined(e, lanes, carry, total)};")
+        text = writer.combined(e, lanes, before, mine)
+        results.append(
+            writer.declare(f"{x}_y", e, lanes, writer.combined(e, lanes, f"base{j}", text) if based else text)
+        )
+        body.line(f"{before} = {writer.combined(e, lanes, before, total)};")
     if not writer.sums:
         step.leave(results, body)
 
@@ -82,9 +104,9 @@ def columns(writer: Writer) -> Geometry:
     body.line(f"const {ctype} {v} = {early if plan.vector.extent % run else f'piece * {run}'};")
     array = vectors > WRITTEN_OUT
     for j, e in enumerate(plan.scans):
-        kind = vector_type(e.dtype, lanes)
-        names = [f"carry{j}[{vectors}]"] if array else [f"carry{j}_{m}" for m in range(vectors)]
-        body.line(f"{kind} {', '.join(names)};")
+        stems = [f"carry{j}", f"base{j}"] if writer.blocked else [f"carry{j}"]
+        names = [f"{stem}{end}" for stem in stems for end in _suffixes(vectors, array)]
+        body.line(f"{vector_type(e.dtype, lanes)} {', '.join(names)};")
 
     def each(write_one: Callable[[int, str], None]) -> None:
         """Write code for every vector, given its number (or 0 in a loop) and the end of its carries' names."""
@@ -95,13 +117,22 @@ def columns(writer: Writer) -> Geometry:
         for m in range(vectors):
             write_one(m, f"_{m}")
 
-    each(lambda m, suffix: column_carry(writer, m, suffix, _block_place(writer, m, array)))
-    first, end = writer.ranges(1)
-    with body.block(f"for ({ctype} {writer.t} = {first}; {writer.t} < {end}; ++{writer.t})"):
-        each(lambda m, suffix: _column_step(writer, m, suffix, _block_place(writer, m, array)))
+    each(lambda m, suffix: column_carry(writer, suffix, _block_place(writer, m, array)))
+    with writer.blocks(*writer.ranges(1)) as (first, end):
+        if writer.blocked:
+            each(lambda m, suffix: column_block(writer, suffix, begins=True))
+        with body.block(f"for ({ctype} {writer.t} = {first}; {writer.t} < {end}; ++{writer.t})"):
+            each(lambda m, suffix: _column_step(writer, m, suffix, _block_place(writer, m, array)))
+        if writer.blocked:
+            each(lambda m, suffix: column_block(writer, suffix, begins=False))
     if writer.sums:
         each(lambda m, suffix: column_sum(writer, suffix, _block_place(writer, m, array)))
     return cpu_geometry(plan.others * writer.splits * pieces)
+
+
+def _suffixes(vectors: int, array: bool) -> list[str]:
+    """How the names of a block's carries end where they are declared."""
+    return [f"[{vectors}]"] if array else [f"_{m}" for m in range(vectors)]
 
 
 def _block_place(writer: Writer, m: int, array: bool) -> dict[str, Affine]:

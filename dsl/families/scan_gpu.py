@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from tilewright.dsl.affine import Affine
-from tilewright.dsl.families.scan_writer import Step, Writer, column_carry, column_leave, column_sum
+from tilewright.dsl.families.scan_writer import Step, Writer, column_block, column_carry, column_leave, column_sum
 from tilewright.dsl.families.shared import Geometry, ceil_div, decode, gpu_geometry
 from tilewright.dsl.program import Reduce
 from tilewright.dsl.writer import LANE, Source, variable, vector_type
@@ -27,19 +27,28 @@ def columns(writer: Writer) -> Geometry:
         early = f"min(piece * {lanes}, ({ctype}){plan.vector.extent - lanes})"
         body.line(f"const {ctype} {v} = {f'piece * {lanes}' if whole else early};")
         for j, e in enumerate(plan.scans):
-            body.line(f"{vector_type(e.dtype, lanes)} carry{j};")
-        column_carry(writer, 0, "", place)
-        first, end = writer.ranges(1)
-        t = writer.t
-        body.line(f"{ctype} {t} = {first};")
-        if unroll > 1:
-            with body.block(f"for (; {t} <= {end} - {unroll}; {t} += {unroll})"):
-                _column_steps(writer, place, unroll)
-        with body.block(f"for (; {t} < {end}; ++{t})"):
-            _column_steps(writer, place, 1)
+            body.line(f"{vector_type(e.dtype, lanes)} carry{j}{f', base{j}' if writer.blocked else ''};")
+        column_carry(writer, "", place)
+        with writer.blocks(*writer.ranges(1)) as (first, end):
+            if writer.blocked:
+                column_block(writer, "", begins=True)
+            _column_range(writer, place, unroll, first, end)
+            if writer.blocked:
+                column_block(writer, "", begins=False)
         if writer.sums:
             column_sum(writer, "", place)
     return gpu_geometry(count, group)
+
+
+def _column_range(writer: Writer, place: dict[str, Affine], unroll: int, first: str, end: str) -> None:
+    """The elements from `first` to `end` of a vector of scans, `unroll` at a time."""
+    body, t = writer.body, writer.t
+    body.line(f"{writer.ctype} {t} = {first};")
+    if unroll > 1:
+        with body.block(f"for (; {t} <= {end} - {unroll}; {t} += {unroll})"):
+            _column_steps(writer, place, unroll)
+    with body.block(f"for (; {t} < {end}; ++{t})"):
+        _column_steps(writer, place, 1)
 
 
 def _column_steps(writer: Writer, place: dict[str, Affine], count: int) -> None:

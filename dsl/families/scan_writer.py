@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
+
 from tilewright.dsl.affine import Affine
 from tilewright.dsl.families.scan import Plan, kept
 from tilewright.dsl.families.shared import (
@@ -26,6 +29,9 @@ from tilewright.dsl.writer import (
     variable,
     vector_type,
 )
+
+BLOCK = 128
+"""Length of the sums that are carried within a long scan."""
 
 
 class Step:
@@ -114,6 +120,27 @@ class Writer:
         self.body.line(f"const {self.ctype} part_end = min(part_first + {part}, ({self.ctype}){extent});")
         return "part_first", "part_end"
 
+    @property
+    def blocked(self) -> bool:
+        """Whether one item adds up so many floats in a row that it does so in blocks.
+
+        Rounding errors then grow with the lengths of a block and of the row of blocks, not with their product.
+        """
+        inexact = any(e.dtype.is_float and e.kind in ("sum", "prod") for e in self.plan.scans)
+        steps = self.plan.part(self.splits, 1) // (self.lanes if self.plan.rows else 1)
+        return inexact and steps > 2 * BLOCK
+
+    @contextmanager
+    def blocks(self, first: str, end: str) -> Iterator[tuple[str, str]]:
+        """The loop over the blocks of a range, if it has any; gives the ends of a block."""
+        if not self.blocked:
+            yield first, end
+            return
+        header = f"for ({self.ctype} block_first = {first}; block_first < {end}; block_first += {BLOCK})"
+        with self.body.block(header):
+            self.body.line(f"const {self.ctype} block_end = min(block_first + {BLOCK}, ({self.ctype}){end});")
+            yield "block_first", "block_end"
+
     def launch(self, geometry: Geometry) -> Launch:
         """The finished kernel."""
         program, split = self.plan.program, self.splits > 1
@@ -188,36 +215,50 @@ def column_number(writer: Writer, place: dict[str, Affine]) -> tuple[Affine, dic
     return at, {**writer.names, "<split>": "split", "<flat>": "flat"}
 
 
-def column_carry(writer: Writer, m: int, suffix: str, place: dict[str, Affine]) -> None:
-    """Set the carries of a vector of scans to what they start from."""
+def column_carry(writer: Writer, suffix: str, place: dict[str, Affine]) -> None:
+    """Set what a vector of scans starts from: `base` where there are blocks, else `carry`."""
+    name = "base" if writer.blocked else "carry"
     for j, e in enumerate(writer.plan.scans):
         text = writer.renderer(writer.lanes, {}, "").identity(e.kind, e.dtype)
         if writer.splits > 1 and not writer.sums:
             address, names = column_number(writer, place)
             text = load(argument(writer.scratch(j, False)), address, names, kept(e), writer.lanes)
-        writer.body.line(f"carry{j}{suffix} = {text};")
+        writer.body.line(f"{name}{j}{suffix} = {text};")
+
+
+def column_block(writer: Writer, suffix: str, begins: bool) -> None:
+    """The beginning or the end of a block: `carry` starts anew, or is taken into `base`."""
+    expressions = writer.renderer(writer.lanes, {}, "")
+    for j, e in enumerate(writer.plan.scans):
+        carry, base = f"carry{j}{suffix}", f"base{j}{suffix}"
+        if begins:
+            writer.body.line(f"{carry} = {expressions.identity(e.kind, e.dtype)};")
+        else:
+            writer.body.line(f"{base} = {writer.combined(e, writer.lanes, base, carry)};")
 
 
 def column_sum(writer: Writer, suffix: str, place: dict[str, Affine]) -> None:
     """Store the sums of the current part of a vector of scans."""
+    name = "base" if writer.blocked else "carry"
     for j, e in enumerate(writer.plan.scans):
         address, names = column_number(writer, place)
         pointer = argument(writer.scratch(j, True))
-        writer.body.line(store(pointer, address, names, kept(e), writer.lanes, f"carry{j}{suffix}"))
+        writer.body.line(store(pointer, address, names, kept(e), writer.lanes, f"{name}{j}{suffix}"))
 
 
 def column_leave(writer: Writer, step: Step, suffix: str, source: Source) -> None:
     """Take what entered `step` into the carries, and store by lines in `source`."""
     body, lanes, results = writer.body, writer.lanes, []
     for j, (e, x) in enumerate(zip(writer.plan.scans, step.entering, strict=True)):
-        carry, after = f"carry{j}{suffix}", writer.combined(e, lanes, f"carry{j}{suffix}", x)
-        if writer.sums:
-            body.line(f"{carry} = {after};")
-        elif writer.plan.is_exclusive(e):
-            results.append(writer.declare(f"{x}_y", e, lanes, carry))
-            body.line(f"{carry} = {after};")
-        else:
-            body.line(f"{carry} = {after};")
-            results.append(writer.declare(f"{x}_y", e, lanes, carry))
+        carry = f"carry{j}{suffix}"
+        after = f"{carry} = {writer.combined(e, lanes, carry, x)};"
+        exclusive = writer.plan.is_exclusive(e)
+        if not exclusive or writer.sums:
+            body.line(after)
+        if not writer.sums:
+            text = writer.combined(e, lanes, f"base{j}{suffix}", carry) if writer.blocked else carry
+            results.append(writer.declare(f"{x}_y", e, lanes, text))
+            if exclusive:
+                body.line(after)
     if not writer.sums:
         step.leave(results, source)

@@ -244,10 +244,11 @@ def stored(
     value: Expr,
     number: str = "",
     multiples: Mapping[str, int] | None = None,
+    streams: bool = False,
 ) -> None:
     """Write the statement that stores `value` at `address` of an output; `number` tells its variables apart.
 
-    ``multiples`` as in `renderer`.
+    ``multiples`` as in `renderer`, ``streams`` as in `writer.store`.
     """
     whole = multiples is not None and is_aligned(tensor, address, expressions.width, multiples)
     text = expressions.converted(expressions(value), value.dtype, tensor.dtype)
@@ -256,7 +257,8 @@ def stored(
         source.line(f"const {vector_type(tensor.dtype, expressions.width)} {name} = {text};")
         text = name
     pointer = argument(tensor.name)
-    source.line(store(pointer, address, expressions.names, tensor.dtype, expressions.width, text, whole))
+    width = expressions.width
+    source.line(store(pointer, address, expressions.names, tensor.dtype, width, text, whole, streams))
 
 
 # --- collapsing -----------------------------------------------------------------------------------------------------
