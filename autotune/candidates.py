@@ -55,6 +55,11 @@ class StageSpace:
             return f"family {candidate.family} does not fit"
         return space.violated(candidate.configuration)
 
+    def stored(self, family: str, configuration: str) -> Candidate:
+        """A candidate as the database names it, with the parameters that it is too old to name."""
+        found = Configuration.from_json(configuration)
+        return Candidate(family, self.spaces[family].completed(found) if family in self.spaces else found)
+
     def neighbours(self, candidate: Candidate) -> list[Candidate]:
         """Candidates that differ in one parameter by one step."""
         found = self.spaces[candidate.family].neighbours(candidate.configuration)

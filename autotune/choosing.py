@@ -6,7 +6,7 @@ import contextlib
 import logging
 import threading
 from collections import OrderedDict
-from collections.abc import Collection, Iterable
+from collections.abc import Collection, Iterable, Iterator
 from dataclasses import dataclass
 from functools import partial
 from typing import TYPE_CHECKING
@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 from tilewright.autotune.candidates import FamilySource
 from tilewright.dsl import families
 from tilewright.dsl.lowering import Lowering
-from tilewright.dsl.program import GENERATOR_VERSION, Program
+from tilewright.dsl.program import GENERATOR_VERSION, OLDER_GENERATORS, Program
 from tilewright.dsl.space import Configuration, Space
 from tilewright.errors import DatabaseError, UnsupportedError
 from tilewright.runtime import Device
@@ -26,12 +26,14 @@ log = logging.getLogger("tilewright.autotune")
 
 TUNED = "tuned"
 OTHER_DRIVER = "tuned on another driver version"
+OLDER_GENERATOR = "tuned with an older generator"
 NEAREST = "nearest shape"
 DEFAULT = "default"
 
 NEAREST_LIMIT = 5
 """Nearest shapes that are looked at before the default is taken."""
 _REMEMBERED = 4096
+_VERSIONS = (GENERATOR_VERSION, *OLDER_GENERATORS)
 
 
 @dataclass(frozen=True)
@@ -41,7 +43,7 @@ class Choice:
     family: str
     configuration: Configuration
     origin: str
-    """One of TUNED, OTHER_DRIVER, NEAREST, DEFAULT."""
+    """One of TUNED, OTHER_DRIVER, OLDER_GENERATOR, NEAREST, DEFAULT."""
 
 
 _choices: OrderedDict[tuple[object, ...], Choice] = OrderedDict()
@@ -67,9 +69,10 @@ def choose(
 ) -> Choice:
     """The best known way to run a stage on a device; never fails for a program that some family fits.
 
-    In this order: the stored winner of this very stage; one measured on another version of the driver; the winner of
-    the nearest sizes of the same structure; the default of the first family that fits. A stored configuration is
-    taken only if it lies in its family's space for this stage and device. ``constants``: see `stage_key`.
+    In this order: the stored winner of this very stage; one measured on another version of the driver; one of an older
+    generator's kernels; the winner of the nearest sizes of the same structure; the default of the first family that
+    fits. A stored configuration is taken only if it lies in its family's space for this stage and device.
+    ``constants``: see `stage_key`.
     """
     key = stage_key(stage, constants)
     if source is not None:
@@ -94,7 +97,8 @@ def look_up(stages: Iterable[tuple[Program, Collection[str]]], device: Device, s
         return
     programs = {stage_key(s, constants): partial(getattr, s, "structure") for s, constants in stages}
     with contextlib.suppress(DatabaseError):  # `choose` says so
-        store.look_up(device.identity, device.driver, GENERATOR_VERSION, programs)
+        for version in _VERSIONS:
+            store.look_up(device.identity, device.driver, version, programs)
 
 
 def _choose(stage: Program, device: Device, store: Store | None, key: str, source: FamilySource) -> Choice:
@@ -121,16 +125,25 @@ def _stored(stage: Program, device: Device, store: Store, key: str, legal: _Lega
     for near in start_winners(stage, device, store, key):
         found = legal.configuration(near)
         if found is not None:
-            return Choice(near.family, found, OTHER_DRIVER if near.signature == key else NEAREST)
+            return Choice(near.family, found, _origin(near, key))
     return None
 
 
-def start_winners(stage: Program, device: Device, store: Store, key: str) -> tuple[Winner, ...]:
-    """Winners worth trying for a stage, best first: its own on any driver, then those of the nearest sizes."""
-    own = store.winner(device.identity, device.driver, GENERATOR_VERSION, key)
-    near = store.nearest(device.identity, device.driver, GENERATOR_VERSION, stage.structure, stage.sizes, NEAREST_LIMIT)
-    others = tuple(w for w in near if own is None or w.signature != key)
-    return (own, *others) if own is not None else others
+def _origin(winner: Winner, key: str) -> str:
+    if winner.signature != key:
+        return NEAREST
+    return OTHER_DRIVER if winner.generator == GENERATOR_VERSION else OLDER_GENERATOR
+
+
+def start_winners(stage: Program, device: Device, store: Store, key: str) -> Iterator[Winner]:
+    """Winners worth trying for a stage, best first: its own on any driver and generator, then those of near sizes."""
+    for version in _VERSIONS:
+        own = store.winner(device.identity, device.driver, version, key)
+        if own is not None:
+            yield own
+    for version in _VERSIONS:
+        near = store.nearest(device.identity, device.driver, version, stage.structure, stage.sizes, NEAREST_LIMIT)
+        yield from (w for w in near if w.signature != key)
 
 
 class _Legal:
@@ -177,6 +190,7 @@ def lower(stage: Program, device: Device, choice: Choice, source: FamilySource |
 __all__ = [
     "DEFAULT",
     "NEAREST",
+    "OLDER_GENERATOR",
     "OTHER_DRIVER",
     "TUNED",
     "Choice",

@@ -25,7 +25,6 @@ from tilewright.autotune.supervisor import Job, Limits, StageError, Supervisor
 from tilewright.dsl import families
 from tilewright.dsl.lowering import Lowering
 from tilewright.dsl.program import GENERATOR_VERSION, Program
-from tilewright.dsl.space import Configuration
 from tilewright.dsl.text import program_text
 from tilewright.errors import DatabaseError
 from tilewright.runtime import Device
@@ -457,12 +456,10 @@ def _tuner(
 ) -> _StageTuner:
     space = stage_space(stage, device.target, source)
     used = choose(stage, device, store, constants, source)
-    near = [
-        Candidate(w.family, Configuration.from_json(w.configuration)) for w in start_winners(stage, device, store, key)
-    ]
+    near = [space.stored(w.family, w.configuration) for w in start_winners(stage, device, store, key)]
     search = LocalSearch(space, [Candidate(used.family, used.configuration), *near, *space.defaults], seed)
     for measured in store.tried(device.identity, device.driver, GENERATOR_VERSION, key).values():
-        candidate = Candidate(measured.family, Configuration.from_json(measured.configuration))
+        candidate = space.stored(measured.family, measured.configuration)
         if space.violated(candidate) is None:
             search.tell(candidate, measured.seconds)
     last = source(stage, device.target)[-1]  # the most general family is the one to trust

@@ -25,8 +25,10 @@ from tilewright.dsl.affine import Affine
 from tilewright.dsl.dtypes import DType
 from tilewright.dsl.hashing import hashed_once
 
-GENERATOR_VERSION = "1"
+GENERATOR_VERSION = "2"
 """Changes whenever the same Program and configuration would give a different kernel."""
+OLDER_GENERATORS = ("1",)
+"""Versions whose winners are still good guesses, the newest first."""
 
 
 @hashed_once
@@ -668,6 +670,7 @@ def _interval(function: str, a: tuple[int, int], b: tuple[int, int]) -> tuple[in
 
 __all__ = [
     "GENERATOR_VERSION",
+    "OLDER_GENERATORS",
     "REDUCTION_IDENTITY",
     "Call",
     "Cast",

@@ -21,7 +21,7 @@ from rich.console import Console
 
 from tilewright.autotune import Budget, Event, TuningBar, checking, choose, lower, stage_key, tune, worker
 from tilewright.autotune.candidates import Candidate, StageSpace, stage_space
-from tilewright.autotune.choosing import DEFAULT, NEAREST, OTHER_DRIVER, TUNED
+from tilewright.autotune.choosing import DEFAULT, NEAREST, OLDER_GENERATOR, OTHER_DRIVER, TUNED
 from tilewright.autotune.messages import Compared, Outcome
 from tilewright.autotune.search import LocalSearch, SearchSettings
 from tilewright.autotune.supervisor import Job, Limits, StageError, Supervisor
@@ -33,6 +33,7 @@ from tilewright.dsl.families.naive import NAIVE
 from tilewright.dsl.lowering import Launch, Lowering, Scratch
 from tilewright.dsl.program import (
     GENERATOR_VERSION,
+    OLDER_GENERATORS,
     Call,
     Const,
     Index,
@@ -241,6 +242,9 @@ def test_choose_goes_from_tuned_to_nearest_to_default(store: Store) -> None:
     store.record(stored(relu(1100), {**GOOD, "m": 4}))
     near = choose(stage, FAKE, store, source=source)
     assert (near.origin, near.configuration["m"]) == (NEAREST, 4)
+    store.record(stored(stage, {**GOOD, "m": 2}, generator=OLDER_GENERATORS[0]))
+    older = choose(stage, FAKE, store, source=source)
+    assert (older.origin, older.configuration["m"]) == (OLDER_GENERATOR, 2)
     store.record(stored(stage, {**GOOD, "m": 16}, driver="0.9"))
     other = choose(stage, FAKE, store, source=source)
     assert (other.origin, other.configuration["m"]) == (OTHER_DRIVER, 16)

@@ -92,7 +92,7 @@ class StageExplanation:
     family: str
     configuration: Configuration
     origin: str
-    """Why this configuration: tuned, tuned on another driver version, nearest shape, default."""
+    """Why this configuration: see `autotune.Choice.origin`."""
     kernels: tuple[str, ...]
     verdicts: tuple[Verdict, ...]
     """Every family, most special first."""
