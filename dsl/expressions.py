@@ -12,6 +12,7 @@ from tilewright.dsl.diagnostics import Problem, counted
 from tilewright.dsl.dtypes import DType
 from tilewright.dsl.environment import Environment
 from tilewright.dsl.program import (
+    Call,
     Expr,
     Index,
     IndexValue,
@@ -70,8 +71,8 @@ class Builder(ABC):
         """How many nodes expressions within functions have, by identity."""
         self.kept: list[Statement] = []
         """Statements ahead of the own one: values that are used twice, and reductions within index expressions."""
-        self.whole: DType | None = None
-        """The type in which integers are computed within an index expression; None outside."""
+        self.whole = False
+        """True within an index expression: integers are computed in i32 or i64, and `/` rounds down."""
         self.taken = {n.text for n in syntax.walk(s.value) if isinstance(n, Name)}
         self.taken |= {syntax.bound_name(b).text for n in self.reductions() for b in n.indices}
         self.taken |= {b.value.text for b in s.indices or () if isinstance(b.value, Name)}
@@ -142,7 +143,7 @@ class Builder(ABC):
         wrong = unfit(node.function, args)
         if wrong:
             raise Problem(node.at, wrong)
-        if self.whole is not None and node.function == "div" and not any(a.expr.dtype.is_float for a in args):
+        if self.whole and node.function == "div" and not any(a.expr.dtype.is_float for a in args):
             return apply("floordiv", args)
         if node.function == "pow" and repeats_too_much(*args):
             raise Problem(
@@ -263,29 +264,30 @@ class Builder(ABC):
 
     def _whole_value(self, node: Node) -> Expr:
         """An integer-valued part of an index expression, in i32 where that cannot overflow, else in i64."""
-        outer, kept = self.whole, len(self.kept)
-        for dtype in (DType.I32, DType.I64):
-            self.whole = dtype
-            del self.kept[kept:]
-            value = self.value(node, None)
-            if value.expr.dtype.is_float:
-                raise Problem(
-                    node.at, f"an index is an integer, found {value.expr.dtype.value}; convert it, such as i32(...)"
-                )
-            if not overflows(value.expr, self.extents):
-                break
+        outer, self.whole = self.whole, True
+        value = self.value(node, None).expr
         self.whole = outer
-        return cast(value.expr, DType.I32) if value.expr.dtype is DType.BOOL else value.expr
+        if value.dtype.is_float:
+            raise Problem(node.at, f"an index is an integer, found {value.dtype.value}; convert it, such as i32(...)")
+        if overflows(value, self.extents):
+            return _widened(value)
+        return cast(value, DType.I32) if value.dtype is DType.BOOL else value
 
     def _whole_number(self, value: Value) -> Value:
         """Within an index expression integers are i32 or i64, whatever they are stored in."""
         dtype = value.expr.dtype
-        if self.whole is None or value.weak or dtype.is_float:
+        if not self.whole or value.weak or dtype.is_float:
             return value
-        if isinstance(value.expr, IndexValue):
-            return typed(replace(value.expr, dtype=self.whole))
-        wide = self.whole is DType.I64 or dtype in (DType.I64, DType.U32, DType.U64)
-        return typed(cast(value.expr, DType.I64 if wide else DType.I32))
+        return typed(cast(value.expr, DType.I64 if dtype in (DType.I64, DType.U32, DType.U64) else DType.I32))
+
+
+def _widened(e: Expr) -> Expr:
+    """An integer expression with its arithmetic in i64."""
+    if isinstance(e, Call) and e.dtype in (DType.I32, DType.BOOL):
+        return replace(e, args=tuple(map(_widened, e.args)), dtype=DType.I64 if e.dtype is DType.I32 else e.dtype)
+    if isinstance(e, IndexValue):
+        return replace(e, dtype=DType.I64)
+    return cast(e, DType.I64) if e.dtype is DType.I32 else e
 
 
 def reduces(node: Application) -> bool:

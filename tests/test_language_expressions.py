@@ -16,7 +16,7 @@ from tilewright.dsl.families import fitting
 from tilewright.dsl.families.naive import NAIVE
 from tilewright.dsl.functions import SPOKEN
 from tilewright.dsl.parse import parse_op
-from tilewright.dsl.program import Program, Reduce, is_linear, walk
+from tilewright.dsl.program import Program, Read, Reduce, is_linear, walk
 from tilewright.dsl.splitting import linearised
 from tilewright.dsl.stages import split
 from tilewright.dsl.target import Shape, Target
@@ -377,6 +377,13 @@ def test_programs_that_stay_as_they_are(text: str) -> None:
     shapes = {"x": (6,), "i": (4,)} if "i[M]" in text else {"x": (6,)}
     program = parse_op(text).specialise(shapes, {"i": DType.I32} if "i" in shapes else {})
     assert linearised(program) is program
+
+
+def test_nested_reads_are_built_once() -> None:
+    """Each level may need 64 bits; building a level twice for that would take 2^30 steps here."""
+    text = "op f(x[A,B]) -> y[A]: y[a] = " + "i32(x[" * 30 + "a" + " + 1, 0])" * 30
+    value = specialised(text, {"x": TABLE}).statements[0].value
+    assert sum(isinstance(n, Read) for n in walk(value)) == 30
 
 
 # --- reductions and scans ---------------------------------------------------------------------------------------------
