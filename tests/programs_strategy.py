@@ -65,6 +65,8 @@ class Operand:
     low: float
     high: float
     pad: int = 0
+    whole: bool = False
+    """True for integers in programs of floats."""
 
     @property
     def declaration(self) -> str:
@@ -95,7 +97,8 @@ class Case:
         made = {}
         for t in self.inputs:
             whole = rng.integers(int(t.low), int(t.high), t.shape, endpoint=True)
-            made[t.name] = (whole if self.exact else rng.uniform(t.low, t.high, t.shape)).astype(t.dtype.numpy)
+            drawn = whole if self.exact or t.whole else rng.uniform(t.low, t.high, t.shape)
+            made[t.name] = drawn.astype(t.dtype.numpy)
         return made
 
 
@@ -122,6 +125,12 @@ class Writer:
         return self.draw(st.integers(0, 9)) == 9
 
     # --- tensors and indices ------------------------------------------------------------------------------------------
+
+    def places(self, extent: int, size: int) -> Operand:
+        """A new input of integers, most of which are positions in a dimension of `size`."""
+        made = Operand(f"x{len(self.inputs)}", DType.I32, (extent,), -1, size, whole=True)
+        self.inputs.append(made)
+        return made
 
     def input(self, shape: tuple[int, ...], dtype: DType | None = None, pad: bool = True) -> Operand:
         """A new input."""
@@ -173,7 +182,19 @@ class Writer:
             low, high = low + min(reach, 0), high + max(reach, 0)
             terms.append(f"{factor}*{n}" if factor >= 0 else f"({factor})*{n}")
         offset = self.draw(st.integers(-4, 4))
-        return f"{' + '.join(sorted(terms))} + ({offset})", low + offset >= 0 and high + offset < size
+        linear = f"{' + '.join(sorted(terms))} + ({offset})"
+        if self.often():
+            return linear, low + offset >= 0 and high + offset < size
+        return self._bent(linear, name or min(indices), indices, size), False
+
+    def _bent(self, linear: str, name: str, indices: Mapping[str, int], size: int) -> str:
+        """A position that is not linear in the indices."""
+        kinds = ["({}) / 2", "({}) / 3", "({}) % 2", "({}) % 5", "where({0} < 2, {0}, 1)", "min({}, 2)"]
+        if size:
+            kinds += [f"clamp({{}}, 0, {size - 1})", f"({{}}) % {size}"]
+        if self.draw(st.booleans()):
+            return f"{self.places(indices[name], size).name}[{name}]"
+        return str(self.one_of(*kinds)).format(linear)
 
     # --- expressions --------------------------------------------------------------------------------------------------
 
@@ -200,11 +221,19 @@ class Writer:
         self.reductions += 1
         count = math.prod(own.values())
         body = self.expression({**indices, **own}, depth - 1, work * max(count, 1))
-        missing = [n for n in own if not re.search(rf"\b{n}\b", body.text)]
+        end = self._end(indices, own)
+        missing = [n for n in own if end or not re.search(rf"\b{n}\b", body.text)]
         if missing:  # a reduction must use its indices
             other = self.read(self.input(tuple(own[n] for n in missing)), missing, inside=True)
             body = self.larger(body, other)
-        return self.reduced(body, own)
+        return self.reduced(body, own, end)
+
+    def _end(self, indices: Mapping[str, int], own: Mapping[str, int]) -> str:
+        """Now and then the end of a prefix reduction, behind its index; else ''."""
+        if len(own) != 1 or not indices or self.often():
+            return ""
+        name = self.draw(st.sampled_from(sorted(indices)))
+        return f" {self.one_of('<=', '<', '>=', '>')} {self.one_of(name, f'2*{name} + 1', f'{name} / 2')}"
 
     def larger(self, a: Term, b: Term) -> Term:
         """The maximum, which is exact as long as the common type holds both."""
@@ -214,16 +243,20 @@ class Writer:
             a, b = (Term(f"f64({t.text})", dtype, t.low, t.high) for t in (a, b))
         return Term(f"max({a.text}, {b.text})", dtype, max(a.low, b.low), max(a.high, b.high))
 
-    def reduced(self, body: Term, own: Mapping[str, int]) -> Term:
+    def reduced(self, body: Term, own: Mapping[str, int], end: str = "") -> Term:
         """`kind(indices) body` with a kind whose result is exact; sums that are too large become maxima."""
         count = math.prod(own.values())
-        names = ", ".join(f"{n}: {extent}" for n, extent in own.items())
-        kind = self.one_of("sum", "sum", "max", "min", "prod", "any", "all", "mean")
+        names = f"{min(own)}{end}" if end else ", ".join(f"{n}: {extent}" for n, extent in own.items())
+        kind = self.one_of("sum", "sum", "max", "min", "prod", "any", "all", "mean", "argmax", "argmin", "logsumexp")
+        if end and kind in ("mean", "argmax", "argmin", "logsumexp"):
+            kind = "sum"
         dtype = body.dtype.accumulator
         if kind in ("any", "all"):
             return Term(f"f32({kind}({names}) ({body.text} > 0))", DType.F32, 0, 1)
-        if kind == "mean" and not self.exact and count:
-            return Term(f"(mean({names}) ({body.text}))", dtype, body.low, body.high)
+        if kind in ("argmax", "argmin") and self.exact:
+            return Term(f"({kind}({names}) ({body.text}))", DType.I64, 0, max(count - 1, 0))
+        if kind in ("mean", "logsumexp") and not self.exact and count:
+            return Term(f"({kind}({names}) ({body.text}))", dtype, body.low, body.high + math.log(count))
         if kind == "sum":
             made = Term(f"(sum({names}) ({body.text}))", dtype, min(0, count * body.low), max(0, count * body.high))
             if made.is_exact or not self.exact:
@@ -233,9 +266,10 @@ class Writer:
             return Term(f"(prod({names}) ({body.text}))", dtype, -most if body.low < 0 else 0, most)
         kind = "min" if kind == "min" else "max"
         text = f"({kind}({names}) ({body.text}))"
-        if count:
+        if count and not end:
             return Term(text, body.dtype, body.low, body.high)
         low = 0 if body.dtype.value.startswith("u") else -1
+        # over nothing a maximum is infinite, or the end of an integer type
         return Term(f"max(min({text}, 2), {low})", body.dtype, low, 2)
 
     def exact_call(self, indices: Mapping[str, int], depth: int, work: int) -> Term:
@@ -277,9 +311,14 @@ class Writer:
             "relu": Term(f"relu({a.text})", a.dtype, max(a.low, 0), max(a.high, 0)),
             "sign": Term(f"sign({a.text})", a.dtype, -1 if a.low < 0 else 0, 1),
             "square": Term(f"({a.text}) ^ 2", a.dtype, 0, a.bound**2),
+            "mod": Term(f"({a.text} % 3)", a.dtype, 0, 2),
+            "floordiv": Term(f"({a.text} // 2)", a.dtype, a.low // 2, a.high // 2),
+            "bitand": a if a.dtype.is_float else Term(f"({a.text} & 6)", a.dtype, 0, 6),
+            "clamp": Term(f"clamp({a.text}, 0, 2)", a.dtype, max(0, min(a.low, 2)), max(0, min(a.high, 2))),
+            "twice": Term(f"twice({a.text})", a.dtype, 2 * a.low, 2 * a.high),
             "f32": Term(f"f32({a.text})", DType.F32, a.low, a.high),
             "i32": Term(f"i32({a.text})", DType.I32, a.low, a.high),
-        }[str(self.one_of("neg", "abs", "relu", "sign", "square", "f32", "i32"))]
+        }[str(self.one_of(*_UNARY))]
         return made if made.is_exact else a
 
     def smooth_call(self, indices: Mapping[str, int], depth: int, work: int) -> Term:
@@ -295,6 +334,8 @@ class Writer:
         return Term(template.format(x, y), promote(a.dtype, b.dtype), -16, 16)
 
 
+_UNARY = ("neg", "abs", "relu", "sign", "square", "mod", "floordiv", "bitand", "clamp", "twice", "f32", "i32")
+_DEFINITIONS = "def once(u) = u\ndef twice(u) = once(u) + u\n"
 _SMOOTH = [
     ("tanh({})", -1, 1),
     ("sigmoid({})", 0, 1),
@@ -374,4 +415,5 @@ def finished(w: Writer, outputs: Sequence[str], lines: Sequence[str]) -> Case:
         w.input(())
     layout = w.draw(st.sampled_from(["rows", "rows", "last", "scattered"]))
     text = _header(w.inputs, outputs) + "".join(lines)
+    text = _DEFINITIONS + text if "twice(" in text else text
     return Case(text, tuple(w.inputs), w.exact, w.bound, layout, w.draw(st.integers(0, 2**16)))

@@ -27,21 +27,25 @@ from tilewright.dsl.target import Shape, Target
 from tilewright.runtime import Context
 
 BOTH_SHAPES = pytest.mark.parametrize("shape", [Shape.CPU, Shape.GPU], ids=["cpu-shaped", "gpu-shaped"])
-SLOW_IS_FINE = settings(suppress_health_check=[HealthCheck.too_slow, HealthCheck.data_too_large])
+FEW = settings(
+    max_examples=settings().max_examples * 2 // 5,
+    suppress_health_check=[HealthCheck.too_slow, HealthCheck.data_too_large],
+)
+"""Each example is a handful of kernels to compile."""
 
 
 # --- legal programs -------------------------------------------------------------------------------------------------
 
 
 @BOTH_SHAPES
-@SLOW_IS_FINE
+@FEW
 @given(exact_programs())
 def test_whole_numbers_are_exact_in_every_family(ctx: Context, shape: Shape, case: Case) -> None:
     _check(ctx, shape, case)
 
 
 @BOTH_SHAPES
-@SLOW_IS_FINE
+@FEW
 @given(smooth_programs())
 def test_smooth_functions_are_close_in_every_family(ctx: Context, shape: Shape, case: Case) -> None:
     _check(ctx, shape, case)
@@ -97,7 +101,7 @@ _NAMES = [
 _OWN = re.compile(r"\b(?:[xyt]\d+|y|s|[ijk]|r\d+_\d+|[gmnk]\d|n|c|[pr]\d|fuzz)\b(?!\()")
 
 
-@settings(max_examples=10, suppress_health_check=[HealthCheck.too_slow, HealthCheck.data_too_large])
+@FEW
 @given(st.one_of(general(exact=True), contractions(), windows()), st.permutations(_NAMES))
 def test_names_never_matter(ctx: Context, case: Case, names: list[str]) -> None:
     found = dict.fromkeys(_OWN.findall(case.text))
