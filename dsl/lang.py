@@ -19,21 +19,9 @@ from typing import overload
 
 from tilewright.dsl.diagnostics import suggestion
 from tilewright.dsl.functions import SPOKEN
+from tilewright.dsl.symbols import Index, Number, Symbol, Tensor, Value, applied, index, indices, reduced
 from tilewright.dsl.syntax import Application, Bound, Name
-from tilewright.dsl.trace import (
-    Index,
-    Number,
-    Symbol,
-    Tensor,
-    Value,
-    active,
-    applied,
-    each,
-    index,
-    indices,
-    reduced,
-    size,
-)
+from tilewright.dsl.trace import active, each, size
 from tilewright.dsl.vocabulary import DTYPES, REDUCTIONS
 
 

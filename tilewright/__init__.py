@@ -32,7 +32,7 @@ from tilewright.errors import (
 if TYPE_CHECKING:
     from tilewright.api import Array, Op, asarray, op
     from tilewright.dsl import lang
-    from tilewright.dsl.trace import indices
+    from tilewright.dsl.symbols import indices
     from tilewright.graph.session import InferenceSession
     from tilewright.runtime import Device, devices, select_device
 
@@ -45,7 +45,7 @@ _LAZY = {
     "Op": "tilewright.api",
     "asarray": "tilewright.api",
     "devices": "tilewright.runtime",
-    "indices": "tilewright.dsl.trace",
+    "indices": "tilewright.dsl.symbols",
     "lang": "tilewright.dsl",
     "op": "tilewright.api",
     "select_device": "tilewright.runtime",
