@@ -173,7 +173,8 @@ def _cast(value: np.ndarray, source: DType, to: DType) -> np.ndarray:
     value = value.astype(np.float64)
     info = np.iinfo(to.numpy)
     inside = (value >= info.min) & (value < 2.0 ** (info.bits - (info.min < 0)))
-    ends = np.where(np.isnan(value), 0, np.where(value < 0, info.min, info.max)).astype(to.numpy)
+    least, most = np.asarray(info.min, to.numpy), np.asarray(info.max, to.numpy)
+    ends = np.where(np.isnan(value), np.asarray(0, to.numpy), np.where(value < 0, least, most))
     return np.where(inside, np.where(inside, value, 0).astype(to.numpy), ends)
 
 
