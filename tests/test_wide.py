@@ -71,7 +71,7 @@ NARROW: list[tuple[str, Shapes]] = [
 ]
 
 
-def kernels(program: Program, target: Target, seeds: int = 2) -> Iterator[tuple[str, Launch]]:
+def kernels(program: Program, target: Target, seeds: int = 4) -> Iterator[tuple[str, Launch]]:
     """The kernels of every family that fits: its default and some configurations at random.
 
     Those of wide programs that see narrow tensors alone (a combination of partial sums) are left out.
@@ -89,13 +89,19 @@ def kernels(program: Program, target: Target, seeds: int = 2) -> Iterator[tuple[
 
 
 def code(launch: Launch) -> list[str]:
-    """The lines of a source without comments."""
-    return [line.strip() for line in launch.source.splitlines() if not line.strip().startswith("//")]
+    """The lines of a launch's own kernel (a source may hold several) without comments."""
+    lines = [line.strip() for line in launch.source.splitlines() if not line.strip().startswith("//")]
+    (first,) = (n for n, line in enumerate(lines) if f" {launch.kernel}(" in line)
+    rest = lines[first + 1 :]
+    after = next((n for n, line in enumerate(rest) if line.startswith(("__kernel", "__attribute__"))), len(rest))
+    return rest[:after]
 
 
 _LOOP = re.compile(r"for \(int (\w+) = [^;]*; \w+ <=? (\d+);")
 _BOUNDED = re.compile(r"(?:const int |, )(\w+) = [\w ]+ % (\d+)")
+_FIXED = re.compile(r"const int (\w+) = (\d+);")
 _DECLARED = re.compile(r"\bint (\w+) = ")
+_ITEM = re.compile(r"[ ,](\w+) = (?:\(int\))?get_global_id\((\d)\)")
 _LOCAL = 1024
 """More than any work-group has items; variables made of local ids are below it."""
 
@@ -107,7 +113,8 @@ def overflowing(launch: Launch) -> list[str]:
     """
     text = "\n".join(code(launch))
     bounds = dict.fromkeys(_DECLARED.findall(text), _LOCAL)
-    bounds |= {name: int(n) for name, n in (*_LOOP.findall(text), *_BOUNDED.findall(text)) if name in bounds}
+    bounds |= {name: int(n) for name, n in (*_LOOP.findall(text), *_BOUNDED.findall(text), *_FIXED.findall(text))}
+    bounds |= {name: launch.global_size[int(d)] for name, d in _ITEM.findall(text) if int(d) < len(launch.global_size)}
     longs = set(re.findall(r"\blong (\w+)\b", text))
     found = []
     for name, most in bounds.items():

@@ -152,7 +152,7 @@ def combine(plan: Plan, configuration: Configuration, target: Target) -> Launch:
     body.line(f"const {ctype} output = min(wanted, ({ctype}){plan.outputs - 1});")
     decode(body, "output", [(variable(d.name), d.extent) for d in plan.loops.kept], ctype)
     writer.declare(1)
-    with body.block(f"for (int split = sharer; split < {splits}; split += {sharers})"):
+    with body.block(f"for ({writer.ctype} split = sharer; split < {splits}; split += {sharers})"):
         writer.add_partials()
     results = _combined(writer, [acc(j, 0) for j in range(len(plan.reduces))], 1, group, sharers, outputs)
     with body.block(f"if (sharer == 0 && wanted < {plan.outputs})"):
