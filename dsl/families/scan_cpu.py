@@ -24,6 +24,7 @@ WRITTEN_OUT = 4
 def rows(writer: Writer) -> Geometry:
     """One work-item per run of rows and part: whole vectors, then single elements."""
     plan, body, ctype, lanes = writer.plan, writer.body, writer.ctype, writer.lanes
+    writer.multiples = {plan.along.name: lanes}
     part = plan.part(writer.splits, lanes)
     one = part * plan.element_bytes
     rows = max(1, min(plan.others, (writer.configuration.integer("grain") << 10) // one))
@@ -100,6 +101,7 @@ def columns(writer: Writer) -> Geometry:
     parts = [("flat", plan.others), ("split", writer.splits), ("piece", pieces)]
     decode(body, "item", parts, ctype, ("split",))
     decode(body, "flat", [(variable(d.name), d.extent) for d in plan.kept], ctype)
+    writer.multiples = {plan.vector.name: lanes} if plan.vector.extent % run == 0 else {}
     early = f"min(piece * {run}, ({ctype}){plan.vector.extent - run})"
     body.line(f"const {ctype} {v} = {early if plan.vector.extent % run else f'piece * {run}'};")
     array = vectors > WRITTEN_OUT

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import math
+
+from tilewright.dsl.families.map import STREAMED
 from tilewright.dsl.families.reduce import accumulator
 from tilewright.dsl.families.scan import Plan
 from tilewright.dsl.families.shared import ceil_div, power_below
@@ -15,7 +18,7 @@ GRAINS = (4, 8, 16, 32, 64, 128, 256)
 def space(plan: Plan, target: Target) -> Space:
     """The configurations to search."""
     if target.shape is Shape.CPU:
-        return _cpu_space(plan)
+        return _cpu_space(plan, target)
     return _gpu_row_space(plan, target) if plan.rows else _gpu_column_space(plan, target)
 
 
@@ -35,16 +38,21 @@ def _lanes(plan: Plan, values: tuple[int, ...], meaning: str) -> Parameter:
     return Parameter("lanes", values, meaning, "vector", (plan.vector.name,), sized=True)
 
 
-def _cpu_space(plan: Plan) -> Space:
-    lanes = _lanes(plan, plan.widths(16), "elements per vector; the native width is typical")
+def _cpu_space(plan: Plan, target: Target) -> Space:
+    lanes = _lanes(plan, plan.widths(16), "elements per vector; the native width, or twice that in rows")
     parts = _parts(plan, tuple(n for n in plan.splits(64) if n <= 256))
     if plan.rows:
         grain = Parameter("grain", GRAINS, "KiB of memory per work-item; 16 to 64")
-        return Space((lanes, grain, parts))
+        return Space((lanes, grain, parts, _stream(target)))
     many = (1, 2, 4, 8, 16, 32, 64, 128)
     meaning = "neighbouring vectors per work-item; 1 KiB or more"
     vectors = Parameter("vectors", many, meaning, "item", (plan.vector.name,))
-    return Space((lanes, vectors, parts), (_fits(plan),))
+    return Space((lanes, vectors, parts, _stream(target)), (_fits(plan),))
+
+
+def _stream(target: Target) -> Parameter:
+    values = (0, 1) if target.streaming_stores else (0,)
+    return Parameter("stream", values, "1: outputs are written past the caches; for those that are larger")
 
 
 def _fits(plan: Plan) -> Constraint:
@@ -55,7 +63,8 @@ def _fits(plan: Plan) -> Constraint:
 
 
 def _cpu_default(plan: Plan, target: Target) -> Configuration:
-    lanes = min(target.lanes(plan.itemsize), plan.widths(16)[-1])
+    # In rows two registers per vector: a step more within it, but half as many carries.
+    lanes = min(target.lanes(plan.itemsize) * (2 if plan.rows else 1), plan.widths(16)[-1])
     values = {"lanes": lanes}
     busy = 2 * target.compute_units
     runs = plan.others
@@ -69,6 +78,8 @@ def _cpu_default(plan: Plan, target: Target) -> Configuration:
         filled = [m for m in small if plan.others * ceil_div(plan.vector.extent, m * lanes) >= busy]
         values["vectors"] = filled[-1] if filled else small[-1]
         runs *= ceil_div(plan.vector.extent, values["vectors"] * lanes)
+    written = math.prod(d.extent for d in plan.loops.kept) * plan.itemsize
+    values["stream"] = int(target.streaming_stores and written >= STREAMED)
     values["splits"] = 1
     if runs < target.compute_units:
         # Parts read twice: they pay where they bring idle cores to work. Each should be worth a work-item, 64 KiB.

@@ -64,7 +64,8 @@ class Step:
         for target, value in plan.loops.values.items():
             address = plan.loops.writes[target].substitute(self.place)
             moved, tensor = substitute_indices(value, self.place), plan.program.tensors[target]
-            stored(self.expressions, source, tensor, address, moved, self.prefix, self.writer.multiples)
+            multiples, streams = self.writer.multiples, self.writer.streams
+            stored(self.expressions, source, tensor, address, moved, self.prefix, multiples, streams)
 
 
 class Writer:
@@ -84,7 +85,8 @@ class Writer:
         self.names = {name: variable(name) for name in names}
         self.t = self.names[plan.along.name]
         self.multiples: dict[str, int] | None = None
-        """For aligned access on GPUs, see `is_aligned`."""
+        """For aligned access, see `is_aligned`."""
+        self.streams = configuration.get("stream") == 1
 
     def renderer(self, lanes: int, place: dict[str, Affine], prefix: str) -> Expressions:
         """A renderer for values whose loop variables were replaced as in `place`."""
