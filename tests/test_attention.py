@@ -5,6 +5,7 @@ from __future__ import annotations
 import random
 from collections.abc import Mapping
 from dataclasses import replace
+from itertools import islice
 
 import numpy as np
 import onnx
@@ -24,6 +25,7 @@ from tilewright.dsl.families.attention_algebra import bounds_of
 from tilewright.dsl.families.attention_form import recognise
 from tilewright.dsl.parse import parse_op
 from tilewright.dsl.program import Program
+from tilewright.dsl.space import Configuration
 from tilewright.dsl.stages import split
 from tilewright.dsl.target import Shape
 from tilewright.errors import KernelError
@@ -123,7 +125,8 @@ def check(
     assert space.violated(default) is None
     output = made.outputs[0]
     allowed = {DType.F16: 2e-3, DType.BF16: 1.6e-2, DType.F32: 2e-5}[output.dtype]
-    for configuration in (default, *(c for c in (space.sample(rng) for _ in range(count)) if c is not None)):
+    sampled = (space.sample(rng) for _ in range(99))
+    for configuration in (default, *islice((c for c in sampled if c is not None and _compiles_soon(c)), count)):
         try:
             found = run(ctx, ATTENTION, made, target, configuration, given_arrays)[output.name]
         except KernelError as error:
@@ -132,6 +135,11 @@ def check(
                 continue
             raise
         compare(found, expected, allowed, str(configuration))
+
+
+def _compiles_soon(c: Configuration) -> bool:
+    """Whether CPU drivers compile a GPU's kernel within seconds: they copy its unrolled loops for every work-item."""
+    return "item_m" not in c or c.integer("item_m") * c.integer("item_n") <= 16
 
 
 @BOTH_SHAPES
@@ -205,11 +213,11 @@ def test_a_stage_is_the_whole_chain() -> None:
 
 def test_heads_that_share_keys_are_rows_where_there_are_few() -> None:
     sizes = {"B": 2, "H": 8, "M": 1, "N": 30, "D": 8, "E": 8}
-    for name, rows, passes in (("grouped heads", [2], 8), ("shared keys", [8], 2), ("plain", [], 16)):
+    for name, rows, groups in (("grouped heads", [2], 8), ("shared keys", [8], 2), ("plain", [], 16)):
         found = recognise(program_of(TEXTS[name], sizes))
         assert not isinstance(found, str)
         assert [i.extent for i in found.rows] == rows
-        assert found.g == passes
+        assert found.g == groups
     many = recognise(program_of(TEXTS["grouped heads"], {**sizes, "M": 100}))
     assert not isinstance(many, str)
     assert [i.extent for i in many.rows] == [100]
