@@ -11,7 +11,6 @@ from dataclasses import replace
 import numpy as np
 import onnx
 from onnx import helper, numpy_helper
-from onnx.reference import ReferenceEvaluator
 
 from tilewright.dsl.dtypes import DType
 from tilewright.errors import ModelError
@@ -29,6 +28,8 @@ def evaluate(node: Node, opset: int, inputs: Sequence[np.ndarray | None]) -> tup
 
     Raises ModelError if the evaluator cannot compute it.
     """
+    from onnx.reference import ReferenceEvaluator  # takes a while, and many networks do without
+
     present = {name: a for name, a in zip(node.inputs, inputs, strict=True) if name and a is not None}
     outputs = [o for o in node.outputs if o]
     graph = helper.make_graph(
