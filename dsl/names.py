@@ -17,7 +17,7 @@ from tilewright.dsl.program import Hint, Limit
 from tilewright.dsl.statement_names import StatementChecker
 from tilewright.dsl.syntax import Access, Application, Literal, Name, Node
 from tilewright.dsl.updates import with_old_values
-from tilewright.dsl.vocabulary import DTYPES, PARAMETER_TYPES, SIZE_OPERATIONS, usable, wrong_constant
+from tilewright.dsl.vocabulary import DTYPES, PARAMETER_TYPES, SIZE_OPERATIONS, own, usable, wrong_constant
 
 
 @dataclass(frozen=True)
@@ -129,7 +129,7 @@ class OpChecker:
             tuple(tuning.limit(s.condition, self.indices) for s in op.body if isinstance(s, syntax.Limit)),
             any(isinstance(s, syntax.FastMath) for s in op.body),
             frozenset(self.names),
-            self.functions,
+            {own(name): f for name, f in self.functions.items()},
         )
 
     # --- header ---

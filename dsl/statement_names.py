@@ -21,6 +21,7 @@ from tilewright.dsl.vocabulary import (
     PREFIXES,
     REDUCTIONS,
     SCANS,
+    own,
     usable,
 )
 
@@ -249,9 +250,9 @@ class StatementChecker:
         name, count = node.function, len(node.args)
         if node.settings:
             raise Problem(node.settings[0].name.at, f"only ops take parameters by name, and {name} is none here")
-        if name in self.op.functions:
+        if name in self.op.functions and node.called is not None:
             check_arity(node, self.op.functions)
-            return replace(node, args=tuple(self.expression(a, bound) for a in node.args))
+            return replace(node, function=own(name), args=tuple(self.expression(a, bound) for a in node.args))
         if name == "inside":
             if count != 1 or not isinstance(node.args[0], Access):
                 raise Problem(node.at, "inside takes one read: inside(x[n,p+r])")

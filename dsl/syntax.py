@@ -276,4 +276,5 @@ def node_text(node: Node, nested: bool = False) -> str:
             return f"({text})" if nested else text
         case Application():
             given = ", ".join(f"{s.name.text}={node_text(s.value)}" for s in node.settings)
-            return f"{node.function}({', '.join(map(node_text, node.args))}{'; ' * bool(given)}{given})"
+            name = node.function.removeprefix("def ")
+            return f"{name}({', '.join(map(node_text, node.args))}{'; ' * bool(given)}{given})"

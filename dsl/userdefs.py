@@ -14,7 +14,7 @@ from tilewright.dsl import syntax
 from tilewright.dsl.diagnostics import Problem, counted, suggestion
 from tilewright.dsl.functions import OPERATOR_SIGNS, SPOKEN, wrong_count
 from tilewright.dsl.syntax import Access, Application, Function, Literal, Name, Node, Qualified, Reduction
-from tilewright.dsl.vocabulary import BUILT_IN, DTYPES, REDUCTIONS, usable
+from tilewright.dsl.vocabulary import BUILT_IN, DTYPES, PRIMITIVES, REDUCTIONS, own, usable
 
 MAX_LEVELS = 30
 """Most functions that call each other one inside the other."""
@@ -39,8 +39,8 @@ class _Known:
         name = f.name.text
         for n in (f.name, *f.arguments):
             usable(n)
-        if name in BUILT_IN:
-            raise Problem(f.name.at, f"{name} is a built-in function; choose another name, such as my_{name}")
+        if name in PRIMITIVES:
+            raise Problem(f.name.at, f"{name} is part of the language; choose another name, such as my_{name}")
         if name in self.functions:
             raise Problem(f.name.at, f"the function {name} is defined twice")
         if not f.arguments:
@@ -91,6 +91,7 @@ class _Known:
             raise Problem(at, f"{name} speaks of indices, which a function does not know; pass its value instead")
         if name in self.functions:
             check_arity(node, self.functions)
+            return own(name)
         elif name in REDUCTIONS and (count < 2 or name not in SPOKEN):
             raise Problem(at, "a function is pointwise; pass the reduction as an argument")
         elif name in DTYPES:

@@ -6,7 +6,7 @@ import math
 
 from tilewright.dsl.diagnostics import Problem
 from tilewright.dsl.dtypes import DType
-from tilewright.dsl.functions import SPOKEN
+from tilewright.dsl.functions import OPERATOR_SIGNS, SPOKEN
 from tilewright.dsl.syntax import Name
 
 SCANS = {"cumsum": "sum", "cumprod": "prod", "cummax": "max", "cummin": "min"}
@@ -25,6 +25,13 @@ PARAMETER_TYPES = ("int", "bool", "f16", "bf16", "f32", "f64")
 RESERVED = frozenset(("op", "and", "or", "not", "true", "false", "inf", "nan", "inside", "device"))
 BUILT_IN = frozenset((*SPOKEN, *REDUCTIONS, *DTYPES, "inside", "index"))
 """Everything that can be called."""
+PRIMITIVES = frozenset((*OPERATOR_SIGNS, "neg", "not", "pow", "where", "inside", "index", *REDUCTIONS, *DTYPES))
+"""What a text cannot define anew: the operators' words, reductions, conversions."""
+
+
+def own(function: str) -> str:
+    """What a checked tree calls a function of the text itself, which may have the name of a built-in one."""
+    return f"def {function}"
 
 
 def wrong_constant(value: object, kind: str) -> str:

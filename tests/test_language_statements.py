@@ -92,6 +92,19 @@ def test_a_function_is_the_same_as_its_body() -> None:
     assert doubled.specialise({"x": (3,)}, {"x": DType.I8}).outputs[0].dtype is DType.I8
 
 
+def test_a_function_may_take_the_place_of_a_built_in_one() -> None:
+    x = normal(7)
+    text = "def gelu(x) = 0.5*x*(1+erf(x/sqrt(2)))\nop g(x[N]) -> y[N]: y[n] = gelu(x[n])"
+    inline = "op g(x[N]) -> y[N]: y[n] = 0.5*x[n]*(1+erf(x[n]/sqrt(2)))"
+    assert specialised(text, x=x).signature == specialised(inline, x=x).signature
+    # the built-in one stays what it is under its other name, and within functions that stand before
+    text = """def twice(x) = 2 * silu(x)
+        def silu(x) = x + 1
+        op g(x[N]) -> y[N]: y[n] = silu(x[n]) + swish(x[n]) + twice(x[n])"""
+    swish = x / (1 + np.exp(-x))
+    same(interpret(specialised(text, x=x), {"x": x})["y"], x + 1 + 3 * swish)
+
+
 def test_arguments_are_computed_once() -> None:
     x, b = normal(3, 4), normal(3)
     (statement,) = specialised(FUNCTIONS, x=x, b=b).statements
@@ -145,8 +158,8 @@ def test_functions_grow_within_limits() -> None:
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        ("def ⟨⟩exp(x) = x", "exp is a built-in function; choose another name, such as my_exp"),
-        ("def ⟨⟩sum(x) = x", "sum is a built-in function"),
+        ("def ⟨⟩where(x) = x", "where is part of the language; choose another name, such as my_where"),
+        ("def ⟨⟩sum(x) = x", "sum is part of the language"),
         ("def f(x) = x\ndef ⟨⟩f(x) = x", "the function f is defined twice"),
         ("def f(x, ⟨⟩x) = x", "the argument x stands twice"),
         ("def ⟨⟩f() = 1", "f has no arguments; a function has at least one"),
