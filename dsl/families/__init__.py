@@ -77,7 +77,7 @@ def fitting(stage: Program, target: Target) -> tuple[Family, ...]:
 def _in_order(target: Target) -> tuple[Family, ...]:
     """`FAMILIES` with the better untuned choice first.
 
-    On GPUs the stages of `winograd` go through memory, which pays for large images only: it is left to the tuner.
+    On GPUs the stages of `winograd` go through memory; whether that pays depends on the sizes and is for the tuner.
     """
     if target.shape is Shape.CPU:
         return FAMILIES

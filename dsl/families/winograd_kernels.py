@@ -41,6 +41,8 @@ from tilewright.dsl.writer import (
 
 WEIGHTS, DATA, PRODUCTS = "winograd_weights", "winograd_data", "winograd_products"
 """Scratch: the transformed weights and data, and their products."""
+WEIGHTS_RUN = 16
+"""Input channels whose weights a work-item of a CPU transforms one after the other: they are neighbours in memory."""
 GROUP, TILE = "part", "tile"
 """C variables: the number of the group, and of the tile within it."""
 
@@ -343,29 +345,40 @@ def weights_panels(t: Tiling, target: Target, ctype: str, helpers: dict[str, str
     """
     c, panels = t.c, ceil_div(t.c.column.extent, width)
     w = Writer(t, target, Source(), ctype, helpers)
-    o, i, step = variable(c.column.name), variable(c.depth.name), c.depth.extent * width
+    o, i = variable(c.column.name), variable(c.depth.name)
     if target.shape is Shape.GPU:
         size = group_size(target)
         geometry = Geometry((round_up(c.column.extent, size), c.depth.extent, c.g), (size, 1, 1))
         w.body.line(f"const {ctype} {o} = get_global_id(0), panel = {o} / {width};")
+        w.body.line(f"const {ctype} {i} = get_global_id(1), {GROUP} = get_global_id(2);")
         w.body.line(f"if ({o} >= {c.column.extent}) return;")
+        loop = ""
     else:
-        geometry = Geometry((panels, c.depth.extent, c.g), (1, 1, 1))
-        w.body.line(f"const {ctype} panel = get_global_id(0);")
-    w.body.line(f"const {ctype} {i} = get_global_id(1), {GROUP} = get_global_id(2);")
+        geometry = Geometry((panels, ceil_div(c.depth.extent, WEIGHTS_RUN), c.g), (1, 1, 1))
+        w.body.line(f"const {ctype} panel = get_global_id(0), {GROUP} = get_global_id(2);")
+        w.body.line(f"const {ctype} first = get_global_id(1) * {WEIGHTS_RUN};")
+        end = f"min(first + {WEIGHTS_RUN}, ({ctype}){c.depth.extent})"
+        loop = f"for ({ctype} {i} = first; {i} < {end}; ++{i})"
     w.group(GROUP)
-    start = (
-        f"(({GROUP} * {panels} + panel) * {t.positions * c.depth.extent} + {i}) * ({ctype}){width} - panel * {width}"
-    )
-    w.body.line(f"const {ctype} start = {start};")
+    with w.body.block(loop):
+        _weights_channel(w, width, panels)
+    return kernel("winograd_weights", w, geometry, reads(c.weights), (WEIGHTS,), (WEIGHTS,))
+
+
+def _weights_channel(w: Writer, width: int, panels: int) -> None:
+    """Transform the weights of the current input channel for the current panel."""
+    t, c = w.tiling, w.tiling.c
+    o, i, step = variable(c.column.name), variable(c.depth.name), c.depth.extent * width
+    row = f"({GROUP} * {panels} + panel) * {t.positions * c.depth.extent} + {i}"
+    w.body.line(f"const {w.ctype} start = ({row}) * ({w.ctype}){width} - panel * {width};")
     with panel_of(w, width) as write:
         write(
             lambda at: weights_tile(at, lambda n: f"{argument(WEIGHTS)} + start + {o} + {affine(n * step, at.names)}")
         )
-        if c.column.extent % width and target.shape is Shape.CPU:
-            with w.body.block(f"for (; {o} < panel * {width} + {width}; ++{o})"), w.body.loop("n", t.positions):
+        if c.column.extent % width and w.target.shape is Shape.CPU:
+            beyond = f"for (; {o} < panel * {width} + {width}; ++{o})"
+            with w.body.block(beyond), w.body.loop("n", t.positions, ctype=w.ctype):
                 w.body.line(f"{argument(WEIGHTS)}[start + {o} + n * {step}] = 0;")
-    return kernel("winograd_weights", w, geometry, reads(c.weights), (WEIGHTS,), (WEIGHTS,))
 
 
 def group_size(target: Target) -> int:
