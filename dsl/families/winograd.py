@@ -4,6 +4,10 @@ F(m, r) takes m + r - 1 multiplications for m outputs of a filter of r taps; in 
 the sum takes 144. `winograd_transforms.py` derives the matrices, `winograd_convolution.py` says what a program must
 look like, `winograd_fused.py` and `winograd_staged.py` write the kernels; here are the spaces and the choice that is
 made without tuning.
+
+Rounding errors in f32 relative to the largest output, for 3 x 3 windows and 64 to 512 channels of normal numbers: 4e-7
+to 8e-7 for m = 2, 1.8e-6 to 2.9e-6 for m = 4; direct sums have 2e-7 to 4e-7. With m = 6 it is up to 1.9e-5, which is
+more than contractions are tested for, so that is offered in one dimension only (see `amplification`).
 """
 
 from __future__ import annotations
