@@ -27,6 +27,8 @@ GRAINS = (2, 4, 8, 16, 32, 64, 128, 256)
 """KiB of memory that one work-item of a CPU may walk over."""
 LONG = 1 << 16
 """Elements of a row from which it is worth being shared by all units of a device, in several launches."""
+STREAMED = 64 << 20
+"""Bytes of output from which a CPU's caches do not hold it for its reader."""
 REGISTERS = 65536
 """(guess) Registers of 4 bytes that the work-items of a GPU's group share; a quarter of a work-item's limit is left
 for addresses and sums."""
@@ -85,6 +87,7 @@ def _most_units(plan: Plan, target: Target) -> int:
 
 
 def _cpu_space(plan: Plan, target: Target) -> Space:
+    streams = (0, 1) if target.streaming_stores and _wide_outputs(plan) else (0,)
     aheads = ("nothing", "next") if rows_cpu.ahead_reads(plan) else ("nothing",)
     keeps = ("nothing", *("costly",) * bool(plan.costly), *("loads",) * bool(plan.loaded))
     parameters = [
@@ -92,6 +95,7 @@ def _cpu_space(plan: Plan, target: Target) -> Space:
         Parameter("unroll", (1, 2, 4), "vectors per step of the innermost loop, each with its own accumulators"),
         Parameter("grain", GRAINS, "KiB of memory per work-item; 16 to 64"),
         Parameter("keep", keeps, "what waits for the next pass in an array; loads: also what is read again"),
+        Parameter("stream", streams, "1: what is written does not pass through the caches; for outputs beyond them"),
         Parameter("ahead", aheads, "what is fetched into the cache while a row is worked on"),
     ]
     constraints = [
@@ -103,15 +107,15 @@ def _cpu_space(plan: Plan, target: Target) -> Space:
         )
     ]
     if plan.across:
-        parameters.append(Parameter("vectors", (1, 2, 4, 8, 16), "neighbouring vectors of rows per work-item"))
+        parameters.append(Parameter("vectors", (1, 2, 4, 8), "neighbouring vectors of rows per work-item"))
         constraints += [
             Constraint(
                 "a work-item's vectors are longer than the rows' innermost dimension",
                 lambda c: c["vectors"] == 1 or c.integer("vectors") * c.integer("lanes") <= plan.vector.extent,
             ),
             Constraint(
-                "more than 16 accumulators",
-                lambda c: c.integer("vectors") * c.integer("unroll") <= 16,
+                "a step of the innermost loop has more than 8 vectors",
+                lambda c: c.integer("vectors") * c.integer("unroll") <= 8,
             ),
             Constraint(
                 "a step of the innermost loop is longer than the loop",
@@ -126,6 +130,11 @@ def _cpu_space(plan: Plan, target: Target) -> Space:
             )
         )
     return Space(tuple(parameters), tuple(constraints))
+
+
+def _wide_outputs(plan: Plan) -> list[str]:
+    """The outputs with a value per element."""
+    return [t for p in plan.chain.passes for t in p.writes]
 
 
 def _vectors(plan: Plan, configuration: Configuration) -> int:
@@ -152,6 +161,8 @@ def _cpu_default(plan: Plan, target: Target) -> Configuration:
     wanted = "loads" if plan.across and plan.loaded else "costly" if plan.costly else "nothing"
     fits = rows_cpu.kept_bytes(plan, wanted, lanes, vectors) <= target.l2_bytes // 2
     values["keep"] = wanted if fits else "nothing"
+    written = sum(plan.program.tensors[t].size * plan.program.tensors[t].dtype.itemsize for t in _wide_outputs(plan))
+    values["stream"] = int(target.streaming_stores and written >= STREAMED)
     near = 2 * vectors * (lanes if plan.across else 1) * plan.chain.length * plan.element_bytes <= target.l2_bytes
     values["ahead"] = "next" if rows_cpu.ahead_reads(plan) and near else "nothing"
     return Configuration.of(values)

@@ -58,6 +58,9 @@ class _CpuWriter(Writer):
         super().__init__(plan, configuration, kept_values(plan, str(configuration["keep"])))
         self.unroll = configuration.integer("unroll")
         self.slots = configuration.integer("vectors") if plan.across else 1
+        run = self.slots * self.lanes if plan.across else self.lanes
+        self.multiples = {plan.vector.name: self.lanes} if plan.vector.extent % run == 0 else None
+        self.streams = configuration["stream"] == 1
         self.ahead = configuration["ahead"] == "next"
         self.next_names: dict[str, str] = {}
         order = (*plan.inner, plan.vector) if not plan.across else plan.inner

@@ -66,6 +66,8 @@ class Writer(ABC):
         self.names = {name: variable(name) for name in (*self.chain.extents, plan.vector.name)}
         reduces = [e for p in self.chain.passes for e in p.reduces]
         self.numbers = {e: f"{e.kind}{j}" for j, e in enumerate(reduces)}
+        self.streams = False
+        """Outputs are written past the caches."""
         self.slots = 1
         """Vectors of rows side by side."""
 
@@ -233,7 +235,8 @@ class Writer(ABC):
             for target in step.writes:
                 value_of = substitute_indices(self._exchanged(self.chain.element(target), position), place)
                 tensor, address = self.plan.program.tensors[target], self.chain.addresses[target].substitute(place)
-                stored(expressions, self.body, tensor, address, value_of, f"{chain}_{slot}", self.multiples)
+                number = f"{chain}_{slot}"
+                stored(expressions, self.body, tensor, address, value_of, number, self.multiples, streams=self.streams)
 
     def _uncounted(self, expressions: Expressions, value: str, e: Reduce, counted: int) -> str:
         """`value` with its first lanes replaced by the identity."""
