@@ -34,6 +34,7 @@ from rich.table import Table
 
 import tilewright as tw
 from tilewright.bench import largest_difference
+from tilewright.runtime import context
 from tilewright.runtime.discovery import handle_of
 
 Arrays = Mapping[str, np.ndarray]
@@ -266,14 +267,17 @@ def measure(case: Case, options: Options, plain: Mapping[str, Timer], copied: in
     if options.tune:
         op.tune(**feeds, budget=options.tune)
     results = op(**feeds)
-    results = results if isinstance(results, tuple) else (results,)
+    results = [r.numpy() for r in (results if isinstance(results, tuple) else (results,))]
     expected = case.numpy(*(a.astype(np.float64) for a in arrays.values()))
     expected = expected if isinstance(expected, tuple) else (expected,)
-    difference = largest_difference([r.numpy() for r in results], list(expected))
-    nbytes = sum(a.nbytes for a in arrays.values()) + sum(r.numpy().nbytes for r in results)
+    difference = largest_difference(results, list(expected))
+    nbytes = sum(a.nbytes for a in arrays.values()) + sum(r.nbytes for r in results)
     del results, expected
-    plan = op.plan(**feeds)
-    timers: dict[str, Timer] = {**plain, "tilewright": lambda: plan.time(arrays, 1)[0]}
+    plan, ctx = op.plan(**feeds), context(options.device)
+    buffers = {name: ctx.allocate(a.nbytes) for name, a in arrays.items()}
+    for name, buffer in buffers.items():
+        ctx.write(buffer, arrays[name])
+    timers: dict[str, Timer] = {**plain, "tilewright": lambda: plan.time(buffers, 1)[0]}
     if options.torch:
         timers["torch"] = torch_timer(case, arrays, options.device.kind == "gpu")
     times = rounds(timers, options.rounds)
