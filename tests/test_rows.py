@@ -158,7 +158,7 @@ def test_element_types(ctx: Context, shape: Shape, dtype: str, out: str) -> None
     x = arrays["x"].astype(np.float64)
     expected = (x - x.mean(1, keepdims=True)) / np.sqrt(x.var(1, keepdims=True) + 1e-5)
     target = shaped(ctx.device.target, shape)
-    for configuration in configurations(made, target, 3, 3):
+    for configuration in configurations(made, target, 3, 1):
         found = run(ctx, ROWS, made, target, configuration, arrays)["y"]
         compare(found, expected, 1e-2 if out == "f16" else 2e-5, str(configuration))
 
@@ -175,7 +175,7 @@ def test_nan_and_infinities_as_in_numpy(ctx: Context, shape: Shape, text: str) -
     if text is SOFTMAX:
         x[2, 4] = np.inf
         x[3, 5] = -np.inf
-    found = check(ctx, made, shape, count=3, arrays=arrays)["y"]
+    found = check(ctx, made, shape, count=1, arrays=arrays)["y"]
     assert np.isnan(found[0]).all()
 
 
@@ -186,7 +186,7 @@ def test_first_of_equal_extremes(ctx: Context, shape: Shape) -> None:
     x[1, [9, 40]] = 2.3
     x[2, 69] = 1e-3
     target = shaped(ctx.device.target, shape)
-    for configuration in configurations(made, target, 1, 6):
+    for configuration in configurations(made, target, 1, 2):
         found = run(ctx, ROWS, made, target, configuration, {"x": x})["y"]
         assert found.tolist() == [0, 9, 69, 0, 0, 0], configuration
 
@@ -219,7 +219,7 @@ def test_gather_of_a_row_s_own_element(ctx: Context) -> None:
     expected = np.log(np.exp(x.astype(np.float64)).sum(1)) - x[np.arange(9), label]
     for shape in Shape:
         target = shaped(ctx.device.target, shape)
-        for configuration in configurations(made, target, 2, 2):
+        for configuration in configurations(made, target, 2, 1):
             found = run(ctx, ROWS, made, target, configuration, {"x": x, "label": label})["loss"]
             np.testing.assert_allclose(found, expected, rtol=1e-5, err_msg=str(configuration))
 
