@@ -3,9 +3,9 @@
     python benchmarks/attention.py --device intel-cpu --tune 30s --against numpy 197 512
     python benchmarks/attention.py --device nvidia --against torch --dtype f16 197 1024
 
-`--against numpy` and `--against onnxruntime` compute products, softmax and products on the processor; `torch` is
-scaled_dot_product_attention on the GPU, timed with its own events. tilewright's time is that of the device's work:
-the operands lie in device memory and each call is followed by waiting for the device.
+`--against numpy` and `--against onnxruntime` compute products, softmax and products on the processor, in turns with
+tilewright's calls, whose operands lie in device memory and each of which is followed by waiting for the device.
+`torch` is scaled_dot_product_attention on the GPU: there both times are those of the device alone, without the calls.
 """
 
 from __future__ import annotations
@@ -122,6 +122,8 @@ def measure(options: argparse.Namespace, size: int, device: tw.Device) -> dict[s
         contenders["peer"] = lambda: form(feeds)
     times = interleaved(contenders, options.seconds)
     if options.against == "torch":
+        plan = op.plan(*on_device, scale=scale)
+        times["tilewright"] = plan.time(arrays, 20, warmup=3)
         times["peer"] = torch_seconds(arrays, options.dtype, options.causal)
     median = {name: statistics.median(t) for name, t in times.items()}
     operations = 4 * options.batch * options.heads * size**2 * options.depth / (2 if options.causal else 1)

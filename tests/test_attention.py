@@ -274,6 +274,9 @@ def test_what_does_not_fit_is_refused() -> None:
         assert ATTENTION.refusal(empty, targets.CPU) is not None
     wide = program_of(TEXTS["plain"], sizes, DType.F64)
     assert "f64" in str(ATTENTION.refusal(wide, targets.CPU))
+    decoding = program_of(TEXTS["plain"], {**sizes, "M": 1, "N": 4096})
+    assert "leave the device idle" in str(ATTENTION.refusal(decoding, targets.GPU))
+    assert ATTENTION.refusal(decoding, targets.CPU) is None
     small = replace(targets.GPU, local_memory=1 << 10)
     assert "local memory" in str(ATTENTION.refusal(program_of(TEXTS["plain"], sizes), small))
 
@@ -281,7 +284,7 @@ def test_what_does_not_fit_is_refused() -> None:
 def test_defaults_lie_in_their_spaces() -> None:
     wide = replace(targets.CPU, vector_bytes=64, vector_registers=32)
     for target in (targets.CPU, wide, targets.GPU):
-        for m, n, d, e in ((1, 1, 1, 1), (1, 4096, 64, 64), (197, 197, 64, 64), (3, 50, 256, 7), (1000, 17, 20, 256)):
+        for m, n, d, e in ((1, 1, 1, 1), (1, 300, 64, 64), (197, 197, 64, 64), (3, 50, 256, 7), (1000, 17, 20, 256)):
             made = program_of(TEXTS["plain"], {"B": 1, "H": 2, "M": m, "N": n, "D": d, "E": e})
             assert ATTENTION.refusal(made, target) is None
             assert ATTENTION.space(made, target).violated(ATTENTION.default(made, target)) is None
