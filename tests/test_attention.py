@@ -146,7 +146,13 @@ def _compiles_soon(c: Configuration) -> bool:
 @pytest.mark.parametrize("name", TEXTS)
 def test_every_spelling(ctx: Context, shape: Shape, name: str) -> None:
     sizes = {"B": 2, "H": 4, "M": 19, "N": 37, "D": 12, "E": 10}
-    check(ctx, program_of(TEXTS[name], sizes), shape, seed=1, count=1)
+    check(ctx, program_of(TEXTS[name], sizes), shape, seed=1, count=1 if shape is Shape.CPU else 0)
+
+
+@BOTH_SHAPES
+def test_other_configurations(ctx: Context, shape: Shape) -> None:
+    sizes = {"B": 1, "H": 2, "M": 40, "N": 75, "D": 24, "E": 20}
+    check(ctx, program_of(TEXTS["added mask"], sizes), shape, seed=8, count=6)
 
 
 @BOTH_SHAPES
@@ -158,15 +164,15 @@ def test_any_sizes_and_layouts(ctx: Context, shape: Shape, data: st.DataObject) 
     sizes |= {"M": draw(st.sampled_from([1, 2, 7, 33])), "N": draw(st.sampled_from([1, 5, 16, 31, 70]))}
     sizes |= {"D": draw(st.integers(1, 40)), "E": draw(st.integers(1, 40))}
     text = TEXTS[draw(st.sampled_from(sorted(TEXTS)))]
-    layout = draw(st.sampled_from(["rows", "scattered"]))
-    check(ctx, laid_out(program_of(text, sizes), layout), shape, seed=draw(st.integers(0, 99)), count=1)
+    made = laid_out(program_of(text, sizes), draw(st.sampled_from(["rows", "scattered"])))
+    check(ctx, made, shape, seed=draw(st.integers(0, 99)), count=1 if shape is Shape.CPU else 0)
 
 
 @BOTH_SHAPES
 @pytest.mark.parametrize("dtype", [DType.F16, DType.BF16])
 def test_half_precision_is_storage(ctx: Context, shape: Shape, dtype: DType) -> None:
     sizes = {"B": 1, "H": 2, "M": 21, "N": 45, "D": 16, "E": 24}
-    check(ctx, program_of(TEXTS["added mask"], sizes, dtype), shape, seed=2, count=1)
+    check(ctx, program_of(TEXTS["added mask"], sizes, dtype), shape, seed=2, count=0)
     check(ctx, laid_out(program_of(TEXTS["causal"], sizes, dtype), "scattered"), shape, seed=3, count=0)
 
 
@@ -184,7 +190,7 @@ def test_rows_that_are_masked_as_a_whole_are_nan_as_in_numpy(ctx: Context, shape
     expected = reference(made, values(made, 5))["o"]
     assert np.isnan(expected[0, 0, :6]).all()
     assert np.isfinite(expected[0, 0, 7:]).all()
-    check(ctx, made, shape, seed=5, count=2)
+    check(ctx, made, shape, seed=5, count=1)
 
 
 @BOTH_SHAPES
@@ -199,7 +205,7 @@ def test_infinite_and_undefined_inputs_go_where_they_go_in_numpy(ctx: Context, s
     found = reference(made, arrays)["o"]
     assert np.isnan(found[0, 0, [3, 5, 6]]).all()
     assert np.isinf(found[0, 1, 9, 3])
-    check(ctx, made, shape, seed=6, count=1, arrays=arrays)
+    check(ctx, made, shape, seed=6, count=0, arrays=arrays)
 
 
 def test_a_stage_is_the_whole_chain() -> None:
@@ -228,7 +234,7 @@ def test_one_row_of_grouped_heads(ctx: Context, shape: Shape) -> None:
     text = TEXTS["grouped heads"].replace("s[b,h,i,j] = ", "s[b,h,i,j] = 0.1 * j + h - i + ")
     for m in (1, 3):
         sizes = {"B": 2, "H": 6, "M": m, "N": 77, "D": 16, "E": 16}
-        check(ctx, laid_out(program_of(text, sizes), "scattered"), shape, seed=7, count=1)
+        check(ctx, laid_out(program_of(text, sizes), "scattered"), shape, seed=7, count=0)
 
 
 def test_masks_bound_the_keys() -> None:
