@@ -9,6 +9,9 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 
+from memory.programs import TARGETS, programs
+
+from tilewright.dsl.families import by_name
 from tilewright.dsl.lowering import Lowering
 from tilewright.dsl.space import Value
 
@@ -21,6 +24,7 @@ class Fault:
     program: str
     target: str
     values: Mapping[str, Value]
+    """Of the configuration; other parameters have the family's own choice."""
     place: str
     """A text of the source; it must occur."""
     by: str
@@ -35,11 +39,13 @@ class Fault:
     @property
     def case(self) -> dict[str, object]:
         """The case as `Simulator.run` takes it."""
+        target = TARGETS[self.target]
+        default = by_name(self.family).default(programs(target)[self.program], target)
         return {
             "family": self.family,
             "program": self.program,
             "target": self.target,
-            "configuration": dict(self.values),
+            "configuration": {**default, **self.values},
         }
 
     def planted(self, lowering: Lowering) -> Lowering:

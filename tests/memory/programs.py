@@ -154,7 +154,7 @@ EXAMPLES: Mapping[str, Example] = {
     "smallest": Example("op smallest(x[K,R]: f16) -> y[R]: y[r] = min(k) x[k,r]", {"x": (43, 21)}),
     "total": Example("op total(x[N]) -> y[1]: y[0] = sum(n) x[n]", {"x": (517,)}),
     "count": Example(
-        "op count(x[N,C]: u8, z[C]: u8) -> y[C], a[C]:\n    y[c] = sum(n) x[n,c]\n    a[c] = any(n) x[n,c] > z[c]",
+        "op count(x[N,C]: u8, z[C]: u8) -> y[C], a[C]:\n    y[c] = sum(n) x[n,c]\n    a[c] = any(n) (x[n,c] > z[c])",
         {"x": (31, 9), "z": (9,)},
     ),
     "cumsum": Example("op cumsum(x[R,K]) -> y[R,K]: y[r,k] = (sum(j <= k) x[r,j]) * 2 + x[r,k]", {"x": (3, 148)}),

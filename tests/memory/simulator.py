@@ -5,11 +5,13 @@ a log, never by exit status. Reported are accesses outside of global, local and 
 global memory, barriers that only a part of a work-group reaches, and, in the worker that `watches` them, uninitialised
 values on which a branch depends or which are written to memory.
 
-What it does not see:
+What it does not see, or sees wrongly:
 
 * uninitialised values in vector code. Its check of them mistakes lanes of shuffled vectors for others (false reports,
   crashes: https://github.com/jrprice/Oclgrind/issues/126), so kernels with vector types run without it. Instead local
   memory, scratch and outputs hold NaN there at the start, which the comparison of numbers would meet;
+* the number 1 that a lane's truth value should be: converted to an integer type it is 255 there (a lane's single bit is
+  kept as a byte of ones), so examples do not calculate with truth values of vectors;
 * memory filled by clEnqueueFillBuffer counts as uninitialised, so scratch is filled by copies;
 * reads of the gaps between a strided tensor's rows: they lie within its memory. The gaps hold NaN as well;
 * races between writes of the same value, by default;
