@@ -12,7 +12,8 @@ from pathlib import Path
 import pytest
 
 from tilewright.dsl import tables
-from tilewright.dsl.parse import _Builder, _parser, _prepared
+from tilewright.dsl.parse import _parser, _prepared
+from tilewright.dsl.tree import Builder
 from tilewright.errors import KernelError
 from tilewright.runtime import Context, building
 from tilewright.runtime.builds import PER_HELPER, Helper, helpers_allowed
@@ -177,12 +178,12 @@ def test_kept_tables_parse_alike(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 
 def test_damaged_and_foreign_tables_are_made_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("TILEWRIGHT_CACHE", str(tmp_path))
-    tables.parser(GRAMMAR, ["start"], _Builder())
+    tables.parser(GRAMMAR, ["start"], Builder())
     file = tables.table_file(GRAMMAR, ["start"])
     whole = file.read_bytes()
     for damaged in (b"", b"\n", whole[:-1], whole.replace(b"NAME", b"NAMF", 1), b"0" * 64 + whole[64:]):
         file.write_bytes(damaged)
-        assert tables.parser(GRAMMAR, ["start"], _Builder()).source_path != "<deserialized>"
+        assert tables.parser(GRAMMAR, ["start"], Builder()).source_path != "<deserialized>"
         assert file.read_bytes()[:64] == whole[:64] or file.read_bytes() != damaged
     assert tables.table_file(GRAMMAR + " ", ["start"]) != file
 
@@ -190,4 +191,4 @@ def test_damaged_and_foreign_tables_are_made_again(tmp_path: Path, monkeypatch: 
 def test_a_folder_that_cannot_be_written_is_no_error(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "file").write_text("")
     monkeypatch.setenv("TILEWRIGHT_CACHE", str(tmp_path / "file"))
-    assert tables.parser(GRAMMAR, ["start"], _Builder()).parse("b a x", start="start") is not None
+    assert tables.parser(GRAMMAR, ["start"], Builder()).parse("b a x", start="start") is not None

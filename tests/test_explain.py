@@ -137,7 +137,7 @@ def test_every_family_is_accounted_for(device: tw.Device) -> None:
     assert by_name["naive"].reason == "fits, as everything does; it is for what no other family fits"
     assert by_name["reduce"].reason == "fits, comes later and was not measured"
     assert sum(v.chosen for v in stage.verdicts) == 1
-    assert stage.origin == "default"
+    assert stage.origin in ("default", "nearest shape")  # what is shipped for this device may be near
     assert stage.seconds is None
     assert stage.share is None
     assert found.seconds is None
@@ -157,7 +157,7 @@ def test_stages_are_timed(device: tw.Device) -> None:
     for part in (
         "computes  c[m,n] = ",
         "family    contract (",
-        ": default",
+        f": {stage.origin}",
         "map: does not fit: it has a reduction",
         "bound  ",
     ):
@@ -224,7 +224,7 @@ def test_spaces_show_parameters_and_counts(device: tw.Device) -> None:
 
 
 def test_the_texts_own_lines_narrow_the_space(device: tw.Device) -> None:
-    tiled = tw.op(f"{GEMM}\n    unroll k: 4")
+    tiled = tw.op(f"{GEMM}\n    unroll k: 4\n    tile k: 16")  # one of them for each kind of device
     whole, (stage,) = tw.op(GEMM).space(A, B, device=device), tiled.space(A, B, device=device).stages
     contract = next(f for f in stage.families if f.family == "contract")
     free = next(f for f in whole[0].families if f.family == "contract")

@@ -353,7 +353,7 @@ def test_f64_needs_a_device_that_has_it() -> None:
 
 def test_families_by_name() -> None:
     assert [by_name(f.name) for f in FAMILIES] == list(FAMILIES)
-    with pytest.raises(UnsupportedError, match="no family 'wide'; the families are window, contract"):
+    with pytest.raises(UnsupportedError, match="no family 'wide'; the families are attention, window"):
         by_name("wide")
 
 

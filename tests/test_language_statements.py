@@ -435,8 +435,9 @@ def values(text: str, device: tw.Device, family: str, **shapes: tuple[int, ...])
     """The values of a family's parameters that the text's lines leave."""
     program = parse_op(text).specialise(shapes)
     found = families.by_name(family)
-    space = families.space(found, program, device.target)
-    assert space.violated(families.default(found, program, device.target)) is None
+    target = shaped(device.target, Shape.CPU)
+    space = families.space(found, program, target)
+    assert space.violated(families.default(found, program, target)) is None
     return {p.name: p.values for p in space.parameters} | {"unanswered": space.unanswered}
 
 
@@ -480,7 +481,7 @@ def test_lines_for_gpus(device: tw.Device) -> None:
 def test_where_lines_speak_of_every_parameter(device: tw.Device) -> None:
     text = ADD + "where vector_c * unroll_c == 16\n    where local_bytes < 3"
     program = parse_op(text).specialise({"x": (64, 512), "b": (512,)})
-    space = families.space(families.by_name("map"), program, device.target)
+    space = families.space(families.by_name("map"), program, shaped(device.target, Shape.CPU))
     assert {c.integer("lanes") * c.integer("unroll") for c in space} == {16}
     assert space.unanswered == ("where local_bytes < 3",)
     assert any("the program asks for" in c.reason for c in space.constraints)
@@ -489,14 +490,21 @@ def test_where_lines_speak_of_every_parameter(device: tw.Device) -> None:
 def test_lines_that_leave_nothing_are_named(device: tw.Device) -> None:
     shapes = {"x": (64, 512), "b": (512,)}
     for line, message in (
-        ("vector c: 5", "the line 'vector c: 5' leaves nothing to choose; lanes can be "),
+        ("vector c: 3", "the line 'vector c: 3' leaves nothing to choose; lanes can be "),
         ("unroll c: 64", "the line 'unroll c: 64' leaves nothing to choose; unroll can be 1, 2, 4 here"),
         ("where vector_c > 100", "the line 'where vector_c > 100' leaves no configuration on this device"),
     ):
         program = parse_op(ADD + line).specialise(shapes)
         for stage in (program, program.canonical):  # the line as it was written, whatever the indices are called now
             with pytest.raises(UnsupportedError, match=re.escape(message)):
-                families.fitting(stage, device.target)
+                families.fitting(stage, shaped(device.target, Shape.CPU))
+
+
+def test_lines_for_the_other_kind_of_device_narrow_nothing(device: tw.Device) -> None:
+    found = values(SUM + "unroll c: 8", device, "reduce", x=(64, 512))  # GPUs have 8
+    assert (found["unroll"], found["unanswered"]) == ((1, 2, 4), ("unroll c: 8",))
+    with pytest.raises(UnsupportedError, match=r"the line 'unroll c: 3' leaves nothing to choose"):
+        values(SUM + "unroll c: 3", device, "reduce", x=(64, 512))
 
 
 def test_lines_for_large_programs_do_not_apply_to_small_ones(device: tw.Device) -> None:
@@ -590,8 +598,8 @@ def test_fast_math_reaches_every_stage(device: tw.Device) -> None:
 
 
 def test_a_wrong_line_is_said_when_the_op_is_called(device: tw.Device) -> None:
-    op = tw.op(ADD + "vector c: 5")
-    with pytest.raises(UnsupportedError, match=r"the line 'vector c: 5' leaves nothing to choose"):
+    op = tw.op(ADD + "vector c: 3")
+    with pytest.raises(UnsupportedError, match=r"the line 'vector c: 3' leaves nothing to choose"):
         op(normal(4, 64), normal(64), device=device)
 
 

@@ -6,6 +6,7 @@ last and fits everything, so every legal program runs.
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Protocol
 
 from tilewright.dsl.families.attention import ATTENTION
@@ -51,8 +52,38 @@ CHAINS: tuple[Family, ...] = (ATTENTION, ROWS)
 
 
 def space(family: Family, stage: Program, target: Target) -> Space:
-    """A family's space as the stage's tuning lines narrow it; UnsupportedError if they leave nothing."""
-    return narrowed(family.space(stage, target), stage, target)
+    """A family's space as the stage's tuning lines narrow it; UnsupportedError if they leave nothing.
+
+    A line whose values only the other kind of device has (a CPU, a GPU) narrows nothing here: it is `unanswered`.
+    """
+    whole = family.space(stage, target)
+    if not stage.hints and not stage.limits:
+        return whole
+    try:
+        return narrowed(whole, stage, target)
+    except LineError as error:
+        if not _meant_for_others(family, stage, target, error.line):
+            raise
+        rest = replace(
+            stage,
+            hints=tuple(h for h in stage.hints if h.line != error.line),
+            limits=tuple(limit for limit in stage.limits if limit.line != error.line),
+        )
+        left = space(family, rest, target)
+        return replace(left, unanswered=(*left.unanswered, error.line))
+
+
+def _meant_for_others(family: Family, stage: Program, target: Target, line: str) -> bool:
+    """Whether a line by itself leaves something on the other kind of device."""
+    other = replace(target, shape=Shape.GPU if target.shape is Shape.CPU else Shape.CPU)
+    hints = tuple(h for h in stage.hints if h.line == line)
+    alone = replace(stage, hints=hints, limits=tuple(limit for limit in stage.limits if limit.line == line))
+    if family.refusal(alone, other) is not None:
+        return False
+    try:
+        return line not in narrowed(family.space(alone, other), alone, other).unanswered
+    except LineError:
+        return False
 
 
 def default(family: Family, stage: Program, target: Target) -> Configuration:

@@ -188,7 +188,7 @@ def _gpu_default(plan: Plan, target: Target) -> Configuration:
     if groups < 8 * target.compute_units:
         wanted = ceil_div(16 * target.compute_units, groups)
         # Each part should be worth the second launch: a few rounds of every item.
-        longest = max(1, steps * outputs // (4 * unroll * group))
+        longest = max(1, steps * outputs // (2 * unroll * group))
         splits = max(n for n in _splits(plan.length, GPU_SPLITS) if n <= max(1, min(wanted, longest)))
     values = {"lanes": lanes, "unroll": unroll, "work_group": group, "outputs": outputs, "splits": splits}
     return Configuration.of(values)
