@@ -87,7 +87,7 @@ EXAMPLES: Mapping[str, Example] = {
     P = (H + 2*pad - R) / stride + 1
     Q = (W + 2*pad - S) / stride + 1
     y[n,c,p,q] = relu(sum(r,s) x[n,c,p*stride+r-pad,q*stride+s-pad] * w[c,r,s] + b[c])""",
-        {"x": (1, 9, 5, 11), "w": (9, 3, 3), "b": (9,)},
+        {"x": (1, 9, 3, 11), "w": (9, 3, 3), "b": (9,)},
         "last",
         {"stride": 1, "pad": 1},
     ),
@@ -96,7 +96,7 @@ EXAMPLES: Mapping[str, Example] = {
     P = (H + 2*pad - k) / stride + 1
     Q = (W + 2*pad - k) / stride + 1
     y[n,c,p,q] = max(r:k,s:k) x[n,c,p*stride+r-pad,q*stride+s-pad]""",
-        {"x": (2, 3, 9, 21)},
+        {"x": (2, 2, 5, 21)},
         parameters={"k": 3, "stride": 2, "pad": 1},
     ),
     "mean_pool": Example(
