@@ -140,11 +140,10 @@ def test_sums_along_any_dimension(
 
 
 @BOTH_SHAPES
-@pytest.mark.parametrize("sizes", [(1, 70_003), (2, 16_384), (3, 4_100)])
-@pytest.mark.parametrize("exclusive", [False, True])
+@pytest.mark.parametrize(("sizes", "exclusive"), [((1, 70_003), False), ((2, 16_384), True), ((3, 4_100), False)])
 def test_long_rows(ctx: Context, shape: Shape, sizes: tuple[int, int], exclusive: bool) -> None:
     made = scan(sizes, 1, exclusive=exclusive)
-    check(ctx, made, shape, 5, 2, accumulated(values(made, 5)["x"], 1, exclusive=exclusive))
+    check(ctx, made, shape, 5, 1, accumulated(values(made, 5)["x"], 1, exclusive=exclusive))
 
 
 @BOTH_SHAPES
