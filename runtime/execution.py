@@ -9,6 +9,7 @@ from __future__ import annotations
 import hashlib
 import math
 import threading
+from collections import OrderedDict
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from enum import Enum
@@ -31,6 +32,9 @@ if TYPE_CHECKING:
 
 _registry: dict[str, Context] = {}
 _registry_lock = threading.Lock()
+
+MODULES_KEPT = 256
+"""Programs that stay in memory though nothing uses them, the latest ones: Intel's driver holds 3 MB for each."""
 
 
 class Built(Enum):
@@ -98,7 +102,7 @@ class Context:
         """Whether `view` may be used for parts that overlap and come and go."""
         self.pool = Pool(self._context, device.name, device.global_memory, device.max_allocation)
         self.cache = ProgramCache()
-        self._modules: dict[str, Module] = {}
+        self._modules: OrderedDict[str, Module] = OrderedDict()
         self._turns: dict[str, threading.Lock] = {}
         self._lock = threading.RLock()
         self._enqueue_kernel = cl._cl.enqueue_nd_range_kernel
@@ -179,6 +183,7 @@ class Context:
         with self._lock:
             module = self._modules.get(key)
             if module is not None:
+                self._modules.move_to_end(key)
                 return module
             turn = self._turns.setdefault(key, threading.Lock())
         with turn:
@@ -187,10 +192,16 @@ class Context:
                 cache, keep = self.cache, self.keeps_binaries
                 try:
                     module = build_program(self._context, self._handle, source, every, key, cache, keep)
-                    self._modules[key] = module
+                    self._keep(key, module)
                 finally:
                     self._turns.pop(key, None)
             return module
+
+    def _keep(self, key: str, module: Module) -> None:
+        with self._lock:
+            self._modules[key] = module
+            while len(self._modules) > MODULES_KEPT:
+                self._modules.popitem(last=False)
 
     def built(self, source: str) -> Built:
         """Whether `build` would have to compile."""
