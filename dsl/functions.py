@@ -91,8 +91,11 @@ _FLOOR_FLOATS = (
     "return (b == <0>) ? a / b : ((q == <0>) ? copysign(<0>, a / b) : n);"
 )
 _MOD_FLOATS = "const {t} m = fmod(a, b); return (m == <0>) ? copysign(<0>, b) : (((b < <0>) != (m < <0>)) ? m + b : m);"
-_MAGNITUDES = "a = (a < <0>) ? {T}(<0u> - {U}(a)) : a; b = (b < <0>) ? {T}(<0u> - {U}(b)) : b; "
-_EUCLID = "while (b != <0>) {{ const {t} r = a % b; a = b; b = r; }} "
+# Unsigned, because the magnitude of a type's smallest value is none of its values; Euclid's algorithm.
+_MAGNITUDES = (
+    "ulong p = (a < <0>) ? (ulong)0 - (ulong)a : (ulong)a; ulong q = (b < <0>) ? (ulong)0 - (ulong)b : (ulong)b; "
+)
+_EUCLID = "while (q != 0) {{ const ulong r = p % q; p = q; q = r; }} "
 _LOG1P_EXP = "log1p(exp({T}({U}(%s) | ~({magnitude}))))"
 """log(1 + exp(-|x|))."""
 _SOFTPLUS = "((a > <0>) ? a : <0>) + " + _LOG1P_EXP % "a"
@@ -162,10 +165,10 @@ _BITS = (
         "({1} < <0> || {1} >= <{bits}>) ? (({0} < <0>) ? ({t})(~<0>) : <0>) : ({t})({0} >> ({1} & <{mask}>))",
         "bits moved down, the sign repeated",
     ),
-    _f("gcd", 2, _INTEGER, _MAGNITUDES + _EUCLID + "return a;", "greatest common divisor", by_lane=True),
+    _f("gcd", 2, _INTEGER, _MAGNITUDES + _EUCLID + "return ({t})p;", "greatest common divisor", by_lane=True),
     _f(
-        "lcm", 2, _INTEGER, _MAGNITUDES + "const {t} x = a, y = b; " + _EUCLID +
-        "return (a == <0>) ? <0> : {T}({U}(x / a) * {U}(y));", "least common multiple", by_lane=True,
+        "lcm", 2, _INTEGER, _MAGNITUDES + "const ulong x = p, y = q; " + _EUCLID +
+        "return (p == 0) ? <0> : ({t})(x / p * y);", "least common multiple", by_lane=True,
     ),
 )  # fmt: skip
 
