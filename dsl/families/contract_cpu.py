@@ -493,12 +493,12 @@ def _store_vectors(tile: Tile, body: Source, helpers: dict[str, str]) -> None:
 def _vector_store(tile: Tile, names: LoopNames, columns: list[str], row: int, j: int, helpers: dict[str, str]) -> str:
     c, lanes = tile.c, tile.lanes
 
-    names = LoopNames({**names, "n0": "n0"})
+    names = LoopNames({**names, "<n0>": "n0"})
 
     def place(a: Access) -> Affine:
         base = parted(a.address, columns)[0]
         moves = linear_stride(a.address, c.columns) != 0
-        return base + Affine.of({"n0": 1, LANE: 1}, j * lanes) if moves else base
+        return base + Affine.of({"<n0>": 1, LANE: 1}, j * lanes) if moves else base
 
     def read(r: Read) -> str:
         a = c.access(r)

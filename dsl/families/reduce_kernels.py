@@ -134,11 +134,11 @@ class Writer:
         """Store a partial result of the current split."""
         e, vector = self.plan.reduces[j], self.plan.vector.name
         place = {vector: Affine.of({vector: 1, **({LANE: 1} if lanes > 1 else {})}) + offset}
-        address = self.plan.number.substitute(place) + Affine.of({"split": self.plan.outputs})
+        address = self.plan.number.substitute(place) + Affine.of({"<split>": self.plan.outputs})
         pointer = argument(self.plan.partials[j])
         if e.dtype is DType.BOOL:
             value = f"({value} & 1)"
-        names = {**self.names, "split": "split"}
+        names = {**self.names, "<split>": "split"}
         self.body.line(store(pointer, address, names, accumulator(e), lanes, value))
 
     def add_partials(self) -> None:
