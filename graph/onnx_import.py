@@ -179,13 +179,28 @@ def _expand_functions(model: onnx.ModelProto) -> onnx.ModelProto:
         if not _has_function(op, opset):
             continue
         try:
-            expanded = onnx.inliner.inline_selected_functions(model, [("", op)], inline_schema_functions=True)
+            spelled = _with_default_attributes(model, op, opset)
+            expanded = onnx.inliner.inline_selected_functions(spelled, [("", op)], inline_schema_functions=True)
         except RuntimeError:  # a definition that needs types which are not known
             continue
         made = {n.op_type for n in expanded.graph.node} - {n.op_type for n in model.graph.node}
         if op not in made and made <= OPERATORS.keys() | _USUALLY_AHEAD:
             model = expanded
     return model
+
+
+def _with_default_attributes(model: onnx.ModelProto, op: str, opset: int) -> onnx.ModelProto:
+    """The model with every attribute written out at the nodes of an operator: the inliner knows no defaults."""
+    defaults = onnx.defs.get_schema(op, max_inclusive_version=opset, domain="").attributes
+    spelled = onnx.ModelProto()
+    spelled.CopyFrom(model)
+    for node in spelled.graph.node:
+        if node.op_type == op and node.domain in {"", "ai.onnx"}:
+            given = {a.name for a in node.attribute}
+            node.attribute.extend(
+                d.default_value for name, d in defaults.items() if name not in given and d.default_value.name
+            )
+    return spelled
 
 
 _USUALLY_AHEAD = _SHAPE_READERS | {"Constant", "ConstantOfShape", "Range"}

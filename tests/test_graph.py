@@ -1,4 +1,4 @@
-"""The ONNX importer and the rewrite rules, on graphs written as ONNX text. No device is needed here."""
+"""The ONNX importer and the rewrite rules, on graphs written as ONNX text; hardly any needs a device."""
 
 from __future__ import annotations
 
@@ -18,6 +18,8 @@ from tilewright.graph import host, passes
 from tilewright.graph.ir import Graph, verify
 from tilewright.graph.onnx_import import import_model
 from tilewright.graph.rules import Rule, apply, dead_code_removed
+from tilewright.graph.session import InferenceSession
+from tilewright.runtime import Device
 
 
 def evaluate(graph: Graph, feeds: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
@@ -131,6 +133,14 @@ def test_element_types_that_the_language_lacks() -> None:
     proto = model("g (complex64[N] x) => (complex64[N] y) { y = Identity(x) }")
     with pytest.raises(ModelError, match=r"'x' of .* has element type COMPLEX64"):
         import_model(proto)
+
+
+def test_defaults_of_operators_that_are_expanded(device: Device) -> None:
+    x = np.random.default_rng(0).standard_normal((2, 3, 4, 5)).astype(np.float32)
+    proto = model("g (float[2,3,4,5] x) => (float[2,3,4,5] y) { y = MeanVarianceNormalization (x) }")
+    expected = (x - x.mean((0, 2, 3), keepdims=True)) / x.std((0, 2, 3), keepdims=True)
+    found = InferenceSession(proto, device).run(None, {"x": x})[0]
+    np.testing.assert_allclose(found, expected, rtol=1e-4, atol=1e-5)
 
 
 def test_opset_from_the_future() -> None:
