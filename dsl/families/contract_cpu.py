@@ -296,7 +296,7 @@ def _merged_depth(tile: Tile) -> tuple[Index, ...]:
 def _checked_depth(tile: Tile) -> tuple[Index, ...]:
     """Depth indices with one at the end that no range check depends on."""
     depth = tile.c.depth
-    return depth if depth and depth[-1].name not in tile.a.checked_names else (*depth, Index("one", 1))
+    return depth if depth and depth[-1].name not in tile.a.checked_names else (*depth, Index("1", 1))
 
 
 def _row_names(tile: Tile, row: int) -> LoopNames:
@@ -343,7 +343,7 @@ def _pad_row(tile: Tile) -> int:
 
 def _loops(tile: Tile, body: Source, depth: tuple[Index, ...], turned: bool) -> None:
     """The depth loops; with `turned`, pointers that leave the tensor go to the pad row."""
-    depth = depth or (Index("one", 1),)
+    depth = depth or (Index("1", 1),)
     outer, inner = depth[:-1], depth[-1]
     flush = _flush_level(depth) if _blocked(tile) else -1
 

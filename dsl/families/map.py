@@ -129,7 +129,7 @@ class Plan:
     def of(program: Program) -> Plan:
         """The loops of a program that `Map` does not refuse."""
         loops = collapse(program, aligned(program))
-        kept = list(loops.kept) or [Dimension("one", 1)]
+        kept = list(loops.kept) or [Dimension("<one>", 1)]
         inner = kept.pop()
         across = _across(program, loops, inner.name)
         if across is not None:

@@ -31,7 +31,7 @@ def cpu(plan: Plan, configuration: Configuration) -> Launch:
     lanes, unroll = configuration.integer("lanes"), configuration.integer("unroll")
     step = lanes * unroll
     budget = max(step, (configuration.integer("grain") << 10) // max(1, plan.element_bytes))
-    row = plan.outer[-1] if plan.outer else Dimension("row", 1)
+    row = plan.outer[-1] if plan.outer else Dimension("<row>", 1)
     far = plan.outer[:-1]
     if plan.transposes:
         # Rows of the gathered operand are walked along; a few of its lines stay in the cache between vectors.

@@ -127,7 +127,7 @@ class Plan:
         if along is None or not weights.get(along.name):
             along = reduced[-1] if reduced else kept[-1] if kept else None
         rows = along is None or along in reduced
-        vector = along or Dimension("one", 1)
+        vector = along or Dimension("<one>", 1)
         return Plan(
             program,
             loops,
@@ -178,7 +178,7 @@ class Plan:
         """The reduced dimension that a split divides: the outermost one, unless it is short."""
         order = (*self.reduced, self.vector) if self.rows else self.reduced
         if not order:
-            return Dimension("one", 1)
+            return Dimension("<one>", 1)
         return order[0] if order[0].extent >= 16 else max(order, key=lambda d: d.extent)
 
     def widths(self, most: int) -> tuple[int, ...]:

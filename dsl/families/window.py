@@ -179,7 +179,7 @@ class Plan:
         reduces = tuple(dict.fromkeys(n for n in walk(value) if isinstance(n, Reduce)))
         sliding = _sliding(loops, reduces)
         kept = list(loops.kept)
-        vector = kept.pop() if kept else Dimension("one", 1)
+        vector = kept.pop() if kept else Dimension("<one>", 1)
         tile = None
         if not sliding.get(vector.name):
             tile = next((d for d in reversed(kept) if sliding.get(d.name)), None)
