@@ -124,7 +124,7 @@ def _stored(stage: Program, device: Device, store: Store, key: str, legal: _Lega
             return Choice(exact.family, found, TUNED)
     for near in start_winners(stage, device, store, key):
         found = legal.configuration(near)
-        if found is not None:
+        if found is not None and not (_origin(near, key) == NEAREST and legal.outdated(near)):
             return Choice(near.family, found, _origin(near, key))
     return None
 
@@ -164,6 +164,12 @@ class _Legal:
             return None
         configuration = space.completed(Configuration.from_json(winner.configuration))
         return configuration if space.violated(configuration) is None else None
+
+    def outdated(self, winner: Winner) -> bool:
+        """True for the winner of an older generator that may not have had the family which comes first here."""
+        return (
+            winner.generator != GENERATOR_VERSION and winner.family != self._source(self._stage, self._target)[0].name
+        )
 
     def _space(self, name: str) -> Space | None:
         """The space of a family for the stage, None if it does not fit; asks no other family (that takes longer)."""
