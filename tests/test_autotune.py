@@ -739,7 +739,8 @@ def test_too_much_local_memory_is_refused_before_the_launch(supervisor: Supervis
 
 def test_hopeless_candidates_are_timed_once(supervisor: Supervisor) -> None:
     slow = kernel(
-        f"float v = x[i]; for (int n = 0; n < 200000; ++n) v = v * 0.999f + x[n & 511]; {RIGHT} if (v == 7.5f) y[i] = v;"
+        "float v = x[i]; for (int n = 0; n < 200000; ++n) v = v * 0.999f + x[n & 511]; "
+        f"{RIGHT} if (v == 7.5f) y[i] = v;"
     )
     outcome = supervisor.evaluate(relu_job(supervisor.device), slow, best=1e-6)
     assert outcome is not None
