@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import random
 import re
+from collections import Counter
 from dataclasses import replace
 
 import numpy as np
@@ -17,6 +18,7 @@ from oracle import reference
 from programs_strategy import Case, general
 from programs_templates import contractions, exact_programs, smooth_programs, windows
 from running import laid_out, relative, run, shaped
+from targets import CPU, GPU
 
 from tilewright.dsl.families import Family, fitting
 from tilewright.dsl.parse import parse_op
@@ -112,3 +114,38 @@ def test_names_never_matter(ctx: Context, case: Case, names: list[str]) -> None:
     assert made.signature == parse_op(case.text).specialise(case.shapes).signature
     inputs = tuple(replace(t, name=chosen.get(t.name, t.name)) for t in case.inputs)
     _check(ctx, ctx.device.target.shape, replace(case, text=text, inputs=inputs))
+
+
+_FORMS = (
+    "op f(A[7,13], B[13,21], C[21]) -> Y[7,21]: Y[{0},{1}] = max(sum({2}) A[{0},{2}] * B[{2},{1}] + C[{1}], 0)",
+    "op f(A[70]) -> Y[35]: Y[{0}: 35] = A[2*{0} + 1]",
+    "op f(A[40,23]) -> Y[23]: Y[{0}] = sum({1}) A[{1},{0}]",
+    "op f(A[3,90]) -> Y[3,90]: Y[{0},{1}] = sum({2} <= {1}) A[{0},{2}]",
+    "op f(A[9,5,17], B[9,3,2]) -> Y[9,5,17]: Y[{0},{1},u] = sum({2}: 3, w: 2) A[{0},{1}+{2}-1,u+w-1] * B[{0},{2},w]",
+    "op f(A[5,40]) -> Y[5,40]:\n e[{0},{1}] = exp(A[{0},{1}])\n Y[{0},{1}] = e[{0},{1}] / sum({2}) e[{0},{2}]",
+)
+
+
+@pytest.mark.parametrize("target", [CPU, GPU], ids=["cpu", "gpu"])
+@pytest.mark.parametrize("text", _FORMS)
+def test_kernels_differ_in_the_names_of_their_indices_only(text: str, target: Target) -> None:
+    plain = ("za", "zb", "zc")
+    expected = _tokens(text.format(*plain), target, "za", "za")
+    for name in [n for n in _NAMES if not re.search(rf"\b{n}\b", text)]:
+        for at in range(len(set(re.findall(r"{\d}", text)))):
+            names = [*plain[:at], name, *plain[at + 1 :]]
+            assert _tokens(text.format(*names), target, name, plain[at]) == expected, names
+
+
+def _tokens(text: str, target: Target, name: str, other: str) -> list[Counter[str]]:
+    """How often each token stands in each kernel of every family, with one index renamed; sums may be in any order."""
+    sizes = {name: tuple(map(int, size.split(","))) for name, size in re.findall(r"([A-C])\[([\d,]+)\]", text)}
+    counts = []
+    for stage in split(parse_op(text).specialise(sizes), target):
+        for family in fitting(stage, target):
+            for configuration in _some(family, stage, target, 1):
+                for launch in family.lower(stage, target, configuration).launches:
+                    code = re.sub(r"//.*", "", launch.source)
+                    code = re.sub(rf"(?:\b|(?<=_))i_{name}(?=\b|_)", f"i_{other}", code)
+                    counts.append(Counter(re.findall(r"\w+|\S", code)))
+    return counts
