@@ -17,7 +17,6 @@ from tilewright.dsl.affine import Affine
 from tilewright.dsl.dtypes import DType
 from tilewright.dsl.program import (
     Call,
-    Cast,
     Const,
     Expr,
     Index,
@@ -267,10 +266,3 @@ def _repeating(e: Expr, loops: tuple[Index, ...]) -> Iterator[tuple[Reduce, tupl
         loops = (*loops, *e.indices)
     for c in children(e):
         yield from _repeating(c, loops)
-
-
-def strip_casts(e: Expr) -> Expr:
-    """The expression below any conversions at its top."""
-    while isinstance(e, Cast):
-        e = e.arg
-    return e

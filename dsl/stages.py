@@ -40,19 +40,26 @@ def split(program: Program, target: Target) -> tuple[Program, ...]:
     later ones.
     """
     program = hoist(inline(program))
+    reducing = [n for n, s in enumerate(program.statements) if any(isinstance(e, Reduce) for e in walk(s.value))]
     stages: list[Program] = []
     at = 0
     while at < len(program.statements):
-        stage = _chain(program, at, target) or _siblings(program, at)
+        stage = _chain(program, at, target, reducing) or _siblings(program, at)
         stages.append(stage)
         at += len(stage.statements)
     return tuple(stages)
 
 
-def _chain(program: Program, at: int, target: Target) -> Program | None:
-    """The longest stage from statement `at` on that one kernel computes as a chain, or None."""
+def _chain(program: Program, at: int, target: Target, reducing: Sequence[int]) -> Program | None:
+    """The longest stage from statement `at` on that one kernel computes as a chain, or None.
+
+    ``reducing`` are the numbers of the statements with reductions: a chain has at least one.
+    """
+    first = next((n for n in reducing if n >= at), None)
+    if first is None:  # what only maps is no chain
+        return None
     last = min(len(program.statements), at + LONGEST_CHAIN)
-    for end in range(last, at + 1, -1):
+    for end in range(last, max(at + 1, first), -1):
         stage = _stage(program, program.statements[at:end])
         if any(family.refusal(stage, target) is None for family in CHAINS):
             return stage

@@ -485,12 +485,6 @@ def scalar_read(e: Read, tensor: Tensor, names: Variables, dimensions: tuple[int
     return f"(({in_range(e.index, tensor, dimensions, names)}) ? {value} : {literal(tensor.pad, tensor.dtype)})"
 
 
-def vector_read(e: Read, tensor: Tensor, names: Variables, dimensions: tuple[int, ...], along: str, width: int) -> str:
-    """`width` elements along index `along`, whose C variable holds the first lane's position; see `lanes_read`."""
-    step = {along: Affine.of({along: 1, LANE: 1})}
-    return lanes_read(replace(e, index=tuple(a.substitute(step) for a in e.index)), tensor, names, dimensions, width)
-
-
 def lanes_read(
     e: Read, tensor: Tensor, names: Variables, dimensions: tuple[int, ...], width: int, aligned: bool = False
 ) -> str:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 from tilewright.dsl.target import Shape, Target
 
 CPU = Target(
@@ -17,7 +19,8 @@ CPU = Target(
     has_f16=False,
     has_f64=True,
 )
-GPU = Target(
+GPU = replace(
+    CPU,
     shape=Shape.GPU,
     compute_units=64,
     vector_bytes=16,
@@ -26,7 +29,4 @@ GPU = Target(
     local_memory=48 << 10,
     has_real_local_memory=True,
     sub_group=32,
-    fma="fma(a, b, c)",
-    has_f16=False,
-    has_f64=True,
 )

@@ -18,6 +18,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from rich.console import Console
+from targets import CPU
 
 from tilewright.autotune import Budget, Event, TuningBar, checking, choose, lower, stage_key, tune, worker
 from tilewright.autotune.candidates import Candidate, StageSpace, stage_space
@@ -44,24 +45,12 @@ from tilewright.dsl.program import (
     Tensor,
 )
 from tilewright.dsl.space import Configuration, Constraint, Parameter, Space
-from tilewright.dsl.target import Shape, Target
+from tilewright.dsl.target import Target
 from tilewright.errors import DatabaseError, DeviceError, InputError, UnsupportedError
 from tilewright.runtime import Device
 from tilewright.tuning_db import Measurement, Status, Store
 
-TARGET = Target(
-    shape=Shape.CPU,
-    compute_units=2,
-    vector_bytes=64,
-    vector_registers=32,
-    max_work_group=1024,
-    local_memory=32 << 10,
-    has_real_local_memory=False,
-    sub_group=1,
-    fma="a * b + c",
-    has_f16=False,
-    has_f64=True,
-)
+TARGET = replace(CPU, compute_units=2, vector_bytes=64, vector_registers=32, max_work_group=1024, fma="a * b + c")
 
 FAKE = Device(
     name="fake",

@@ -89,3 +89,12 @@ def test_renaming_and_inlining_keep_the_signature_of_what_does_not_change() -> N
     assert renamed.inputs == (Tensor("a", program.inputs[0].dtype, (4,)),)
     assert renamed.signature == program.signature
     assert inline(program) == program
+
+
+def test_statements_without_reductions_are_never_tried_as_chains(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("tilewright.dsl.stages.CHAINS", (None,))  # asking it would fail
+    lines = "\n".join(f"t{n}[n] = t{n - 1}[n] * t{n - 1}[n]" for n in range(1, 60))
+    program = parse_op(f"op f(x[N]) -> y[N]:\nt0[n] = x[n]\n{lines}\ny[n] = t59[n]").specialise({"x": (5,)})
+    stages = split(program, CPU)
+    assert len(stages) > 1
+    assert [len(stage.statements) for stage in stages] == [1] * len(stages)

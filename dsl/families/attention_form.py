@@ -128,10 +128,6 @@ class Attention:
         every = (*self.batch, *self.rows, self.column, self.key, *((self.depth,) if self.depth else ()))
         return {i.name: i.extent for i in every}
 
-    def needs(self, part: Read) -> bool:
-        """Whether the output depends on `MAXIMUM`, `TOTAL` or `PRODUCT`."""
-        return part in walk(self.value)
-
 
 @lru_cache(maxsize=256)
 def recognise(program: Program) -> Attention | str:

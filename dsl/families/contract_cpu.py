@@ -31,6 +31,7 @@ from tilewright.dsl.families.contraction import (
     multiply_add,
     parted,
 )
+from tilewright.dsl.families.shared import SUM_BLOCK
 from tilewright.dsl.lowering import Launch, Lowering, Scratch
 from tilewright.dsl.program import Index, Program, Read, reads
 from tilewright.dsl.space import Configuration
@@ -52,14 +53,6 @@ from tilewright.dsl.writer import (
 
 PAD_ROW_LIMIT = 16384
 """Longest row of pad values, in elements; beyond it the pointer's step is set to 0 instead."""
-
-
-SUM_BLOCK = 256
-"""Depth steps that are summed on their own before they join the total.
-
-Rounding errors of one long chain grow with its length; blocks keep them near those of pairwise summation (Higham,
-"The accuracy of floating point summation", 1993) for one addition in 256.
-"""
 
 
 @dataclass(frozen=True)

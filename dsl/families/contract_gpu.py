@@ -23,6 +23,7 @@ from tilewright.dsl.families.contraction import (
     element,
     multiply_add,
 )
+from tilewright.dsl.families.shared import SUM_BLOCK
 from tilewright.dsl.lowering import Launch, Lowering
 from tilewright.dsl.program import Index, Program, Read, reads
 from tilewright.dsl.space import Configuration
@@ -30,9 +31,6 @@ from tilewright.dsl.target import Target
 from tilewright.dsl.text import statement_text
 from tilewright.dsl.writer import Expressions, Source, affine, argument, index_type, store, storing_helpers
 from tilewright.dsl.writer import element as memory_element
-
-SUM_BLOCK = 256
-"""Depth steps that are summed on their own before they join the total (see contract_cpu.py for the reason)."""
 
 
 @dataclass(frozen=True)

@@ -14,6 +14,7 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass, replace
 from functools import lru_cache
 
+from tilewright.dsl import writer
 from tilewright.dsl.affine import Affine
 from tilewright.dsl.dtypes import DType
 from tilewright.dsl.program import (
@@ -334,5 +335,5 @@ def parted(address: Affine, names: Iterable[str]) -> tuple[Affine, Affine]:
 
 
 def multiply_add(target: Target, dtype: DType, a: str, b: str, c: str) -> str:
-    """`a * b + c` in the target's spelling."""
-    return f"fma({a}, {b}, {c})" if dtype.is_float and target.fma.startswith("fma") else f"{a} * {b} + {c}"
+    """`a * b + c` in the target's spelling; plain for integers."""
+    return writer.multiply_add(target.fma if dtype.is_float else "", a, b, c)

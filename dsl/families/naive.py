@@ -14,6 +14,7 @@ from dataclasses import dataclass
 
 from tilewright.dsl.affine import Affine
 from tilewright.dsl.families.shared import (
+    SUM_BLOCK,
     Geometry,
     banner,
     ceil_div,
@@ -40,9 +41,6 @@ from tilewright.dsl.writer import (
     variable,
     vector_type,
 )
-
-BLOCK = 256
-"""Length of the partial sums in a long reduction."""
 
 
 class Naive:
@@ -169,15 +167,15 @@ class Scalars:
             with self.body.block(f"for ({self.ctype} {i} = 0; {i} <= {last}; ++{i})"):
                 self._loops(e, tuple(rest), total)
             return
-        blocked = not rest and index.extent > BLOCK and e.dtype.is_float and e.kind == "sum"
+        blocked = not rest and index.extent > SUM_BLOCK and e.dtype.is_float and e.kind == "sum"
         if not blocked:
             with self.body.loop(i, index.extent, ctype=self.ctype):
                 self._loops(e, tuple(rest), total)
             return
         # Partial sums of a block: rounding errors grow with a block's length, not with the whole reduction's.
-        with self.body.loop(f"{i}_block", index.extent, BLOCK, self.ctype):
+        with self.body.loop(f"{i}_block", index.extent, SUM_BLOCK, self.ctype):
             self.body.line(f"{vector_type(e.dtype, 1)} {total}_part = {identity(e.kind, e.dtype)};")
-            end = f"{i}_block + {BLOCK}"
+            end = f"{i}_block + {SUM_BLOCK}"
             with self.body.block(f"for ({self.ctype} {i} = {i}_block; {i} < {end} && {i} < {index.extent}; ++{i})"):
                 self._loops(e, (), f"{total}_part")
             self.body.line(f"{total} += {total}_part;")

@@ -13,9 +13,9 @@ from contextlib import ExitStack, contextmanager
 from tilewright.dsl.affine import Affine
 from tilewright.dsl.dtypes import DType
 from tilewright.dsl.families.rows_chain import Kept
-from tilewright.dsl.families.rows_plan import BLOCK, LONGEST_SUM, Plan
+from tilewright.dsl.families.rows_plan import LONGEST_SUM, Plan
 from tilewright.dsl.families.rows_writer import Writer
-from tilewright.dsl.families.shared import Dimension, ceil_div, cpu_geometry, decode, share
+from tilewright.dsl.families.shared import SUM_BLOCK, Dimension, ceil_div, cpu_geometry, decode, share
 from tilewright.dsl.lowering import Launch
 from tilewright.dsl.program import Read
 from tilewright.dsl.space import Configuration
@@ -187,7 +187,7 @@ class _CpuWriter(Writer):
             inside *= counts[level]
         sums = any(e.kind == "sum" and e.dtype.is_float for e in self.chain.passes[position].reduces)
         blocked = level - 1 if level and sums else None
-        part = max(1, BLOCK // inside)
+        part = max(1, SUM_BLOCK // inside)
         with ExitStack() as stack:
             for number, d in enumerate(outer):
                 stack.enter_context(self._outer(position, d, part if number == blocked else None))

@@ -13,9 +13,9 @@ from collections.abc import Mapping
 
 from tilewright.dsl.affine import Affine
 from tilewright.dsl.families.rows_chain import Kept
-from tilewright.dsl.families.rows_plan import BLOCK, LONGEST_SUM, Plan
+from tilewright.dsl.families.rows_plan import LONGEST_SUM, Plan
 from tilewright.dsl.families.rows_writer import Writer
-from tilewright.dsl.families.shared import ceil_div, decode, gpu_geometry
+from tilewright.dsl.families.shared import SUM_BLOCK, ceil_div, decode, gpu_geometry
 from tilewright.dsl.lowering import Launch
 from tilewright.dsl.program import Reduce
 from tilewright.dsl.space import Configuration
@@ -163,10 +163,10 @@ class _GpuWriter(Writer):
         self.declare(step, 1)
         sums = any(e.kind == "sum" and e.dtype.is_float for e in step.reduces)
         if sums and self.trips > LONGEST_SUM:
-            header = f"for (int first = 0; first < {self.trips}; first += {BLOCK})"
+            header = f"for (int first = 0; first < {self.trips}; first += {SUM_BLOCK})"
             with self.body.block(header):
                 self.declare(step, 1, partial=True)
-                self._trips(position, f"int trip = first; trip < min(first + {BLOCK}, {self.trips})", True)
+                self._trips(position, f"int trip = first; trip < min(first + {SUM_BLOCK}, {self.trips})", True)
                 self.merge(step, [("acc0", "part0")])
         else:
             self._trips(position, f"int trip = 0; trip < {self.trips}", False)

@@ -11,8 +11,6 @@ from tilewright.dsl.families.rows_chain import Chain, Kept, chain_of, is_costly,
 from tilewright.dsl.families.shared import Dimension, power_below
 from tilewright.dsl.program import Program
 
-BLOCK = 256
-"""Terms of a partial sum in a long reduction."""
 LONGEST_SUM = 512
 """Terms up to which a sum is taken in one go; rounding errors grow with it."""
 

@@ -46,6 +46,13 @@ from tilewright.dsl.writer import (
     vector_type,
 )
 
+SUM_BLOCK = 256
+"""Terms that are summed on their own before they join the total.
+
+Rounding errors of one long chain grow with its length; blocks keep them near those of pairwise summation (Higham,
+"The accuracy of floating point summation", 1993) for one addition in 256.
+"""
+
 
 def ceil_div(a: int, b: int) -> int:
     """The quotient rounded up."""

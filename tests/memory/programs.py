@@ -9,25 +9,14 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 
 from running import laid_out
+from targets import CPU
 
 from tilewright.dsl.parse import parse_op
 from tilewright.dsl.program import Program
 from tilewright.dsl.stages import split
 from tilewright.dsl.target import Shape, Target
 
-VECTORS = Target(
-    Shape.CPU,
-    compute_units=2,
-    vector_bytes=32,
-    vector_registers=16,
-    max_work_group=256,
-    local_memory=32 << 10,
-    has_real_local_memory=False,
-    sub_group=1,
-    fma="fma(a, b, c)",
-    has_f16=False,
-    has_f64=True,
-)
+VECTORS = replace(CPU, compute_units=2, max_work_group=256)
 TARGETS: Mapping[str, Target] = {
     "cpu": VECTORS,
     "cpu-scalar": replace(VECTORS, vector_bytes=4),
