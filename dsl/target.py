@@ -8,6 +8,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from enum import Enum
 
+from tilewright.dsl.matrix import MatrixUnit
+
 
 class Shape(Enum):
     """Which lowering suits the device."""
@@ -47,6 +49,8 @@ class Target:
     streaming_stores: bool = False
     """(guess) The compiler knows `__builtin_nontemporal_store`, which writes past the caches, without reading a line
     before it is written."""
+    matrix: MatrixUnit | None = None
+    """Matrix instructions and what feeds them; None where there are none."""
     build_options: str = ""
 
     def lanes(self, itemsize: int) -> int:

@@ -5,7 +5,9 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from tilewright.dsl.matrix import MatrixUnit
 from tilewright.dsl.target import Shape, Target
+from tilewright.runtime.nvidia import matrix_unit
 from tilewright.runtime.prelude import prelude
 from tilewright.runtime.processor import Processor, processor
 
@@ -94,6 +96,7 @@ def target_of(device: pyopencl.Device, driver: Driver, kind: str) -> Target:
         l1_bytes=(shape is Shape.CPU and host.l1_bytes) or 32 << 10,
         l2_bytes=(shape is Shape.CPU and host.l2_bytes) or 512 << 10,
         streaming_stores=driver.name in ("pocl", "intel-cpu"),
+        matrix=_matrix_unit(device),
         # No fast-math: NaN, infinities and signed zeros follow IEEE 754. Contraction of a*b+c is on by default.
         # PoCL writes the number of warnings to stderr, hence -w.
         build_options="-cl-std=CL1.2 -w" if _is_pocl(driver) else "-cl-std=CL1.2",
@@ -118,6 +121,11 @@ def _local_memory(device: pyopencl.Device) -> int:
     if capability is None:
         return reported
     return max(reported, _NVIDIA_LOCAL_MEMORY.get(capability, reported))
+
+
+def _matrix_unit(device: pyopencl.Device) -> MatrixUnit | None:
+    capability = compute_capability(device)
+    return None if capability is None else matrix_unit(capability)
 
 
 def _sub_group(device: pyopencl.Device, driver: Driver, extensions: set[str]) -> int:

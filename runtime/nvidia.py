@@ -1,0 +1,83 @@
+"""NVIDIA's tensor cores as data, spelled in inline PTX, which NVIDIA's OpenCL compiler passes on.
+
+Fragment layouts: PTX ISA 8.5, "Matrix Fragments for mma.m16n8k8" and "mma.m16n8k16"; `ldmatrix` and `cp.async` are
+described there too.
+"""
+
+from __future__ import annotations
+
+from tilewright.dsl.dtypes import DType
+from tilewright.dsl.matrix import AsyncCopy, Fragment, MatrixInstruction, MatrixLoad, MatrixUnit
+
+_ACCUMULATORS = Fragment(((0, 1), (8, 0)), ((0, 2), (0, 4), (1, 0), (2, 0), (4, 0)))
+
+
+def _mma(name: str, shape: str, dtype: str) -> str:
+    return (
+        f"#define {name}(c, a, b) \\\n"
+        f'    asm("mma.sync.aligned.{shape}.row.col.f32.{dtype}.{dtype}.f32 '
+        '{%0, %1, %2, %3}, {%4, %5, %6, %7}, {%8, %9}, {%0, %1, %2, %3};" \\\n'
+        '        : "+f"((c)[0]), "+f"((c)[1]), "+f"((c)[2]), "+f"((c)[3]) \\\n'
+        '        : "r"((a)[0]), "r"((a)[1]), "r"((a)[2]), "r"((a)[3]), "r"((b)[0]), "r"((b)[1]))\n'
+    )
+
+
+_TF32 = MatrixInstruction(
+    "TW_MMA_TF32",
+    "tf32",
+    DType.F32,
+    16,
+    8,
+    8,
+    Fragment(((8, 0), (0, 4)), ((0, 1), (0, 2), (1, 0), (2, 0), (4, 0))),
+    Fragment(((0, 4),), ((0, 1), (0, 2), (1, 0), (2, 0), (4, 0))),
+    _ACCUMULATORS,
+    _mma("TW_MMA_TF32", "m16n8k8", "tf32"),
+)
+
+
+def _narrow(name: str, products: str, dtype: DType, spelling: str) -> MatrixInstruction:
+    return MatrixInstruction(
+        name,
+        products,
+        dtype,
+        16,
+        8,
+        16,
+        Fragment(((8, 0), (0, 8)), ((0, 2), (0, 4), (1, 0), (2, 0), (4, 0)), ((0, 1),)),
+        Fragment(((0, 8),), ((0, 2), (0, 4), (1, 0), (2, 0), (4, 0)), ((0, 1),)),
+        _ACCUMULATORS,
+        _mma(name, "m16n8k16", spelling),
+    )
+
+
+_LOAD = MatrixLoad(
+    "TW_LOAD_MATRIX",
+    "TW_LOAD_MATRIX_T",
+    "".join(
+        f"#define {name}(r0, r1, r2, r3, address) \\\n"
+        f'    asm volatile("ldmatrix.sync.aligned.m8n8.x4{form}.shared.b16 {{%0, %1, %2, %3}}, [%4];" \\\n'
+        '        : "=r"(r0), "=r"(r1), "=r"(r2), "=r"(r3) : "r"((uint)(size_t)(address)) : "memory")\n'
+        for name, form in (("TW_LOAD_MATRIX", ""), ("TW_LOAD_MATRIX_T", ".trans"))
+    ),
+)
+
+_COPY = AsyncCopy(
+    "#define TW_COPY16(to, from, valid) \\\n"
+    '    asm volatile("cp.async.cg.shared.global [%0], [%1], 16, %2;" \\\n'
+    '        :: "r"((uint)(size_t)(to)), "l"(from), "r"((valid) ? 16 : 0) : "memory")\n'
+    "#define TW_COPY4(to, from, valid) \\\n"
+    '    asm volatile("cp.async.ca.shared.global [%0], [%1], 4, %2;" \\\n'
+    '        :: "r"((uint)(size_t)(to)), "l"(from), "r"((valid) ? 4 : 0) : "memory")\n'
+    '#define TW_COMMIT() asm volatile("cp.async.commit_group;" ::: "memory")\n'
+    '#define TW_WAIT(n) asm volatile("cp.async.wait_group %0;" :: "n"(n) : "memory")\n'
+)
+
+
+def matrix_unit(capability: tuple[int, int]) -> MatrixUnit | None:
+    """The tensor cores of a compute capability; None before 8.0, which has none of tf32, bf16 and cp.async."""
+    if capability < (8, 0):
+        return None
+    half = _narrow("TW_MMA_F16", "fp16", DType.F16, "f16")
+    brain = _narrow("TW_MMA_BF16", "bf16", DType.BF16, "bf16")
+    return MatrixUnit((_TF32, half, brain), _COPY, _LOAD)
