@@ -14,6 +14,7 @@ from tilewright.dsl.diagnostics import Problem, language_error
 from tilewright.dsl.dtypes import DType
 from tilewright.dsl.names import Checked, ParameterDeclaration, TensorDeclaration
 from tilewright.dsl.opcalls import called
+from tilewright.dsl.precision import known
 from tilewright.dsl.program import Program
 from tilewright.dsl.specialise import specialise
 from tilewright.dsl.syntax import Span
@@ -54,16 +55,18 @@ class Definition:
         parameters: Mapping[str, int | float | bool] | None = None,
         sizes: Mapping[str, int] | None = None,
         fast_math: bool = False,
+        precision: str | None = None,
     ) -> Program:
         """The Program for concrete shapes (one per input), element types (f32 where neither declared nor given) and
         parameters. ``sizes`` fixes sizes of the header that the shapes do not give; ``fast_math`` asks for what the
-        line of that name does.
+        line of that name does; ``precision`` takes the place of the op's line of that name.
 
         Raises ShapeError for arguments that do not fit (it names op, tensor, size, expected and found) and
         LanguageError where the text cannot be right for any arguments.
         """
         try:
-            made = specialise(self.checked, shapes, dtypes or {}, parameters or {}, sizes or {})
+            op = self.checked if precision is None else replace(self.checked, precision=known(precision))
+            made = specialise(op, shapes, dtypes or {}, parameters or {}, sizes or {})
             return replace(made, fast_math=True) if fast_math and not made.fast_math else made
         except Problem as problem:
             raise language_error(self.text, problem) from None

@@ -15,6 +15,7 @@ from dataclasses import replace
 
 from tilewright.dsl.affine import Affine
 from tilewright.dsl.dtypes import DType
+from tilewright.dsl.precision import composed
 from tilewright.dsl.program import (
     Call,
     Const,
@@ -71,6 +72,7 @@ def fuse(producer: Program, consumer: Program, connect: Mapping[str, str], keep:
         (*producer.hints, *renamed.hints),
         (*producer.limits, *renamed.limits),
         producer.fast_math or renamed.fast_math,
+        composed(producer, renamed),
     )
     return inline(program)
 

@@ -15,6 +15,7 @@ from tilewright.dsl.diagnostics import Problem
 from tilewright.dsl.dtypes import DType
 from tilewright.dsl.environment import Environment
 from tilewright.dsl.opcalls import CheckedCall
+from tilewright.dsl.precision import common
 from tilewright.dsl.program import (
     Expr,
     Hint,
@@ -96,6 +97,7 @@ class Embedding:
         own = {i.name: self._index(i.name) for s in self.made.statements for i in all_indices(s)}
         self.work.limits += [rename_limit(x, own) for x in self.made.limits]
         self.work.fast_math |= self.made.fast_math
+        self.work.precision = common(self.work.precision, self.made.precision)
         return [*self.before, *inside, *self.after]
 
     def _input(self, name: str, t: Tensor) -> str:

@@ -43,6 +43,8 @@ class Environment:
         self.hints = list(checked.hints)
         self.limits = list(checked.limits)
         self.fast_math = checked.fast_math
+        self.precision = "fp32" if checked.precision in ("", "fp32") else "tf32"
+        """The program's, so far."""
         self.padded: dict[str, str] = {}
         """Copies made for calls of ops that declare another pad than the tensor has, with what they are copies of."""
         self.count = len(checked.statements)

@@ -156,6 +156,11 @@ def fast_math() -> None:
     active().lines.append("fast_math")
 
 
+def precision(name: str) -> None:
+    """``precision tf32``: what products of contractions are computed from; fp32, tf32, fp16 or bf16."""
+    active().lines.append(f"precision {name}")
+
+
 def _line(kind: str, subject: str, values: tuple[object, ...], per_item: tuple[int, ...] = ()) -> None:
     text = f"{kind} {subject}: {', '.join(map(str, values))}"
     active().lines.append(text + (f" per item {', '.join(map(str, per_item))}" if per_item else ""))
@@ -187,6 +192,7 @@ __all__ = [
     "mean",
     "min",
     "old",
+    "precision",
     "prod",
     "size",
     "split",

@@ -6,13 +6,14 @@ sorted into size equations and assignments, hints and limits read. `specialise.p
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
 from tilewright.dsl import syntax, tuning
 from tilewright.dsl.diagnostics import Problem, listed, suggestion
 from tilewright.dsl.dtypes import DType
 from tilewright.dsl.opcalls import Call, CheckedCall, check_call, lifted, numbers_within
+from tilewright.dsl.precision import PRECISIONS
 from tilewright.dsl.program import Hint, Limit
 from tilewright.dsl.statement_names import StatementChecker
 from tilewright.dsl.syntax import Access, Application, Literal, Name, Node
@@ -68,6 +69,8 @@ class Checked:
     hints: tuple[Hint, ...]
     limits: tuple[Limit, ...]
     fast_math: bool = False
+    precision: str = ""
+    """One of `precision.PRECISIONS`; empty where the op has no such line."""
     names: frozenset[str] = frozenset()
     """Names of all tensors, sizes and parameters."""
     functions: Mapping[str, syntax.Function] = field(default_factory=dict, hash=False)
@@ -128,6 +131,7 @@ class OpChecker:
             tuning.hints((s for s in op.body if isinstance(s, syntax.Tuning)), self.indices, tensors),
             tuple(tuning.limit(s.condition, self.indices) for s in op.body if isinstance(s, syntax.Limit)),
             any(isinstance(s, syntax.FastMath) for s in op.body),
+            _precision([s.name for s in op.body if isinstance(s, syntax.Precision)]),
             frozenset(self.names),
             {own(name): f for name, f in self.functions.items()},
         )
@@ -268,6 +272,16 @@ def _dtype(name: Name) -> DType:
         )
     near = suggestion(name.text, DTYPES) or f"; there are {listed(DTYPES, 'and')}"
     raise Problem(name.at, f"no element type is called {name.text}{near}")
+
+
+def _precision(names: Sequence[Name]) -> str:
+    """What the op's `precision` line says; empty without one."""
+    for name in names:
+        if name.text not in PRECISIONS:
+            raise Problem(name.at, f"a precision is {listed(PRECISIONS)}{suggestion(name.text, PRECISIONS)}")
+    if len(names) > 1:
+        raise Problem(names[1].at, "the precision is given twice")
+    return names[0].text if names else ""
 
 
 def _parameter(p: syntax.Parameter) -> ParameterDeclaration:

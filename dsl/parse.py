@@ -93,7 +93,7 @@ def _check_depth(statement: syntax.Statement) -> None:
             _check_nesting(statement.value)
         case syntax.Limit():
             _check_nesting(statement.condition)
-        case syntax.Tuning() | syntax.FastMath():
+        case syntax.Tuning() | syntax.FastMath() | syntax.Precision():
             pass
 
 

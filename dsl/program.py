@@ -254,6 +254,8 @@ class Program:
     limits: tuple[Limit, ...] = ()
     fast_math: bool = False
     """True if NaN, infinities and the last bits of functions may be given up for speed."""
+    precision: str = "fp32"
+    """``tf32`` if f32 factors of contractions may be rounded to 10 bits of mantissa, else ``fp32``; sums stay f32."""
 
     @cached_property
     def tensors(self) -> Mapping[str, Tensor]:
@@ -286,6 +288,7 @@ class Program:
             tuple(dict.fromkeys(new for h in self.hints for new in _renamed_hint(h, names, orders))),
             tuple(dict.fromkeys(new for x in self.limits for new in _renamed_limit(x, orders))),
             self.fast_math,
+            self.precision,
         )
 
     @cached_property

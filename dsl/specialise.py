@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Mapping
+from dataclasses import replace
 
 from tilewright.dsl import syntax
 from tilewright.dsl.diagnostics import Problem, listed, suggestion
@@ -12,6 +13,7 @@ from tilewright.dsl.embedding import arguments, embedded, settled
 from tilewright.dsl.environment import Environment
 from tilewright.dsl.names import Checked, ParameterDeclaration, TensorDeclaration
 from tilewright.dsl.opcalls import CheckedCall
+from tilewright.dsl.precision import ROUNDED_TO, rounded
 from tilewright.dsl.program import Const, Program, Statement, Tensor
 from tilewright.dsl.sizes import LARGEST
 from tilewright.dsl.statements import build
@@ -109,7 +111,7 @@ class _Specialiser(Environment):
         statements: list[Statement] = []
         for s in self.checked.statements:
             try:
-                statements += self._called(s) if isinstance(s, CheckedCall) else build(self, s)
+                statements += self._called(s) if isinstance(s, CheckedCall) else self._built(s)
             except RecursionError:  # the limits above keep it away unless the caller's own stack is nearly full
                 raise Problem(s.target.at, "the expression is nested too deeply for the stack that is left") from None
             self.solve_equations()
@@ -131,8 +133,15 @@ class _Specialiser(Environment):
             tuple(self.hints),
             tuple(self.limits),
             self.fast_math,
+            self.precision,
         )
         return settled(program, self.padded) if self.padded else program
+
+    def _built(self, s: syntax.Assignment) -> list[Statement]:
+        """The statements of an assignment, with factors rounded as the op's precision says."""
+        dtype = ROUNDED_TO.get(self.checked.precision)
+        statements = build(self, s)
+        return statements if dtype is None else [rounded(made, dtype) for made in statements]
 
     def _called(self, call: CheckedCall) -> list[Statement]:
         """The statements that a call of another op stands for."""
@@ -141,7 +150,8 @@ class _Specialiser(Environment):
         shapes = {name: t.shape for name, t in zip(inputs, given, strict=True)}
         dtypes = {name: t.dtype for name, t in zip(inputs, given, strict=True)}
         parameters, sizes = arguments(self, call)
-        return embedded(self, call, lambda: specialise(call.callee, shapes, dtypes, parameters, sizes))
+        callee = replace(call.callee, precision=call.callee.precision or self.checked.precision)
+        return embedded(self, call, lambda: specialise(callee, shapes, dtypes, parameters, sizes))
 
 
 def _parameter_value(p: ParameterDeclaration, value: int | float | bool) -> Value:

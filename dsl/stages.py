@@ -17,6 +17,7 @@ from dataclasses import replace
 from tilewright.dsl.affine import Affine
 from tilewright.dsl.compose import hoist, inline, touches, unused
 from tilewright.dsl.families import CHAINS
+from tilewright.dsl.precision import allowing_tf32
 from tilewright.dsl.program import (
     Index,
     Program,
@@ -99,7 +100,7 @@ def _stage(program: Program, group: Sequence[Statement]) -> Program:
         return name in outside or name not in inside
 
     tensors = program.tensors
-    return Program(
+    stage = Program(
         program.name,
         tuple(tensors[name] for name in inside if name not in made),
         tuple(
@@ -113,6 +114,7 @@ def _stage(program: Program, group: Sequence[Statement]) -> Program:
         limits=program.limits,
         fast_math=program.fast_math,
     )
+    return allowing_tf32(stage) if program.precision == "tf32" else stage
 
 
 def _aligned(s: Statement, indices: tuple[Index, ...]) -> Statement:

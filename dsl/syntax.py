@@ -2,7 +2,7 @@
 
     Text        a whole text: functions and ops
     Op          an op: header and body
-    Statement   Assignment | Several | Tuning | Limit | FastMath
+    Statement   Assignment | Several | Tuning | Limit | FastMath | Precision
     Node        Literal | Name | Access | Application | Reduction | Qualified          (a closed set)
 
 Operators are Applications of their word (`add`, `lt`, `neg`, ...). `check.py` gives all of this its meaning.
@@ -165,7 +165,14 @@ class FastMath:
     at: Span
 
 
-Statement = Assignment | Several | Tuning | Limit | FastMath
+@dataclass(frozen=True, slots=True)
+class Precision:
+    """``precision tf32``."""
+
+    name: Name
+
+
+Statement = Assignment | Several | Tuning | Limit | FastMath | Precision
 
 
 @dataclass(frozen=True, slots=True)

@@ -39,6 +39,8 @@ def _text(program: Program, sizes: bool) -> str:
     lines += [f"    {_hint(h)}" for h in program.hints]
     lines += [f"    where {limit.condition}" for limit in program.limits]
     lines += ["    fast_math"] * program.fast_math
+    if program.precision != "fp32":
+        lines.append(f"    precision {program.precision}")
     return "\n".join(lines) + "\n"
 
 

@@ -145,6 +145,9 @@ class Builder(Transformer[Token, Any]):
     def fast_math(self, token: Token) -> syntax.FastMath:
         return syntax.FastMath(_span(token))
 
+    def precision(self, name: Token) -> syntax.Precision:
+        return syntax.Precision(_name(name))
+
     def limit(self, condition: Node) -> syntax.Limit:
         return syntax.Limit(condition)
 

@@ -1,0 +1,102 @@
+"""Precision policies: what the products of contractions are computed from.
+
+fp32    the f32 factors as they are
+tf32    f32 factors may be rounded to TF32's 10 bits of mantissa, by devices with instructions for that; it is a
+        permission (`Program.precision`), which other devices do not use
+fp16    f32 factors are rounded to f16, on every device: the conversions are part of the program
+bf16    the same with bf16
+
+Sums are accumulated in f32 under all of them, and everything but contractions stays as it is. A contraction is a sum of
+products of which two factors run over different indices: matrix products, convolutions, attention scores; not a sum of
+squares, whose rounding would cost a variance its digits.
+
+f16 and bf16 have no more bits of mantissa than TF32, and no larger exponents: instructions for TF32 multiply rounded
+factors exactly. Programs whose factors were rounded here therefore allow them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import replace
+
+from tilewright.dsl.diagnostics import listed
+from tilewright.dsl.dtypes import DType
+from tilewright.dsl.program import Call, Cast, Expr, Program, Reduce, Statement, free_indices, reads, transform, walk
+from tilewright.errors import InputError
+
+PRECISIONS = ("fp32", "tf32", "fp16", "bf16")
+ROUNDED_TO = {"fp16": DType.F16, "bf16": DType.BF16}
+"""The element type of the policies that round."""
+
+
+def known(name: str) -> str:
+    """The name of a policy; InputError for any other."""
+    if name not in PRECISIONS:
+        raise InputError(f"a precision is {listed(PRECISIONS)}, not {name!r}")
+    return name
+
+
+def common(*flags: str) -> str:
+    """The more precise of several programs' `precision`."""
+    return "tf32" if all(flag == "tf32" for flag in flags) else "fp32"
+
+
+def composed(*programs: Program) -> str:
+    """The `precision` of programs made one: tf32 if all that contract allow it."""
+    if all(p.precision == "fp32" for p in programs):
+        return "fp32"
+    return common(*(p.precision for p in programs if contracts(p.statements)))
+
+
+def allowing_tf32(program: Program) -> Program:
+    """The program with TF32 allowed where it contracts; others stay as they are and keep their signature."""
+    return replace(program, precision="tf32") if contracts(program.statements) else program
+
+
+def contracts(statements: Iterable[Statement]) -> bool:
+    """Whether there is a contraction among the statements."""
+    return any(_is_contraction(e) for s in statements for e in walk(s.value))
+
+
+def rounded(statement: Statement, dtype: DType) -> Statement:
+    """The statement with the f32 factors of its contractions rounded to `dtype`; what is rounded already stays."""
+
+    def change(e: Expr) -> Expr:
+        if isinstance(e, Reduce) and _is_contraction(e):
+            return replace(e, body=_rounded_factors(e.body, dtype))
+        return e
+
+    return replace(statement, value=transform(statement.value, change))
+
+
+def _is_contraction(e: Expr) -> bool:
+    if not isinstance(e, Reduce) or e.kind != "sum" or e.until is not None:
+        return False
+    return len({free_indices(f) for f in _factors(e.body) if reads(f)}) > 1
+
+
+def _factors(e: Expr) -> list[Expr]:
+    match e:
+        case Call(function="mul"):
+            return [f for a in e.args for f in _factors(a)]
+        case Cast(arg=Call(function="mul")):
+            return _factors(e.arg)
+        case _:
+            return [e]
+
+
+def _rounded_factors(e: Expr, dtype: DType) -> Expr:
+    match e:
+        case Call(function="mul"):
+            return replace(e, args=tuple(_rounded_factors(a, dtype) for a in e.args))
+        case Cast(arg=Call(function="mul")):
+            return replace(e, arg=_rounded_factors(e.arg, dtype))
+        case _ if e.dtype is DType.F32 and reads(e) and not _is_stored_narrow(e):
+            return Cast(Cast(e, dtype), DType.F32)
+        case _:
+            return e
+
+
+def _is_stored_narrow(e: Expr) -> bool:
+    """Whether an f32 factor is the widened element of a 16-bit tensor."""
+    return isinstance(e, Cast) and e.arg.dtype in (DType.F16, DType.BF16)
