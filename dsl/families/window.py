@@ -11,6 +11,8 @@ touch the border are written out at their fixed places (taps that fall outside v
 without checks. What remains is a check per row of the window, which holds for the tile as a whole.
 The taps along the tile are written out in the order of the memory they read, so that each element is loaded once for
 all outputs of the tile that use it, and few registers are live.
+
+On GPUs channels-last windows have a kernel of their own (`window_strips.py`).
 """
 
 from __future__ import annotations
@@ -18,12 +20,11 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 
-from tilewright.dsl.families.reduce import accumulator, same_reductions
+from tilewright.dsl.families.reduce import same_reductions
 from tilewright.dsl.families.shared import (
     Collapsed,
     Dimension,
     aligned,
-    ceil_div,
     collapse,
     computes_indices,
     needs_f64,
@@ -31,15 +32,13 @@ from tilewright.dsl.families.shared import (
 )
 from tilewright.dsl.lowering import Lowering
 from tilewright.dsl.program import Call, Inside, Program, Read, Reduce, all_indices, reads, walk
-from tilewright.dsl.space import Configuration, Constraint, Parameter, Space
+from tilewright.dsl.space import Configuration, Space
 from tilewright.dsl.target import Shape, Target
 
 GRAINS = (2, 4, 8, 16, 32, 64, 128, 256)
 """KiB of output that one work-item of a CPU may compute."""
 WRITTEN_OUT = 192
 """Most taps of one tile that are written out; with more, loops run over them."""
-BLOCKS = (8, 16, 32, 64, 128, 256, 512, 1024, 4096)
-"""Elements of the vector's dimension that a work-item walks over at each tile."""
 
 
 class Window:
@@ -77,84 +76,24 @@ class Window:
 
     def space(self, program: Program, target: Target) -> Space:
         """The tile, and how much each work-item does."""
-        plan = Plan.of(program)
-        gpu = target.shape is Shape.GPU
-        tile = plan.tile_extent
-        vector = (plan.vector.name,)
-        pixels = tuple(n for n in (1, 2, 3, 4, 5, 6, 7, 8, 10, 12, 14, 16) if n <= tile)
-        parameters = [
-            Parameter(
-                "lanes",
-                plan.widths(4 if gpu else 16),
-                "elements per vector; the native width is typical",
-                "vector",
-                vector,
-                sized=True,
-            ),
-            Parameter(
-                "pixels",
-                pixels,
-                "outputs per tile along the sliding dimension; 4 to 8",
-                "item",
-                () if plan.tile is None else (plan.tile.name,),
-                sized=True,
-            ),
-            Parameter(
-                "vectors", (1, 2, 4), "vectors per tile; 1, or 2 where registers are plenty", "item", vector, sized=True
-            ),
-        ]
-        if gpu:
-            groups = tuple(n for n in (32, 64, 128, 256) if n <= target.max_work_group) or (1,)
-            parameters.append(Parameter("work_group", groups, "work-items per work-group, typically 64 to 256"))
-        else:
-            blocks = (*tuple(n for n in BLOCKS if n < plan.vector.extent), plan.vector.extent)
-            parameters.append(Parameter("grain", GRAINS, "KiB of output per work-item; 8 to 64"))
-            if plan.tile is not None:
-                parameters.append(
-                    Parameter(
-                        "block",
-                        blocks,
-                        "elements along the vector per work-item; what keeps inputs in the cache",
-                        "tile",
-                        vector,
-                        sized=True,
-                    )
-                )
-        return Space(tuple(parameters), _constraints(plan))
+        from tilewright.dsl.families import window_space
+
+        return window_space.space(Plan.of(program), target)
 
     def default(self, program: Program, target: Target) -> Configuration:
         """As many outputs per tile as registers hold beside a row of the window."""
-        plan = Plan.of(program)
-        gpu = target.shape is Shape.GPU
-        size = max(accumulator(e).itemsize for e in plan.reduces)
-        lanes = min(1 if gpu else target.lanes(size), plan.widths(16)[-1])
-        values: dict[str, int] = {"lanes": lanes, "vectors": 1, "pixels": 1}
-        registers = target.vector_registers if not gpu else 16
-        room = max(1, (registers - 3 - plan.taps_along) // len(plan.reduces))
-        if plan.tile is not None:
-            # Vectors that fill a cache line; a short row as one tile, so that no output is computed twice.
-            short = plan.tile.extent <= 8 and plan.tile.extent <= room
-            wide = not gpu and not short and target.vector_bytes < 64 and 2 * lanes <= plan.vector.extent
-            values["vectors"] = 2 if wide else 1
-            most = 4 if gpu or wide else 8
-            values["pixels"] = _even(plan.tile.extent, min(most, max(1, room // values["vectors"])))
-        elif not gpu:
-            most = min(4, room, plan.vector.extent // lanes)
-            values["vectors"] = max(n for n in (1, 2, 4) if n <= max(1, most))
-        if gpu:
-            values["work_group"] = power_below(max(1, min(128, target.max_work_group)))
-            return Configuration.of(values)
-        share = plan.outputs * plan.item_bytes // (4 * target.compute_units) >> 10
-        values["grain"] = max((g for g in GRAINS if g <= min(share, 32)), default=GRAINS[0])
-        if plan.tile is not None:
-            values["block"] = _block(plan, target)
-        return Configuration.of(values)
+        from tilewright.dsl.families import window_space
+
+        return window_space.default(Plan.of(program), target)
 
     def lower(self, program: Program, target: Target, configuration: Configuration) -> Lowering:
         """One launch."""
-        from tilewright.dsl.families import window_kernels
+        from tilewright.dsl.families import window_kernels, window_strips
 
-        return Lowering((window_kernels.write(Plan.of(program), target, configuration),))
+        plan = Plan.of(program)
+        if target.shape is Shape.GPU and plan.tile is not None:
+            return Lowering((window_strips.write(plan, target, configuration),))
+        return Lowering((window_kernels.write(plan, target, configuration),))
 
 
 @dataclass(frozen=True)
@@ -192,6 +131,11 @@ class Plan:
         return self.tile or (self.vector if self.sliding.get(self.vector.name) else None)
 
     @property
+    def high(self) -> Dimension | None:
+        """The second sliding dimension where `tile` is the first: the rows of an image."""
+        return None if self.tile is None else next((d for d in reversed(self.outer) if self.sliding.get(d.name)), None)
+
+    @property
     def taps(self) -> tuple[Dimension, ...]:
         """The reduced dimensions that slide along `across`."""
         names = self.sliding.get(self.across.name, ()) if self.across else ()
@@ -201,6 +145,25 @@ class Plan:
     def taps_along(self) -> int:
         """Number of taps along the tile."""
         return math.prod(d.extent for d in self.taps)
+
+    @property
+    def down(self) -> tuple[Dimension, ...]:
+        """The reduced dimensions that slide along `high`, and not along `across` as well."""
+        names = self.sliding.get(self.high.name, ()) if self.high else ()
+        return tuple(d for d in self.loops.reduced if d.name in names and d not in self.taps)
+
+    @property
+    def taps_down(self) -> int:
+        """Number of taps along `high`."""
+        return math.prod(d.extent for d in self.down)
+
+    @property
+    def step(self) -> int:
+        """How far the window moves in memory from one output of the tile to the next, in positions: its stride."""
+        if self.across is None:
+            return 1
+        name = self.across.name
+        return max((a.coefficient(name) for e in self.reduces for r in _places(e) for a in r.index), default=1)
 
     @property
     def tile_extent(self) -> int:
@@ -252,42 +215,6 @@ def _sliding(loops: Collapsed, reduces: tuple[Reduce, ...]) -> dict[str, tuple[s
                 if name not in reduced:
                     found.setdefault(name, {}).update({n: None for n in names if n in reduced})
     return {name: tuple(taps) for name, taps in found.items() if taps}
-
-
-def _constraints(plan: Plan) -> tuple[Constraint, ...]:
-    return (
-        Constraint(
-            "the tile's vectors are longer than the vector's dimension",
-            lambda c: c["vectors"] == 1 or c.integer("vectors") * c.integer("lanes") <= plan.vector.extent,
-            sized=True,
-        ),
-        Constraint(
-            "more than 32 accumulators",
-            lambda c: c.integer("vectors") * c.integer("pixels") * len(plan.reduces) <= max(32, len(plan.reduces)),
-        ),
-        Constraint(
-            "a block that is not whole tiles",
-            lambda c: (
-                "block" not in c
-                or c["block"] == plan.vector.extent
-                or c.integer("block") % (c.integer("vectors") * c.integer("lanes")) == 0
-            ),
-        ),
-    )
-
-
-def _even(extent: int, most: int) -> int:
-    """The tile of at most `most` outputs that computes the fewest outputs twice, the larger of equals."""
-    allowed = [n for n in (1, 2, 3, 4, 5, 6, 7, 8) if n <= min(most, extent)]
-    return min(allowed, key=lambda n: (ceil_div(extent, n) * n * (1 + 0.5 / n), -n))
-
-
-def _block(plan: Plan, target: Target) -> int:
-    """Channels such that the window's rows of a tile stay in the first-level cache."""
-    extent = plan.vector.extent
-    if extent <= 128:
-        return extent
-    return 64
 
 
 WINDOW = Window()

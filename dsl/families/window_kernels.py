@@ -10,7 +10,7 @@ from dataclasses import dataclass
 
 from tilewright.dsl.affine import Affine
 from tilewright.dsl.families.reduce import accumulator
-from tilewright.dsl.families.settle import Check, Settled, checks_of, settle
+from tilewright.dsl.families.settle import Check, checks_of, settle
 from tilewright.dsl.families.shared import (
     banner,
     ceil_div,
@@ -160,9 +160,6 @@ class _Kernel:
             self._tile(place)
             return
         v, step, extent = self.names[self.plan.vector.name], self.vectors * self.lanes, self.plan.vector.extent
-        if self.target.shape is Shape.GPU:
-            self._tile(place)
-            return
         block = min(self.configuration.integer("block"), extent)
         header = f"for ({self.ctype} {v}_at = {v}_first; {v}_at < {v}_end; {v}_at += {step})"
         if block == step == extent:
@@ -241,7 +238,7 @@ class _Kernel:
                 for taps in itertools.product(*(range(d.extent) for d in self.taps)):
                     where = self._where(place, t, m)
                     where.update({d.name: Affine((), n) for d, n in zip(self.taps, taps, strict=True)})
-                    steps.append((self._order(where), t, where))
+                    steps.append((order(self.plan, where), t, where))
             for _, t, where in sorted(steps, key=lambda step: step[0]):
                 for j, e in enumerate(self.plan.reduces):
                     known = dict.fromkeys(shared, verdict)
@@ -249,18 +246,7 @@ class _Kernel:
                         known.update({c: True for c in self.checks[e] if c.position.coefficient(self.across.name)})
                     result = settle(e.body, self.plan.program, self.plan.loops.checks, where, known, self.lanes)
                     settled.update(result.checks)
-                    self._accumulate(expressions, e, self.acc(j, t, m), result)
-
-    def _order(self, where: Mapping[str, Affine]) -> int:
-        first = next(iter(reads(self.plan.reduces[0].body)), None)
-        for read in reads(self.plan.reduces[0].body):
-            if any(position.coefficient(self.across.name) for position in read.index):
-                first = read
-                break
-        if first is None:
-            return 0
-        tensor = self.plan.program.tensors[first.tensor]
-        return tensor.address(first.index).substitute(where).constant
+                    accumulate(self.body, expressions, e, self.acc(j, t, m), result.value, self.target.fma)
 
     def _where(self, place: Place, pixel: int, vector: int) -> dict[str, Affine]:
         """What the loop variables are at one vector of the tile, in terms of the C variables and the lane."""
@@ -272,18 +258,6 @@ class _Kernel:
         t = self.plan.tile.name
         start = Affine.index(t) if place.start is None else Affine((), place.start)
         return {v: Affine.of({v: 1, **lane}, offset), t: start + pixel}
-
-    def _accumulate(self, expressions: Expressions, e: Reduce, total: str, result: Settled) -> None:
-        value = result.value
-        if _is_identity(e, value):
-            return
-        exact = e.kind == "sum" and e.dtype.is_float and isinstance(value, Call) and value.function == "mul"
-        if exact and isinstance(value, Call) and all(a.dtype is e.dtype for a in (*value.args, value)):
-            a, b = (expressions(arg) for arg in value.args)
-            self.body.line(f"{total} = {multiply_add(self.target.fma, a, b, total)};")
-            return
-        text = expressions.converted(expressions(value), value.dtype, e.dtype)
-        self.body.line(expressions.accumulate(e.kind, total, text, e.dtype))
 
     def expressions(self, checks: Mapping[Expr, tuple[int, ...]], prefix: str) -> Expressions:
         """A renderer whose reads need the range checks in `checks`."""
@@ -333,22 +307,38 @@ class _Kernel:
         return slab_count * runs * blocks
 
     def gpu(self) -> int:
-        """One work-item per tile, neighbours along the vector's dimension; returns the number of work-items."""
+        """One work-item per run of vectors along which the window slides; returns the number of work-items."""
         plan, body, ctype = self.plan, self.body, self.ctype
         parts = [(self.names[d.name], d.extent) for d in plan.outer] + [("tile", self.tiles)]
-        step, extent = self.vectors * self.lanes, plan.vector.extent
-        if plan.tile is not None:
-            parts.append(("piece", ceil_div(extent, step)))
         count = math.prod(n for _, n in parts)
         body.line(f"const {ctype} flat = ({ctype})get_global_id(0);")
         with body.block(f"if (flat < {count})"):
             decode(body, "flat", parts, ctype)
-            if plan.tile is not None:
-                v = self.names[plan.vector.name]
-                text = f"piece * {step}" if extent % step == 0 else f"min(piece * {step}, ({ctype}){extent - step})"
-                body.line(f"const {ctype} {v} = {text};")
             self.row("tile")
         return count
+
+
+def order(plan: Plan, where: Mapping[str, Affine]) -> int:
+    """Where in memory the first read that slides lies, loop variables being as in `where`, relative to other taps."""
+    found = reads(plan.reduces[0].body)
+    if not found or plan.across is None:
+        return 0
+    across = plan.across.name
+    first = next((r for r in found if any(position.coefficient(across) for position in r.index)), found[0])
+    return plan.program.tensors[first.tensor].address(first.index).substitute(where).constant
+
+
+def accumulate(body: Source, expressions: Expressions, e: Reduce, total: str, value: Expr, fma: str) -> None:
+    """Write the statement that adds one tap's value to the accumulator `total` of `e`; nothing for its identity."""
+    if _is_identity(e, value):
+        return
+    exact = e.kind == "sum" and e.dtype.is_float and isinstance(value, Call) and value.function == "mul"
+    if exact and isinstance(value, Call) and all(a.dtype is e.dtype for a in (*value.args, value)):
+        a, b = (expressions(arg) for arg in value.args)
+        body.line(f"{total} = {multiply_add(fma, a, b, total)};")
+        return
+    text = expressions.converted(expressions(value), value.dtype, e.dtype)
+    body.line(expressions.accumulate(e.kind, total, text, e.dtype))
 
 
 def _is_identity(e: Reduce, value: Expr) -> bool:

@@ -1,0 +1,235 @@
+"""The spaces of the `window` family, and its choice without tuning."""
+
+from __future__ import annotations
+
+import math
+
+from tilewright.dsl.families.reduce import accumulator
+from tilewright.dsl.families.shared import ceil_div, power_below
+from tilewright.dsl.families.window import GRAINS, Plan
+from tilewright.dsl.space import Configuration, Constraint, Parameter, Space
+from tilewright.dsl.target import Shape, Target
+
+BLOCKS = (8, 16, 32, 64, 128, 256, 512, 1024, 4096)
+"""Elements of the vector's dimension that a work-item of a CPU walks over at each tile."""
+TILES = (1, 2, 3, 4, 5, 6, 7, 8, 10, 12, 14, 16)
+"""Outputs of a tile along the sliding dimension."""
+ROWS = (1, 2, 3, 4, 5, 6, 7, 8)
+"""Outputs of a GPU's tile along the second sliding dimension."""
+CHANNELS = (1, 2, 4, 8, 16, 32, 64, 128)
+"""Vectors side by side that the work-items of a group own."""
+STRIP_REGISTERS = 112
+"""(guess) Registers of 4 bytes that a tile may hold on a GPU for enough work-items to hide the memory's latency."""
+ITEMS = 512
+"""(guess) Work-items per unit below which smaller tiles are faster than fewer reads."""
+
+
+def space(plan: Plan, target: Target) -> Space:
+    """The configurations to search."""
+    if target.shape is Shape.CPU:
+        return _cpu_space(plan)
+    return _runs_space(plan, target) if plan.tile is None else _strips_space(plan, target)
+
+
+def default(plan: Plan, target: Target) -> Configuration:
+    """A configuration that should be near the best."""
+    if target.shape is Shape.CPU:
+        return _cpu_default(plan, target)
+    return _runs_default(plan, target) if plan.tile is None else _strips_default(plan, target)
+
+
+def _lanes(plan: Plan, widths: tuple[int, ...]) -> Parameter:
+    return Parameter(
+        "lanes", widths, "elements per vector; the native width is typical", "vector", (plan.vector.name,), sized=True
+    )
+
+
+def _pixels(plan: Plan) -> Parameter:
+    return Parameter(
+        "pixels",
+        tuple(n for n in TILES if n <= plan.tile_extent),
+        "outputs per tile along the sliding dimension; 4 to 8",
+        "item",
+        () if plan.tile is None else (plan.tile.name,),
+        sized=True,
+    )
+
+
+def _vectors(plan: Plan) -> Parameter:
+    meaning = "vectors per tile; 1, or 2 where registers are plenty"
+    return Parameter("vectors", (1, 2, 4), meaning, "item", (plan.vector.name,), sized=True)
+
+
+def _groups(target: Target) -> Parameter:
+    groups = tuple(n for n in (32, 64, 128, 256) if n <= target.max_work_group) or (1,)
+    return Parameter("work_group", groups, "work-items per work-group, typically 64 to 256")
+
+
+def _constraints(plan: Plan) -> tuple[Constraint, ...]:
+    return (
+        Constraint(
+            "the tile's vectors are longer than the vector's dimension",
+            lambda c: c["vectors"] == 1 or c.integer("vectors") * c.integer("lanes") <= plan.vector.extent,
+            sized=True,
+        ),
+        Constraint(
+            "more than 32 accumulators",
+            lambda c: c.integer("vectors") * c.integer("pixels") * len(plan.reduces) <= max(32, len(plan.reduces)),
+        ),
+        Constraint(
+            "a block that is not whole tiles",
+            lambda c: (
+                "block" not in c
+                or c["block"] == plan.vector.extent
+                or c.integer("block") % (c.integer("vectors") * c.integer("lanes")) == 0
+            ),
+        ),
+    )
+
+
+def _even(extent: int, most: int) -> int:
+    """The tile of at most `most` outputs that computes the fewest outputs twice, the larger of equals."""
+    allowed = [n for n in (1, 2, 3, 4, 5, 6, 7, 8) if n <= min(most, extent)]
+    return min(allowed, key=lambda n: (ceil_div(extent, n) * n * (1 + 0.5 / n), -n))
+
+
+# --- CPUs -------------------------------------------------------------------------------------------------------------
+
+
+def _cpu_space(plan: Plan) -> Space:
+    blocks = (*tuple(n for n in BLOCKS if n < plan.vector.extent), plan.vector.extent)
+    parameters = [
+        _lanes(plan, plan.widths(16)),
+        _pixels(plan),
+        _vectors(plan),
+        Parameter("grain", GRAINS, "KiB of output per work-item; 8 to 64"),
+    ]
+    if plan.tile is not None:
+        meaning = "elements along the vector per work-item; what keeps inputs in the cache"
+        parameters.append(Parameter("block", blocks, meaning, "tile", (plan.vector.name,), sized=True))
+    return Space(tuple(parameters), _constraints(plan))
+
+
+def _cpu_default(plan: Plan, target: Target) -> Configuration:
+    """As many outputs per tile as registers hold beside a row of the window."""
+    size = max(accumulator(e).itemsize for e in plan.reduces)
+    lanes = min(target.lanes(size), plan.widths(16)[-1])
+    values: dict[str, int] = {"lanes": lanes, "vectors": 1, "pixels": 1}
+    room = max(1, (target.vector_registers - 3 - plan.taps_along) // len(plan.reduces))
+    if plan.tile is not None:
+        # Vectors that fill a cache line; a short row as one tile, so that no output is computed twice.
+        short = plan.tile.extent <= 8 and plan.tile.extent <= room
+        wide = not short and target.vector_bytes < 64 and 2 * lanes <= plan.vector.extent
+        values["vectors"] = 2 if wide else 1
+        values["pixels"] = _even(plan.tile.extent, min(4 if wide else 8, max(1, room // values["vectors"])))
+        values["block"] = _block(plan)
+    else:
+        most = min(4, room, plan.vector.extent // lanes)
+        values["vectors"] = max(n for n in (1, 2, 4) if n <= max(1, most))
+    share = plan.outputs * plan.item_bytes // (4 * target.compute_units) >> 10
+    values["grain"] = max((g for g in GRAINS if g <= min(share, 32)), default=GRAINS[0])
+    return Configuration.of(values)
+
+
+def _block(plan: Plan) -> int:
+    """Channels such that the window's rows of a tile stay in the first-level cache."""
+    return plan.vector.extent if plan.vector.extent <= 128 else 64
+
+
+# --- GPUs, the window sliding along the vector ------------------------------------------------------------------------
+
+
+def _runs_space(plan: Plan, target: Target) -> Space:
+    parameters = (_lanes(plan, plan.widths(4)), _pixels(plan), _vectors(plan), _groups(target))
+    return Space(parameters, _constraints(plan))
+
+
+def _runs_default(plan: Plan, target: Target) -> Configuration:
+    group = power_below(max(1, min(128, target.max_work_group)))
+    return Configuration.of({"lanes": 1, "vectors": 1, "pixels": 1, "work_group": group})
+
+
+# --- GPUs, strips of vectors free of the window -----------------------------------------------------------------------
+
+
+def _strips_space(plan: Plan, target: Target) -> Space:
+    high = plan.high
+    return Space(
+        (
+            _lanes(plan, plan.widths(max(4, 16 // plan.item_bytes))),
+            _pixels(plan),
+            Parameter(
+                "rows",
+                tuple(n for n in ROWS if n <= (high.extent if high else 1)),
+                "outputs per tile along the second sliding dimension; 2, less for small images",
+                "item",
+                () if high is None else (high.name,),
+                sized=True,
+            ),
+            Parameter(
+                "channels", CHANNELS, "vectors side by side per work-group; 8 to 32, so that it covers part of an image"
+            ),
+            _groups(target),
+        ),
+        (
+            Constraint(
+                "more than 32 accumulators",
+                lambda c: c.integer("rows") * c.integer("pixels") * len(plan.reduces) <= max(32, len(plan.reduces)),
+            ),
+            Constraint(
+                "a row of vectors is longer than the work-group",
+                lambda c: c.integer("channels") <= c.integer("work_group"),
+            ),
+        ),
+    )
+
+
+def _strips_default(plan: Plan, target: Target) -> Configuration:
+    """Whole accesses of 16 bytes, and the tile with the fewest reads among those that leave the device busy."""
+    lanes = _whole_lanes(plan)
+    pieces = ceil_div(plan.vector.extent, lanes)
+    group = power_below(max(1, min(128, target.max_work_group)))
+    tile, high = plan.tile_extent, plan.high.extent if plan.high else 1
+    others = plan.outputs // (plan.vector.extent * tile * high)
+
+    def items(pixels: int, rows: int) -> int:
+        return others * pieces * ceil_div(tile, pixels) * ceil_div(high, rows)
+
+    shapes = [
+        (p, r)
+        for p in TILES
+        for r in ROWS
+        if p <= min(tile, 8) and r <= min(high, 4) and _registers(plan, lanes, p, r) <= STRIP_REGISTERS
+    ] or [(1, 1)]
+    busy = [s for s in shapes if items(*s) >= ITEMS * target.compute_units] or [max(shapes, key=lambda s: items(*s))]
+    pixels, rows = min(busy, key=lambda s: items(*s) * _reads(plan, *s))
+    values = {"lanes": lanes, "pixels": pixels, "rows": rows, "work_group": group}
+    return Configuration.of({**values, "channels": _beside(pieces, group)})
+
+
+def _whole_lanes(plan: Plan) -> int:
+    """The widest vectors of up to 16 bytes of which every row holds a whole number."""
+    most = max(1, 16 // max(t.dtype.itemsize for t in plan.program.tensors.values()))
+    return max(w for w in plan.widths(most) if plan.vector.extent % w == 0)
+
+
+def _registers(plan: Plan, lanes: int, pixels: int, rows: int) -> int:
+    """Registers of 4 bytes: accumulators, a row of the window's weights per row of outputs, a row of inputs."""
+    along = plan.taps_along
+    inputs = plan.step * (pixels - 1) + along
+    return lanes * (pixels * rows * len(plan.reduces) + along * rows) + ceil_div(lanes * inputs * plan.item_bytes, 4)
+
+
+def _reads(plan: Plan, pixels: int, rows: int) -> float:
+    """Vectors that a tile reads and writes, the window's weights among them."""
+    along, down = plan.taps_along, plan.taps_down
+    inputs = (plan.step * (pixels - 1) + along) * (plan.step * (rows - 1) + down)
+    return inputs + along * down + pixels * rows
+
+
+def _beside(pieces: int, group: int) -> int:
+    """Vectors per work-group that leave few items without one, at least 8 of them where there are as many."""
+    shares = [n for n in (32, 16, 8) if n <= min(group, pieces)]
+    if not shares:
+        return min((n for n in CHANNELS if n >= pieces), default=1) if pieces < 8 else 1
+    return min(shares, key=lambda n: (ceil_div(pieces, n) * n > 1.07 * pieces, math.ceil(pieces / n) * n, -n))
