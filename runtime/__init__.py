@@ -1,6 +1,7 @@
 """OpenCL devices: finding them, memory, building and running kernels. The only package that imports pyopencl."""
 
 from tilewright.folders import cache_directory
+from tilewright.runtime.arrays import Array, asarray, element_type
 from tilewright.runtime.builds import Builds, building
 from tilewright.runtime.cache import CacheUsage, ProgramCache
 from tilewright.runtime.diagnosis import Diagnosis, diagnose
@@ -11,6 +12,7 @@ from tilewright.runtime.programs import Module
 from tilewright.runtime.verification import SelfTest, selftest
 
 __all__ = [
+    "Array",
     "BoundLaunch",
     "Buffer",
     "Builds",
@@ -21,11 +23,13 @@ __all__ = [
     "Module",
     "ProgramCache",
     "SelfTest",
+    "asarray",
     "building",
     "cache_directory",
     "context",
     "devices",
     "diagnose",
+    "element_type",
     "select_device",
     "selftest",
 ]

@@ -30,20 +30,20 @@ from tilewright.errors import (
 )
 
 if TYPE_CHECKING:
-    from tilewright.api import Array, Op, asarray, op
+    from tilewright.api import Op, op
     from tilewright.dsl import lang
     from tilewright.dsl.symbols import indices
     from tilewright.graph.session import InferenceSession
-    from tilewright.runtime import Device, devices, select_device
+    from tilewright.runtime import Array, Device, asarray, devices, select_device
 
 __version__ = "0.1.0"
 
 _LAZY = {
-    "Array": "tilewright.api",
+    "Array": "tilewright.runtime",
     "Device": "tilewright.runtime",
     "InferenceSession": "tilewright.graph.session",
     "Op": "tilewright.api",
-    "asarray": "tilewright.api",
+    "asarray": "tilewright.runtime",
     "devices": "tilewright.runtime",
     "indices": "tilewright.dsl.symbols",
     "lang": "tilewright.dsl",

@@ -28,7 +28,7 @@ from tilewright.dsl.program import Program
 from tilewright.dsl.text import statement_text
 from tilewright.errors import DeviceError, LanguageError, ShapeError
 from tilewright.graph.plan import Plan, PlannedCall, plan_program
-from tilewright.runtime import Buffer, Context, Device, context, select_device
+from tilewright.runtime import Array, Buffer, Context, Device, context, element_type, select_device
 from tilewright.tuning_db import Store
 from tilewright.tuning_db.default import default_store
 
@@ -43,85 +43,6 @@ PLANS_KEPT = 64
 """Plans that an op keeps; the one that was used longest ago goes first."""
 
 Scalar = int | float | bool
-
-
-class Array:
-    """A contiguous array in a device's memory; `asarray` makes one, ops on one give others.
-
-    Work on it may still be under way on the device: everything that looks at its elements waits for that.
-    """
-
-    __slots__ = ("_buffer", "_device", "_dtype", "_shape")
-
-    def __init__(self, buffer: Buffer, shape: tuple[int, ...], dtype: DType, device: Device) -> None:
-        self._buffer = buffer
-        self._shape = shape
-        self._dtype = dtype
-        self._device = device
-
-    @property
-    def shape(self) -> tuple[int, ...]:
-        """The sizes."""
-        return self._shape
-
-    @property
-    def dtype(self) -> np.dtype[Any]:
-        """The element type, as NumPy's."""
-        return self._dtype.numpy
-
-    @property
-    def device(self) -> Device:
-        """Where it lies."""
-        return self._device
-
-    def wait(self) -> Array:
-        """Wait until the device has finished everything asked of it so far; DeviceError if that failed."""
-        context(self._device).finish()
-        return self
-
-    def numpy(self) -> npt.NDArray[Any]:
-        """A copy in NumPy."""
-        return context(self._device).read(self._buffer, self._shape, self._dtype)
-
-    def __array__(self, dtype: npt.DTypeLike | None = None, copy: bool | None = None) -> npt.NDArray[Any]:
-        if copy is False:
-            raise ValueError("an array in device memory cannot become a NumPy array without a copy")
-        return self.numpy() if dtype is None else self.numpy().astype(dtype, copy=False)
-
-    def __repr__(self) -> str:
-        sizes = ", ".join(map(str, self._shape))
-        return f"<tilewright.Array {self._dtype.value}[{sizes}] on {self._device.name}>"
-
-
-def asarray(x: npt.ArrayLike | Array, device: str | Device | None = None) -> Array:
-    """An array in the memory of a device: ``x`` itself if it lies there, else a copy.
-
-    ``device`` is a name, a Device, or None for the default (for an Array: the device it lies on). Raises ShapeError
-    for element types that the language lacks, DeviceError for an unknown device.
-    """
-    if isinstance(x, Array):
-        if device is None or select_device(device) == x.device:
-            return x
-        x = x.numpy()
-    host = np.asarray(x)
-    dtype = _dtype(host.dtype, "the array")
-    chosen = select_device(device)
-    ctx = context(chosen)
-    buffer = ctx.allocate(host.nbytes)
-    ctx.write(buffer, host)
-    return Array(buffer, host.shape, dtype, chosen)
-
-
-def _dtype(dtype: np.dtype[Any], what: str) -> DType:
-    try:
-        return _language_type(dtype)
-    except TypeError as error:
-        raise ShapeError(f"{what}: {error}") from None
-
-
-@functools.cache
-def _language_type(dtype: np.dtype[Any]) -> DType:
-    return DType.from_numpy(dtype.newbyteorder("="))
 
 
 Operand = npt.NDArray[Any] | Array
@@ -144,7 +65,7 @@ class Arguments:
     @property
     def feeds(self) -> dict[str, npt.NDArray[Any] | Buffer]:
         """What a plan is run with."""
-        return {name: a._buffer if isinstance(a, Array) else a for name, a in self.arrays.items()}
+        return {name: a.buffer if isinstance(a, Array) else a for name, a in self.arrays.items()}
 
     @property
     def shapes(self) -> dict[str, tuple[int, ...]]:
@@ -154,7 +75,7 @@ class Arguments:
     @property
     def dtypes(self) -> dict[str, DType]:
         """Element type by input name."""
-        return {name: _dtype(a.dtype, f"the input {name}") for name, a in self.arrays.items()}
+        return {name: element_type(a.dtype, f"the input {name}") for name, a in self.arrays.items()}
 
 
 def sort_arguments(
@@ -212,7 +133,7 @@ def _operand(op: str, name: str, value: Any, declared: DType | None) -> Operand:
         array = np.asarray(value)
     except ValueError as error:
         raise ShapeError(f"op {op}: the input {name} is no array: {error}") from None
-    _dtype(array.dtype, f"op {op}, the input {name}")
+    element_type(array.dtype, f"op {op}, the input {name}")
     return array
 
 
