@@ -1,9 +1,9 @@
 """Matrix instructions as data: what a group of lanes multiplies together, and where each lane's elements lie.
 
 A fragment's layout is linear over bits (the "linear layouts" of Zhou et al., "Linear Layouts: Robust Code Generation of
-Efficient Tensor Computation Using F2", 2025): every bit of an element's number in its register, of the register's number
-and of the lane's number adds a fixed step to the element's position in the tile. `docs/devices.md` shows how the
-instructions of several vendors are written this way.
+Efficient Tensor Computation Using F2", 2025): every bit of an element's number in its register, of the register's
+number and of the lane's number adds a fixed step to the element's position in the tile. `docs/devices.md` shows how
+the instructions of several vendors are written this way.
 """
 
 from __future__ import annotations
@@ -82,6 +82,9 @@ class MatrixInstruction:
     """Definition of the macro."""
     setup: str = ""
     """Declarations that it needs at the top of a kernel, with ITEMS for the work-group's size."""
+    pack: str = ""
+    """A function or macro defined by `text` that rounds floats, as many as share a register, lowest element first, to
+    a ``uint`` register of an operand; empty if there is none."""
 
     @property
     def lanes(self) -> int:
@@ -123,3 +126,8 @@ class MatrixUnit:
     instructions: tuple[MatrixInstruction, ...]
     copy: AsyncCopy
     load: MatrixLoad | None = None
+    shuffle: str = ""
+    """Definition of the macro ``TW_SHUFFLE_XOR(to, from, mask)``: the float `to` becomes the `from` of the lane whose
+    number differs in the bits of `mask`, a constant; empty if there is none."""
+    setup: str = ""
+    """Declarations that `shuffle`, `load` and `copy` need at the top of a kernel, with ITEMS as above."""

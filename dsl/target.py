@@ -49,6 +49,8 @@ class Target:
     streaming_stores: bool = False
     """(guess) The compiler knows `__builtin_nontemporal_store`, which writes past the caches, without reading a line
     before it is written."""
+    exp2: str = "exp2"
+    """(guess) The function for powers of two whose relative error is at most 3e-7 and that is fastest."""
     matrix: MatrixUnit | None = None
     """Matrix instructions and what feeds them; None where there are none."""
     build_options: str = ""

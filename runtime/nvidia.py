@@ -36,6 +36,14 @@ _TF32 = MatrixInstruction(
 )
 
 
+_PACK = """static inline uint tw_pack_SPELLING(float first, float second) {
+    uint both;
+    asm("cvt.rn.SPELLINGx2.f32 %0, %1, %2;" : "=r"(both) : "f"(second), "f"(first));
+    return both;
+}
+"""
+
+
 def _narrow(name: str, products: str, dtype: DType, spelling: str) -> MatrixInstruction:
     return MatrixInstruction(
         name,
@@ -47,7 +55,8 @@ def _narrow(name: str, products: str, dtype: DType, spelling: str) -> MatrixInst
         Fragment(((8, 0), (0, 8)), ((0, 2), (0, 4), (1, 0), (2, 0), (4, 0)), ((0, 1),)),
         Fragment(((0, 8),), ((0, 2), (0, 4), (1, 0), (2, 0), (4, 0)), ((0, 1),)),
         _ACCUMULATORS,
-        _mma(name, "m16n8k16", spelling),
+        _mma(name, "m16n8k16", spelling) + _PACK.replace("SPELLING", spelling),
+        pack=f"tw_pack_{spelling}",
     )
 
 
@@ -60,6 +69,11 @@ _LOAD = MatrixLoad(
         '        : "=r"(r0), "=r"(r1), "=r"(r2), "=r"(r3) : "r"((uint)(size_t)(address)) : "memory")\n'
         for name, form in (("TW_LOAD_MATRIX", ""), ("TW_LOAD_MATRIX_T", ".trans"))
     ),
+)
+
+_SHUFFLE = (
+    "#define TW_SHUFFLE_XOR(to, from, mask) \\\n"
+    '    asm volatile("shfl.sync.bfly.b32 %0, %1, %2, 31, 0xffffffff;" : "=f"(to) : "f"(from), "n"(mask))\n'
 )
 
 _COPY = AsyncCopy(
@@ -80,4 +94,4 @@ def matrix_unit(capability: tuple[int, int]) -> MatrixUnit | None:
         return None
     half = _narrow("TW_MMA_F16", "fp16", DType.F16, "f16")
     brain = _narrow("TW_MMA_BF16", "bf16", DType.BF16, "bf16")
-    return MatrixUnit((_TF32, half, brain), _COPY, _LOAD)
+    return MatrixUnit((_TF32, half, brain), _COPY, _LOAD, _SHUFFLE)
