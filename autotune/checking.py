@@ -28,7 +28,10 @@ ROUNDING = 64.0
 """Allowed error in units of the accumulator's rounding times the square root of the reduction's length."""
 STORING = 4.0
 """Allowed error in units of the output type's rounding."""
+BETWEEN = 8.0
+"""Allowed error in units of the rounding of values within the program: where they fall between two, candidates differ."""
 _EPSILON = {DType.F16: 2.0**-10, DType.BF16: 2.0**-7, DType.F32: 2.0**-23, DType.F64: 2.0**-52}
+_TF32 = 2.0**-10
 INTEGER_SLACK = 1e-3
 """Share of integer results computed from floats that may be off by one: values that round at a boundary."""
 
@@ -110,14 +113,16 @@ def reduction_length(program: Program) -> int:
 def tolerance(program: Program, output: Tensor) -> float:
     """Largest allowed error of an output relative to the largest magnitude in it; 0 for integers.
 
-    From the coarsest type that is computed in, the length of the reductions, and the type that is stored.
+    From the coarsest type that is accumulated in (f16 and bf16 are accumulated in f32), the length of the reductions,
+    the coarsest type that values are rounded to on the way, and the type that is stored.
     """
     if not output.dtype.is_float:
         return 0.0
     kinds = {n.dtype for s in program.statements for n in walk(s.value) if isinstance(n, Call | Cast | Reduce)}
-    computed = [_EPSILON[d] for d in kinds if d.is_float]
-    stored = _EPSILON[output.dtype]
-    return ROUNDING * max(computed, default=0.0) * math.sqrt(reduction_length(program)) + STORING * stored
+    computed = [_EPSILON[d.accumulator] for d in kinds if d.is_float]
+    rounded = [_EPSILON[d] for d in kinds if d in (DType.F16, DType.BF16)] + [_TF32] * (program.precision == "tf32")
+    summed = ROUNDING * max(computed, default=0.0) * math.sqrt(reduction_length(program))
+    return summed + BETWEEN * max(rounded, default=0.0) + STORING * _EPSILON[output.dtype]
 
 
 def difference(

@@ -49,27 +49,35 @@ def composed(*programs: Program) -> str:
 
 
 def allowing_tf32(program: Program) -> Program:
-    """The program with TF32 allowed where it contracts; others stay as they are and keep their signature."""
-    return replace(program, precision="tf32") if contracts(program.statements) else program
+    """The program with TF32 allowed where it contracts what is stored in f32; others keep their signature."""
+    stored = {r.dtype for s in program.statements for f in factors(s) for r in reads(f)}
+    return replace(program, precision="tf32") if DType.F32 in stored else program
 
 
 def contracts(statements: Iterable[Statement]) -> bool:
     """Whether there is a contraction among the statements."""
-    return any(_is_contraction(e) for s in statements for e in walk(s.value))
+    return any(is_contraction(e) for s in statements for e in walk(s.value))
+
+
+def factors(statement: Statement) -> list[Expr]:
+    """The factors of all its contractions."""
+    found = [e.body for e in walk(statement.value) if isinstance(e, Reduce) and is_contraction(e)]
+    return [f for body in found for f in _factors(body)]
 
 
 def rounded(statement: Statement, dtype: DType) -> Statement:
     """The statement with the f32 factors of its contractions rounded to `dtype`; what is rounded already stays."""
 
     def change(e: Expr) -> Expr:
-        if isinstance(e, Reduce) and _is_contraction(e):
+        if isinstance(e, Reduce) and is_contraction(e):
             return replace(e, body=_rounded_factors(e.body, dtype))
         return e
 
     return replace(statement, value=transform(statement.value, change))
 
 
-def _is_contraction(e: Expr) -> bool:
+def is_contraction(e: Expr) -> bool:
+    """Whether an expression is a sum of products of which two factors run over different indices."""
     if not isinstance(e, Reduce) or e.kind != "sum" or e.until is not None:
         return False
     return len({free_indices(f) for f in _factors(e.body) if reads(f)}) > 1

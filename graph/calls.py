@@ -9,6 +9,7 @@ from enum import Enum
 import numpy as np
 
 from tilewright.dsl.dtypes import DType
+from tilewright.dsl.precision import allowing_tf32
 from tilewright.dsl.program import Program
 from tilewright.dsl.splitting import linearised
 from tilewright.dsl.stages import split
@@ -74,6 +75,11 @@ class Network:
     def with_fast_math(self) -> Network:
         """The same network with NaN, infinities and the last bits of functions given up for speed."""
         return replace(self, calls=tuple(replace(c, program=replace(c.program, fast_math=True)) for c in self.calls))
+
+    @property
+    def with_tf32(self) -> Network:
+        """The same network with TF32 allowed for its contractions."""
+        return replace(self, calls=tuple(replace(c, program=allowing_tf32(c.program)) for c in self.calls))
 
     def constant_inputs(self, call: Call) -> tuple[str, ...]:
         """The call's input tensors that never change between runs."""

@@ -11,13 +11,16 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from tilewright.dsl.dtypes import DType
+from tilewright.dsl.precision import ROUNDED_TO, known
 from tilewright.errors import InputError
 from tilewright.graph import passes
+from tilewright.graph.calls import Network
 from tilewright.graph.fusion import fuse
-from tilewright.graph.ir import Value
+from tilewright.graph.ir import Graph, Value
 from tilewright.graph.layout import lay_out
 from tilewright.graph.onnx_import import Model, import_model, steering_inputs
 from tilewright.graph.plan import Plan, PlannedCall, ProfileRow, SharedConstants, build_plan
+from tilewright.graph.precision import NarrowConstants, narrowed
 from tilewright.graph.steps import steps_of
 from tilewright.runtime import Device, select_device
 from tilewright.tuning_db import Store
@@ -59,7 +62,9 @@ class InferenceSession:
 
     ``model`` is a path, the bytes of a file, or an onnx.ModelProto; ``device`` a Device, its name, or None for the
     best there is; ``store`` a tuning database, its path or URL, None for the user's own, or False for none.
-    ``fast_math`` gives up NaN, infinities and the last bits of functions for speed.
+    ``fast_math`` gives up NaN, infinities and the last bits of functions for speed. ``precision`` is fp32; tf32, which
+    lets instructions for TF32 round the factors of contractions; or fp16 or bf16, which store values between kernels in
+    16 bits. Inputs and outputs keep the types that the file gives them.
 
     Sizes that the network leaves open are fixed at `run`: the first run with new sizes makes a plan, later ones reuse
     it. A session may be used from several threads. Raises ModelError, UnsupportedOperatorError or DeviceError.
@@ -72,13 +77,17 @@ class InferenceSession:
         store: Store | str | bool | None = None,
         *,
         fast_math: bool = False,
+        precision: str = "fp32",
     ) -> None:
+        self.precision = known(precision)
         graph = import_model(model)
         self._outputs = graph.outputs
         computed = tuple(v for v in graph.outputs if v.name not in graph.input_names)
         self._graph = passes.simplify(replace(graph, outputs=computed))
         self.device = select_device(device)
         self._fast_math = fast_math
+        stored = ROUNDED_TO.get(precision)
+        self._narrow = None if stored is None else NarrowConstants(stored)
         self._own_store = store is None
         self._store = _opened(store)
         self._steering = steering_inputs(self._graph)
@@ -146,11 +155,11 @@ class InferenceSession:
         return tuple(tuple(n if isinstance(n, int) else batch for n in v.shape or ()) for v in self._graph.inputs)
 
     def _plan_for(self, arrays: Mapping[str, np.ndarray[Any, Any]]) -> Plan:
-        known = {name: arrays[name] for name in self._steering}
-        return self._plan(tuple(arrays[v.name].shape for v in self._graph.inputs), known)
+        steering = {name: arrays[name] for name in self._steering}
+        return self._plan(tuple(arrays[v.name].shape for v in self._graph.inputs), steering)
 
-    def _plan(self, sizes: Sizes, known: Mapping[str, np.ndarray[Any, Any]]) -> Plan:
-        key = sizes, tuple(a.tobytes() for a in known.values())
+    def _plan(self, sizes: Sizes, steering: Mapping[str, np.ndarray[Any, Any]]) -> Plan:
+        key = sizes, tuple(a.tobytes() for a in steering.values())
         with self._lock:
             plan = self._plans.get(key)
             if plan is not None and plan.lost:
@@ -158,14 +167,22 @@ class InferenceSession:
                 self._shared, plan = SharedConstants(), None
             if plan is None:
                 shapes = {v.name: n for v, n in zip(self._graph.inputs, sizes, strict=True)}
-                network = lay_out(fuse(steps_of(passes.specialise(self._graph, shapes, known))), self.device.target)
-                if self._fast_math:
-                    network = network.with_fast_math
+                network = self._network(passes.specialise(self._graph, shapes, steering))
                 plan = self._plans[key] = build_plan(network, self.device, self._store, self._shared)
                 while len(self._plans) > MAX_PLANS:
                     self._plans.popitem(last=False)
             self._plans.move_to_end(key)
             return plan
+
+    def _network(self, graph: Graph) -> Network:
+        """The calls for a graph of known sizes, in the session's precision."""
+        steps = fuse(steps_of(graph))
+        if self._narrow is not None:
+            steps = narrowed(steps, self._narrow)
+        network = lay_out(steps, self.device.target)
+        if self.precision == "tf32":
+            network = network.with_tf32
+        return network.with_fast_math if self._fast_math else network
 
     # --- tuning and profiling ---
 
