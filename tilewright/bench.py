@@ -1,4 +1,4 @@
-"""Timing functions in turns, and a network beside onnxruntime on the same numbers.
+"""Timing functions in turns, and a network beside onnxruntime or PyTorch on the same numbers.
 
 A time alone says little on a machine that does other things too: what is compared here runs alternately in one
 process, and the result is a ratio of medians.
@@ -10,59 +10,91 @@ import os
 import statistics
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import numpy.typing as npt
 
+from tilewright import torch_peer
 from tilewright.errors import InputError, ModelError
 from tilewright.feeds import Given, network_feeds
+from tilewright.runtime import context
+from tilewright.torch_peer import EAGER, GRAPH
 
 if TYPE_CHECKING:
+    from tilewright.graph.plan import Plan
     from tilewright.graph.session import InferenceSession
 
 Arrays = Sequence[npt.NDArray[Any]]
 
 OURS = "tilewright"
+OURS_NUMPY = "tilewright, NumPy"
+"""`InferenceSession.run` with NumPy arrays in and out, where OURS leaves both on the device."""
 PEER = "onnxruntime"
 _WARM_UP = 2
+_BURST = 4
+_DEVICE_ROUNDS = 3
+
+
+def in_turns(
+    timers: Mapping[str, Callable[[], float]], seconds: float = 4.0, at_least: int = 5, burst: int = 1
+) -> dict[str, tuple[float, ...]]:
+    """What every call gave, the timers called in turns for about ``seconds`` and ``at_least`` times each.
+
+    Two calls of each come first and are not counted. A turn is ``burst`` calls; if that is more than one, the first
+    is not counted, which only brings the function's own data back into the caches.
+    """
+    for _ in range(_WARM_UP):
+        for timer in timers.values():
+            timer()
+    found: dict[str, list[float]] = {name: [] for name in timers}
+    end = time.perf_counter() + seconds
+    while time.perf_counter() < end or any(len(t) < at_least for t in found.values()):
+        for name, timer in timers.items():
+            turn = [timer() for _ in range(burst)]
+            found[name] += turn[1:] or turn
+    return {name: tuple(t) for name, t in found.items()}
 
 
 def interleaved(
-    functions: Mapping[str, Callable[[], object]], seconds: float = 4.0, at_least: int = 5
+    functions: Mapping[str, Callable[[], object]], seconds: float = 4.0, at_least: int = 5, burst: int = 1
 ) -> dict[str, tuple[float, ...]]:
-    """Seconds of every call, the functions called in turns for about ``seconds`` and ``at_least`` times each.
+    """Wall seconds of every call of functions that return only when their work is done; `in_turns`."""
+    return in_turns({name: _by_clock(function) for name, function in functions.items()}, seconds, at_least, burst)
 
-    Each function must return only when its work is done. Two calls of each come first and are not counted.
-    """
-    for _ in range(_WARM_UP):
-        for function in functions.values():
-            function()
-    times: dict[str, list[float]] = {name: [] for name in functions}
-    end = time.perf_counter() + seconds
-    while time.perf_counter() < end or any(len(t) < at_least for t in times.values()):
-        for name, function in functions.items():
-            start = time.perf_counter()
-            function()
-            times[name].append(time.perf_counter() - start)
-    return {name: tuple(t) for name, t in times.items()}
+
+def _by_clock(function: Callable[[], object]) -> Callable[[], float]:
+    def timed() -> float:
+        start = time.perf_counter()
+        function()
+        return time.perf_counter() - start
+
+    return timed
 
 
 @dataclass(frozen=True)
 class Comparison:
-    """One network on one device, alone or beside onnxruntime."""
+    """One network on one device, alone or beside a peer."""
 
     model: str
     device: str
     batch: int
     threads: int | None
-    """Threads that onnxruntime was given, None without it."""
+    """Threads that the peer was given on the CPU, None without it."""
     seconds: Mapping[str, tuple[float, ...]]
     """Every timed run by runner."""
     difference: float | None
-    """Largest difference of any output from onnxruntime's, relative to that output's largest magnitude."""
+    """Largest difference of any output from the peer's, relative to that output's largest magnitude; None without a
+    peer, or if it has weights of its own."""
+    peer: str = PEER
+    """The runner that `ratio` is about."""
+    precision: str = "fp32"
+    device_seconds: Mapping[str, tuple[float, ...]] = field(default_factory=dict)
+    """Seconds by the device's own clock, by runner: of our kernels alone, of the peer's graph from end to end."""
+    bytes: Mapping[str, int] = field(default_factory=dict)
+    """Most device memory in use by runner."""
 
     def median(self, runner: str = OURS) -> float:
         """Median seconds of one runner."""
@@ -70,8 +102,8 @@ class Comparison:
 
     @property
     def ratio(self) -> float | None:
-        """onnxruntime's median divided by ours: above 1 tilewright is faster. None without onnxruntime."""
-        return self.median(PEER) / self.median() if PEER in self.seconds else None
+        """The peer's median divided by ours: above 1 tilewright is faster. None without the peer."""
+        return self.median(self.peer) / self.median() if self.peer in self.seconds else None
 
     def to_json(self) -> dict[str, Any]:
         """The result as JSON values, times in milliseconds."""
@@ -79,19 +111,25 @@ class Comparison:
             "model": self.model,
             "device": self.device,
             "batch": self.batch,
+            "precision": self.precision,
             "threads": self.threads,
-            "milliseconds": {
-                name: {
-                    "median": 1e3 * statistics.median(times),
-                    "best": 1e3 * min(times),
-                    "worst": 1e3 * max(times),
-                    "runs": len(times),
-                }
-                for name, times in self.seconds.items()
-            },
+            "milliseconds": {name: summary(times) for name, times in self.seconds.items()},
+            "device_milliseconds": {name: summary(times) for name, times in self.device_seconds.items()},
+            "bytes": dict(self.bytes),
+            "peer": self.peer if self.peer in self.seconds else None,
             "ratio": self.ratio,
             "largest_difference": self.difference,
         }
+
+
+def summary(seconds: Sequence[float]) -> dict[str, float]:
+    """Times in milliseconds: median, best, worst, and how many there are."""
+    return {
+        "median": 1e3 * statistics.median(seconds),
+        "best": 1e3 * min(seconds),
+        "worst": 1e3 * max(seconds),
+        "runs": len(seconds),
+    }
 
 
 def compare(
@@ -110,6 +148,99 @@ def compare(
     return Comparison(
         model.stem, session.device.name, batch, threads if peer is not None else None, seconds_by_runner, difference
     )
+
+
+# --- PyTorch ----------------------------------------------------------------------------------------------------------
+
+
+def compare_with_torch(
+    model: Path,
+    session: InferenceSession,
+    given: Sequence[Given] = (),
+    batch: int = 1,
+    seconds: float = 4.0,
+    precision: str = "fp32",
+) -> Comparison:
+    """Time ``session``, which runs the file ``model``, beside PyTorch on equal inputs.
+
+    PyTorch runs torchvision's network (with weights of its own) where the file has the name and the sizes of one of
+    `torch_peer.NETWORKS`, else the file itself through onnx2torch. On a GPU it runs in eager mode and as a CUDA graph,
+    on a CPU in eager mode. InputError if PyTorch, CUDA or onnx2torch is missing.
+    """
+    torch_peer.torch_module()
+    if session.device.kind == "gpu" and not torch_peer.has_cuda():
+        raise InputError(
+            f"PyTorch finds no CUDA device to stand beside {session.device.name}; install a PyTorch with CUDA, or "
+            "choose a CPU with --device"
+        )
+    feeds = network_feeds(session.get_inputs(), given, batch)
+    if _is_torchvisions(model.stem, session):
+        return beside_torch(model.stem, session, feeds, torch_peer.torchvision_network(model.stem), precision, seconds)
+    return beside_torch(model.stem, session, feeds, torch_peer.network_of_file(model), precision, seconds, True)
+
+
+def _is_torchvisions(name: str, session: InferenceSession) -> bool:
+    shapes = [v.shape[1:] for v in (*session.get_inputs(), *session.get_outputs())]
+    return name in torch_peer.NETWORKS and shapes == [[3, 224, 224], [1000]]
+
+
+def beside_torch(
+    name: str,
+    session: InferenceSession,
+    feeds: Mapping[str, npt.NDArray[Any]],
+    module: Any | None,
+    precision: str = "fp32",
+    seconds: float = 4.0,
+    same_weights: bool = False,
+) -> Comparison:
+    """Time a network with inputs and outputs in device memory, and as a whole from NumPy to NumPy, beside a module.
+
+    ``module`` is PyTorch's network, which is moved and converted in place, or None where there is no PyTorch; it takes
+    the inputs in the order of ``feeds``. With the ``same_weights`` the outputs are compared too.
+    """
+    on_gpu = session.device.kind == "gpu"
+    plan, ctx = session.plan(feeds), context(session.device)
+    buffers = {n: ctx.allocate(a.nbytes) for n, a in feeds.items()}
+    for n, buffer in buffers.items():
+        ctx.write(buffer, feeds[n])
+
+    def run_on_device() -> None:
+        plan.run_on_device(buffers)
+        ctx.finish()
+
+    functions: dict[str, Callable[[], object]] = {OURS: run_on_device, OURS_NUMPY: lambda: session.run(None, feeds)}
+    timers: dict[str, Callable[[], float]] = {OURS: lambda: statistics.median(plan.time(buffers, 3))}
+    memory = {OURS: plan.arena_bytes + plan.constant_bytes + _io_bytes(plan)}
+    difference = None
+    if module is not None:
+        peer = torch_peer.runners(module, list(feeds.values()), precision, on_gpu)
+        functions |= peer.functions
+        if peer.device_seconds is not None:
+            timers[GRAPH] = peer.device_seconds
+        if peer.peak_bytes is not None:
+            memory[EAGER] = peer.peak_bytes
+        if same_weights:
+            difference = largest_difference(session.run(None, feeds), peer.outputs)
+    return Comparison(
+        name,
+        session.device.name,
+        next((a.shape[0] for a in feeds.values() if a.ndim), 1),
+        None if on_gpu or module is None else torch_peer.torch_module().get_num_threads(),
+        interleaved(functions, seconds, burst=_BURST),
+        difference,
+        GRAPH if GRAPH in functions else EAGER,
+        precision,
+        in_turns(timers, 0.0, _DEVICE_ROUNDS) if on_gpu else {},
+        memory,
+    )
+
+
+def _io_bytes(plan: Plan) -> int:
+    """Memory of inputs and outputs."""
+    return sum(spec.nbytes for spec in (*plan.inputs.values(), *plan.outputs.values()))
+
+
+# --- onnxruntime, outputs ---------------------------------------------------------------------------------------------
 
 
 def usable_cores() -> int:

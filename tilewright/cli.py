@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import os
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -23,10 +23,12 @@ from tilewright.output import console, print_table, write_json
 
 if TYPE_CHECKING:
     from tilewright.autotune import TuningReport
+    from tilewright.bench import Comparison
     from tilewright.graph.plan import Plan
     from tilewright.graph.session import InferenceSession
 
 DEFAULT_BUDGET = "60s"
+PEERS = ("onnxruntime", "torch")
 FAILED_CHECK = 1
 WRONG_USE = 2
 INTERRUPTED = 130
@@ -232,28 +234,49 @@ def _print_tuning(report: TuningReport) -> None:
 @batch_option
 @device_option
 @click.option("--seconds", default=5.0, type=click.FloatRange(0), show_default=True, help="How long to measure.")
+@click.option("--against", type=click.Choice(PEERS), default=PEERS[0], show_default=True, help="What to run beside it.")
 @json_option
 def bench(
-    model: Path, inputs: tuple[str, ...], batch: int, selector: str | None, seconds: float, as_json: bool
+    model: Path,
+    inputs: tuple[str, ...],
+    batch: int,
+    selector: str | None,
+    seconds: float,
+    against: str,
+    as_json: bool,
 ) -> None:
-    """Time the network MODEL beside onnxruntime, where it is installed, in turns on equal inputs."""
-    from tilewright.bench import PEER, compare
+    """Time the network MODEL beside onnxruntime, where it is installed, or PyTorch, in turns on equal inputs.
+
+    PyTorch runs in eager mode and, on a GPU, as a CUDA graph, which the ratio is about.
+    """
+    from tilewright.bench import compare, compare_with_torch
     from tilewright.feeds import parse_given
 
-    result = compare(model, _session(model, selector), [parse_given(text) for text in inputs], batch, seconds)
+    given = [parse_given(text) for text in inputs]
+    run_both = compare_with_torch if against == "torch" else compare
+    result = run_both(model, _session(model, selector), given, batch, seconds)
     if as_json:
         write_json(result.to_json())
-        return
-    times = result.to_json()["milliseconds"]
-    rows = [(n, *(f"{t[k]:.2f}" for k in ("median", "best", "worst")), t["runs"]) for n, t in times.items()]
-    print_table(("", "median ms", "best", "worst", "runs"), rows, numbers=("median ms", "best", "worst", "runs"))
-    if result.ratio is None:
-        click.echo(f"{PEER} is not installed, so there is nothing to compare with")
     else:
-        click.echo(
-            f"ratio {result.ratio:.2f} ({PEER}'s median / ours, above 1 we are faster), {result.threads} threads, "
-            f"largest difference {result.difference:.1e}"
-        )
+        _print_comparison(result)
+
+
+def _print_comparison(result: Comparison) -> None:
+    def row(name: str, times: Mapping[str, float]) -> tuple[object, ...]:
+        return name, *(f"{times[figure]:.3f}" for figure in ("median", "best", "worst")), times["runs"]
+
+    values = result.to_json()
+    rows = [row(name, times) for name, times in values["milliseconds"].items()]
+    rows += [row(f"{name}, by the device's clock", times) for name, times in values["device_milliseconds"].items()]
+    print_table(("", "median ms", "best", "worst", "runs"), rows, numbers=("median ms", "best", "worst", "runs"))
+    if len(result.bytes) > 1:
+        click.echo("device memory: " + ", ".join(f"{name} {n / 2**20:.0f} MiB" for name, n in result.bytes.items()))
+    if result.ratio is None:
+        click.echo(f"{result.peer} is not installed, so there is nothing to compare with")
+        return
+    threads = "" if result.threads is None else f", {result.threads} threads"
+    difference = "" if result.difference is None else f", largest difference {result.difference:.1e}"
+    click.echo(f"ratio {result.ratio:.2f} ({result.peer}'s median / ours, above 1 we are faster){threads}{difference}")
 
 
 @commands.command()

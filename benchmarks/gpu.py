@@ -1,0 +1,167 @@
+"""The GPU benchmark: networks and kernels beside PyTorch on the same numbers, in turns in one process.
+
+    python benchmarks/gpu.py                                       # everything
+    python benchmarks/gpu.py --networks resnet50 --precisions fp32 --batches 1,16 --gemm 4096
+    make bench-gpu ARGS="--networks vit_b_16"
+
+PyTorch runs in eager mode and captured in a CUDA graph; ours are sessions with inputs and outputs in device memory.
+Prints tables, and writes JSON and a picture where asked to. Results are added to what the JSON file holds of this
+device and driver already, so that a long table can be measured in parts. Without PyTorch (`pip install torch
+torchvision`) or without CUDA there are our figures alone. Status 2, with one line, where there is no GPU.
+"""
+
+from __future__ import annotations
+
+import argparse
+import datetime
+import json
+import os
+import platform
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pyopencl
+from gpu_kernels import kernel_rows
+from gpu_models import default_folder
+from gpu_networks import Options, network_rows, say
+from gpu_plot import plot
+from gpu_report import KernelRow, NetworkRow, Report, kernel_table, network_tables, resume, to_json
+
+import tilewright as tw
+from tilewright import torch_peer
+from tilewright.folders import write_atomically
+from tilewright.runtime import devices
+
+BATCHES = (1, 16, 64)
+GEMM_SIZES = (1024, 2048, 4096, 8192)
+NO_DEVICE = 2
+
+
+def machine(device: tw.Device, date: str) -> dict[str, str]:
+    """Device, driver and versions."""
+    return {
+        "device": device.opencl_name,
+        "driver": device.driver,
+        "platform": device.platform,
+        "date": date,
+        "tilewright": tw.__version__,
+        "python": platform.python_version(),
+        "pyopencl": pyopencl.VERSION_TEXT,
+        **torch_peer.versions(),
+    }
+
+
+def chosen_device(name: str | None) -> tw.Device:
+    """The device of that name, else the first GPU; DeviceError if there is none."""
+    if name is not None:
+        return tw.select_device(name)
+    found = devices()
+    gpu = next((d for d in found if d.kind == "gpu"), None)
+    if gpu is None:
+        names = ", ".join(d.name for d in found)
+        raise tw.DeviceError(f"OpenCL finds no GPU here (only {names}), so nothing is measured; --device takes another")
+    return gpu
+
+
+def measured(report: Report, options: Options, sizes: tuple[int, ...], keep: Callable[[Report], None]) -> Report:
+    """The report with everything that was asked for; ``keep`` is called after every row."""
+    skipped: list[str] = []
+
+    def skip(reason: str) -> None:
+        say(f"left out: {reason}")
+        skipped.append(reason)
+
+    def rows() -> Iterator[NetworkRow | KernelRow]:
+        yield from network_rows(options, skip)
+        yield from kernel_rows(options, sizes, skip) if sizes else ()
+
+    for row in rows():
+        report = report.with_rows(*(((row,), ()) if isinstance(row, NetworkRow) else ((), (row,))))
+        keep(report)
+    return Report(report.machine, report.networks, report.kernels, tuple(skipped))
+
+
+def written(report: Report, file: Path | None) -> None:
+    """Write the report as JSON, if a file was given."""
+    if file is not None:
+        write_atomically(file, (json.dumps(to_json(report), indent=1) + "\n").encode())
+
+
+def shown(report: Report, device: tw.Device) -> str:
+    """The tables with a line about the machine."""
+    m = report.machine
+    peers = ", ".join(f"{name} {m[name]}" for name in ("torch", "cuda", "cudnn", "torchvision") if name in m)
+    parts = [f"{m['device']}, driver {m['driver']}, {m['date']}, tilewright {m['tilewright']}, {peers or 'no PyTorch'}"]
+    parts += [network_tables(report)] if report.networks else []
+    parts += [f"kernels: milliseconds on {device.name}\n\n{kernel_table(report)}"] if report.kernels else []
+    parts += ["left out:\n" + "\n".join(f"- {line}" for line in report.skipped)] if report.skipped else []
+    return "\n\n".join(parts)
+
+
+def _arguments() -> argparse.ArgumentParser:
+    def words(text: str) -> tuple[str, ...]:
+        return tuple(word for word in text.split(",") if word)
+
+    def numbers(text: str) -> tuple[int, ...]:
+        return tuple(int(word) for word in words(text))
+
+    parser = argparse.ArgumentParser(description="networks and kernels beside PyTorch on a GPU, in milliseconds")
+    parser.add_argument("--device", help="a device's name, as in 'tilewright devices' (default: the first GPU)")
+    parser.add_argument("--networks", type=words, default=torch_peer.NETWORKS, help="names (default: all eight)")
+    parser.add_argument("--batches", type=numbers, default=BATCHES, help="sizes (default: 1,16,64)")
+    parser.add_argument("--precisions", type=words, default=torch_peer.PRECISIONS, help="default: fp32,tf32,fp16,bf16")
+    parser.add_argument("--gemm", type=numbers, default=GEMM_SIZES, help="sizes of square products; '' for no kernels")
+    parser.add_argument("--models", type=Path, default=default_folder(), help="folder of ONNX files (default: export)")
+    parser.add_argument("--seconds", type=float, default=1.5, help="time to measure each (default: %(default)s)")
+    parser.add_argument("--tune", metavar="BUDGET", help="tune each network and kernel first, for instance 30s")
+    parser.add_argument("--alone", action="store_true", help="without PyTorch even if it is there")
+    parser.add_argument("--json", type=Path, metavar="FILE", help="write the results there, added to what it holds")
+    parser.add_argument("--plot", type=Path, metavar="FILE", help="write the picture there (needs matplotlib)")
+    return parser
+
+
+def main() -> None:
+    parser = _arguments()
+    given = parser.parse_args()
+    unknown = [n for n in given.networks if given.models is None and n not in torch_peer.NETWORKS]
+    unknown += [p for p in given.precisions if p not in torch_peer.PRECISIONS]
+    if unknown:
+        parser.error(f"{', '.join(unknown)} is unknown; networks are {', '.join(torch_peer.NETWORKS)}")
+    device = chosen_device(given.device)
+    date = datetime.date.today().isoformat()
+    try:
+        report = resume(given.json, machine(device, date)) if given.json else Report(machine(device, date))
+    except ValueError as error:
+        parser.error(str(error))
+    peers = not given.alone
+    if peers and device.kind == "gpu" and not torch_peer.has_cuda():
+        say("PyTorch with CUDA is not installed, so there is nothing to compare with: pip install torch torchvision")
+    options = Options(
+        device,
+        given.networks,
+        given.batches,
+        given.precisions,
+        given.seconds,
+        given.models,
+        given.tune,
+        peers,
+        date,
+    )
+    report = measured(report, options, given.gemm, lambda r: written(r, given.json))
+    written(report, given.json)
+    print(shown(report, device))
+    if given.plot:
+        try:
+            plot(report, given.plot)
+        except ImportError:
+            say(f"{given.plot} is not drawn: matplotlib is not installed")
+
+
+if __name__ == "__main__":
+    os.environ.setdefault("PYOPENCL_NO_CACHE", "1")
+    try:
+        main()
+    except tw.TilewrightError as error:
+        print(f"error: {error}", file=sys.stderr)
+        sys.exit(NO_DEVICE)
