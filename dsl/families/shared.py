@@ -10,6 +10,7 @@ from tilewright.dsl.affine import Affine
 from tilewright.dsl.dtypes import DType
 from tilewright.dsl.lowering import Launch
 from tilewright.dsl.program import (
+    Cast,
     Expr,
     IndexValue,
     Inside,
@@ -258,6 +259,7 @@ def stored(
     ``multiples`` as in `renderer`, ``streams`` as in `writer.store`.
     """
     whole = multiples is not None and is_aligned(tensor, address, expressions.width, multiples)
+    value = unrounded(value, tensor.dtype)
     text = expressions.converted(expressions(value), value.dtype, tensor.dtype)
     if expressions.width > 1 and address.coefficient(LANE) != 1:
         name = f"y{number}_{identifier(tensor.name)}"
@@ -266,6 +268,16 @@ def stored(
     pointer = argument(tensor.name)
     width = expressions.width
     source.line(store(pointer, address, expressions.names, tensor.dtype, width, text, whole, streams))
+
+
+def unrounded(value: Expr, dtype: DType) -> Expr:
+    """`value` without a last conversion to the 16-bit type that it is stored in: the store rounds by itself."""
+    halves = dtype in (DType.F16, DType.BF16)
+    return (
+        value.arg
+        if halves and isinstance(value, Cast) and value.dtype is dtype and value.arg.dtype is DType.F32
+        else value
+    )
 
 
 # --- collapsing -----------------------------------------------------------------------------------------------------

@@ -209,8 +209,13 @@ def _strips_default(plan: Plan, target: Target) -> Configuration:
 
 def _whole_lanes(plan: Plan) -> int:
     """The widest vectors of up to 16 bytes of which every row holds a whole number."""
-    most = max(1, 16 // max(t.dtype.itemsize for t in plan.program.tensors.values()))
-    return max(w for w in plan.widths(most) if plan.vector.extent % w == 0)
+    return max(w for w in plan.widths(max(1, 16 // _itemsize(plan))) if plan.vector.extent % w == 0)
+
+
+def _itemsize(plan: Plan) -> int:
+    """Bytes per element of the images; what is much smaller (weights, biases) may be of another type."""
+    sizes = {t.dtype.itemsize for t in plan.program.tensors.values() if 8 * t.size >= plan.outputs}
+    return max(sizes, default=plan.item_bytes)
 
 
 def _registers(plan: Plan, lanes: int, pixels: int, rows: int) -> int:
