@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import accumulate
 
 
 @dataclass(frozen=True)
@@ -35,6 +36,15 @@ class Arenas:
 
     spots: dict[str, Spot]
     sizes: tuple[int, ...]
+
+
+def most_alive(lifetimes: Sequence[Lifetime]) -> int:
+    """The most bytes that are needed at one time."""
+    changes: dict[int, int] = {}
+    for b in lifetimes:
+        changes[b.first] = changes.get(b.first, 0) + b.nbytes
+        changes[b.last + 1] = changes.get(b.last + 1, 0) - b.nbytes
+    return max(accumulate(changes[t] for t in sorted(changes)), default=0)
 
 
 def assign(lifetimes: Sequence[Lifetime], alignment: int, limit: int) -> Arenas:

@@ -10,8 +10,8 @@ import hashlib
 import math
 import threading
 from collections import OrderedDict
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from enum import Enum
 from typing import TYPE_CHECKING, Any
 
@@ -23,6 +23,7 @@ from tilewright.errors import DeviceError, KernelError
 from tilewright.runtime import border, timing
 from tilewright.runtime.cache import ProgramCache
 from tilewright.runtime.discovery import Device, handle_of
+from tilewright.runtime.launching import Call, Launcher, LaunchRefused
 from tilewright.runtime.pool import Buffer, Pool
 from tilewright.runtime.programs import Module, build_program
 from tilewright.runtime.targets import driver_of, source_prelude, splits_buffers
@@ -47,21 +48,19 @@ class Built(Enum):
 
 @dataclass(frozen=True, eq=False)
 class BoundLaunch:
-    """A kernel with its arguments set, ready to be enqueued any number of times.
-
-    It keeps the buffers alive. ``run`` and ``run_profiled`` enqueue it on either queue of its context.
-    """
+    """A kernel with its arguments set, ready to be enqueued any number of times. It keeps the buffers alive."""
 
     name: str
     global_size: tuple[int, ...]
     local_size: tuple[int, ...] | None
     local_memory: int
     """Bytes of local memory a work-group uses."""
-    run: Callable[[], Any]
-    run_profiled: Callable[[], Any]
-    buffers: tuple[Buffer, ...]
-    kernel: Any
+    kernel: pyopencl.Kernel
     """The driver's kernel object, which holds the arguments."""
+    call: Call
+    """What the launcher is handed for each launch; its sizes and its queue do not change with the arguments."""
+    buffers: list[Buffer | None]
+    """What the arguments are set to; None for one that `Context.rebind` is to set before the first launch."""
 
     @property
     def is_empty(self) -> bool:
@@ -105,7 +104,7 @@ class Context:
         self._modules: OrderedDict[str, Module] = OrderedDict()
         self._turns: dict[str, threading.Lock] = {}
         self._lock = threading.RLock()
-        self._enqueue_kernel = cl._cl.enqueue_nd_range_kernel
+        self._launcher = Launcher(self._queue)
         self._error = cl.Error
 
     def allocate(self, nbytes: int) -> Buffer:
@@ -141,27 +140,57 @@ class Context:
     def write(self, buffer: Buffer, array: np.ndarray[Any, Any], offset_bytes: int = 0) -> None:
         """Copy an array into a buffer in C order and native byte order; returns when the array may be changed."""
         border.refuse_after_fork()
+        self._wait([self._send(buffer, array, offset_bytes)], "copy an array to the device")
+
+    def send(self, buffer: Buffer, array: np.ndarray[Any, Any]) -> object:
+        """Start to copy an array into a buffer, in C order and native byte order.
+
+        The array must not be changed, and the result be kept, until something enqueued later has been waited for.
+        """
+        border.refuse_after_fork()
+        return self._send(buffer, array, 0)
+
+    def _send(self, buffer: Buffer, array: np.ndarray[Any, Any], offset_bytes: int) -> pyopencl.Event | None:
         source = np.asarray(array)
         if source.dtype.hasobject:
             raise DeviceError(f"an array of dtype {source.dtype} has no bytes to copy to a device")
         source = np.ascontiguousarray(source, dtype=source.dtype.newbyteorder("="))
         _check_range(buffer, offset_bytes, source.nbytes)
-        if source.nbytes:
-            with self._synchronising(f"copy {source.nbytes} bytes to the device"):
-                cl = border.opencl()
-                cl._cl._enqueue_write_buffer(self._queue, buffer.memory, _bytes(source), offset_bytes, None, True)
+        if not source.nbytes:
+            return None
+        with self._synchronising(f"copy {source.nbytes} bytes to the device"):
+            write = border.opencl()._cl._enqueue_write_buffer
+            event: pyopencl.Event = write(self._queue, buffer.memory, _bytes(source), offset_bytes, None, False)
+            return event
 
     def read(self, buffer: Buffer, shape: Sequence[int], dtype: object, offset_bytes: int = 0) -> np.ndarray[Any, Any]:
         """A new array of `shape` and `dtype` (NumPy's or the language's) with a buffer's content in C order."""
+        return self.receive([(buffer, shape, dtype)], offset_bytes)[0]
+
+    def receive(
+        self, parts: Sequence[tuple[Buffer, Sequence[int], object]], offset_bytes: int = 0
+    ) -> list[np.ndarray[Any, Any]]:
+        """What `read` gives, for several buffers with one wait for all; other threads may use the device meanwhile."""
         border.refuse_after_fork()
-        wanted = dtype.numpy if isinstance(dtype, DType) else np.dtype(dtype)  # type: ignore[call-overload]
-        result: np.ndarray[Any, Any] = np.empty(tuple(shape), wanted)
-        _check_range(buffer, offset_bytes, result.nbytes)
-        if result.nbytes:
-            with self._synchronising(f"copy {result.nbytes} bytes from the device"):
-                cl = border.opencl()
-                cl._cl._enqueue_read_buffer(self._queue, buffer.memory, _bytes(result), offset_bytes, None, True)
-        return result
+        results, events = [], []
+        for buffer, shape, dtype in parts:
+            wanted = dtype.numpy if isinstance(dtype, DType) else np.dtype(dtype)  # type: ignore[call-overload]
+            result: np.ndarray[Any, Any] = np.empty(tuple(shape), wanted)
+            _check_range(buffer, offset_bytes, result.nbytes)
+            results.append(result)
+            if result.nbytes:
+                with self._synchronising(f"copy {result.nbytes} bytes from the device"):
+                    read = border.opencl()._cl._enqueue_read_buffer
+                    events.append(read(self._queue, buffer.memory, _bytes(result), offset_bytes, None, False))
+        self._wait(events, f"copy {sum(r.nbytes for r in results)} bytes from the device")
+        return results
+
+    def _wait(self, events: Sequence[pyopencl.Event | None], action: str) -> None:
+        """Wait for events of the queue, which runs in order: for the last one; DeviceError if something failed."""
+        last = next((event for event in reversed(events) if event is not None), None)
+        if last is not None:
+            with self._synchronising(action, exclusive=False):
+                last.wait()
 
     def fill(self, buffer: Buffer, value: float, dtype: DType) -> None:
         """Set every element of a buffer, without waiting; bytes that make no whole element at the end stay."""
@@ -218,46 +247,38 @@ class Context:
         fields = (source, every, device.identity, device.driver, device.opencl_version, device.platform)
         return source, every, hashlib.sha256("\0".join(fields).encode()).hexdigest()
 
-    def bind(self, launch: Launch, buffers: Mapping[str, Buffer]) -> BoundLaunch:
+    def bind(self, launch: Launch, buffers: Mapping[str, Buffer | None]) -> BoundLaunch:
         """Build a launch's kernel and set its arguments to `buffers` (by the names in ``launch.arguments``).
 
-        Everything that could fail or crash a driver at the launch is checked here: argument names and count, the
-        work-group's size and its local memory. Raises KernelError.
+        None leaves an argument to `rebind`. Everything that could fail or crash a driver at the launch is checked
+        here: argument names and count, the work-group's size and its local memory. Raises KernelError.
         """
         module = self.build(launch.source)
         kernel = module.kernel(launch.kernel)
         missing = [name for name in launch.arguments if name not in buffers]
         if missing:
             raise KernelError(f"kernel {launch.kernel} has no buffer for {', '.join(missing)}")
-        used = tuple(buffers[name] for name in launch.arguments)
         local_memory = self._check_limits(launch, kernel)
-        self._set_arguments(kernel, launch, used)
-        run: Callable[[], Any] = _nothing
-        run_profiled: Callable[[], Any] = _nothing
-        if 0 not in launch.global_size:
-            run = self._launcher(self._queue, kernel, launch)
-            run_profiled = self._launcher(self._profiling_queue, kernel, launch)
         size, group = launch.global_size, launch.local_size
-        return BoundLaunch(launch.kernel, size, group, local_memory, run, run_profiled, used, kernel)
+        call = self._launcher.call(kernel, size, group)
+        none: list[Buffer | None] = [None] * len(launch.arguments)
+        bound = BoundLaunch(launch.kernel, size, group, local_memory, kernel, call, none)
+        for position, name in enumerate(launch.arguments):
+            buffer = buffers[name]
+            if buffer is not None:
+                self.rebind(bound, position, buffer)
+        return bound
 
-    def rebind(self, bound: BoundLaunch, launch: Launch, buffers: Mapping[str, Buffer]) -> BoundLaunch:
-        """`bound`, which `bind` made of the same launch, with other buffers; the old one must not be used any more.
+    def rebind(self, bound: BoundLaunch, position: int, buffer: Buffer) -> None:
+        """Set one argument anew, for the launches that are enqueued from now on; KernelError if the driver refuses.
 
-        Far cheaper than `bind`: making a kernel object takes pyopencl up to milliseconds. Raises KernelError.
+        Nobody else may enqueue or rebind the same launch meanwhile: a kernel object has one set of arguments.
         """
-        used = tuple(buffers[name] for name in launch.arguments)
-        self._set_arguments(bound.kernel, launch, used)
-        return replace(bound, buffers=used)
-
-    def _set_arguments(self, kernel: pyopencl.Kernel, launch: Launch, buffers: Sequence[Buffer]) -> None:
-        with border.guard(f"set the arguments of kernel {launch.kernel}", KernelError):
-            for index, buffer in enumerate(buffers):
-                kernel.set_arg(index, buffer.memory)
-
-    def _launcher(self, queue: pyopencl.CommandQueue, kernel: pyopencl.Kernel, launch: Launch) -> Callable[[], Any]:
-        """A call without arguments that enqueues: the cheapest one from Python (keyword arguments cost twice)."""
-        enqueue, size, group = self._enqueue_kernel, launch.global_size, launch.local_size
-        return lambda: enqueue(queue, kernel, size, group, None, None, False, False)
+        try:
+            bound.kernel.set_arg(position, buffer.memory)
+        except self._error as error:
+            raise KernelError(f"cannot set the arguments of kernel {bound.name}: {border.describe(error)}") from error
+        bound.buffers[position] = buffer
 
     def _check_limits(self, launch: Launch, kernel: pyopencl.Kernel) -> int:
         """The launch's local memory in bytes; KernelError where the device cannot run it."""
@@ -291,19 +312,17 @@ class Context:
     def enqueue(self, launches: Sequence[BoundLaunch]) -> None:
         """Start launches in order and return at once; KernelError naming the one that cannot start."""
         border.refuse_after_fork()
-        launch = None
+        started = [launch for launch in launches if 0 not in launch.global_size]
         try:
             with self._lock:
-                for launch in launches:
-                    launch.run()
-        except self._error as error:
-            raise self.launch_error(error, launch) from error
+                self._launcher.start([launch.call for launch in started])
+        except LaunchRefused as error:
+            raise self._launch_error(error, started[error.position]) from error
 
-    def launch_error(self, error: Exception, launch: BoundLaunch | None) -> KernelError:
+    def _launch_error(self, error: Exception, launch: BoundLaunch) -> KernelError:
         """The error of a launch, with the context marked as lost where it is."""
         self.lost = self.lost or border.error_code(error) in border.LOST_CODES
-        name = launch.name if launch else "?"
-        return KernelError(f"kernel {name} cannot be launched: {border.describe(error)}{self._advice()}")
+        return KernelError(f"kernel {launch.name} cannot be launched: {border.describe(error)}{self._advice()}")
 
     def finish(self) -> None:
         """Wait until everything enqueued is done; DeviceError if a kernel failed meanwhile."""
@@ -331,13 +350,17 @@ class Context:
 
     def enqueue_profiled(self, launches: Sequence[BoundLaunch]) -> list[Any]:
         """Start launches on the profiling queue; their events (None for those without work-items)."""
-        launch = None
-        events = []
-        try:
-            for launch in launches:
-                events.append(launch.run_profiled())
-        except self._error as error:
-            raise self.launch_error(error, launch) from error
+        enqueue = border.opencl()._cl.enqueue_nd_range_kernel
+        events: list[Any] = []
+        for launch in launches:
+            try:
+                if launch.is_empty:
+                    events.append(None)
+                    continue
+                sizes = launch.global_size, launch.local_size
+                events.append(enqueue(self._profiling_queue, launch.kernel, *sizes, None, None, False, False))
+            except self._error as error:
+                raise self._launch_error(error, launch) from error
         return events
 
     def finish_profiled(self) -> None:
@@ -374,10 +397,6 @@ class _Synchronising:
             fault = code in border.LOST_CODES or (code == border.OUT_OF_RESOURCES and owner.device.kind == "gpu")
             owner.lost = owner.lost or fault
             raise DeviceError(f"cannot {self._action}: {border.describe(error)}{owner._advice()}") from error
-
-
-def _nothing() -> None:
-    """Stands for a launch without work-items."""
 
 
 def _bytes(array: np.ndarray[Any, Any]) -> np.ndarray[Any, np.dtype[np.uint8]]:

@@ -128,10 +128,9 @@ def test_too_much_local_memory_is_refused(ctx: Context) -> None:
 
 def test_a_failing_launch_names_its_kernel(ctx: Context) -> None:
     bound, x, y = saxpy(ctx)
-    odd = Launch("saxpy", SAXPY, (10,), (3,), ("x", "y"), ("y",))
     kernel = ctx.build(SAXPY).kernel("saxpy")
     kernel.set_args(x.memory, y.memory)
-    broken = dataclasses.replace(bound, run=ctx._launcher(ctx._queue, kernel, odd))
+    broken = dataclasses.replace(bound, kernel=kernel, call=ctx._launcher.call(kernel, (10,), (3,)))
     with pytest.raises(KernelError, match=r"kernel saxpy cannot be launched: .*INVALID_WORK_GROUP_SIZE"):
         ctx.enqueue([broken])
     assert not ctx.lost

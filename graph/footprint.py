@@ -1,0 +1,84 @@
+"""How much device memory a plan takes, told from its calls alone."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Sequence
+from dataclasses import dataclass
+
+from tilewright.graph.calls import Network, Role
+from tilewright.graph.memory import Arenas, Lifetime, assign, assign_whole, most_alive
+from tilewright.graph.planned import PlannedCall, launches_of_runs
+
+
+@dataclass(frozen=True)
+class Footprint:
+    """Bytes of device memory while a plan runs."""
+
+    constants: int
+    """Constants that runs read: as the network has them, packed, or one value all over."""
+    inputs: int
+    outputs: int
+    temporaries: int
+    """What is written and read within a run, as it was placed."""
+    least: int
+    """The most bytes of temporaries that are needed at one time: no placement takes less."""
+
+    @property
+    def total(self) -> int:
+        """All of it, the caller's inputs and outputs included."""
+        return self.constants + self.inputs + self.outputs + self.temporaries
+
+
+def footprint(network: Network, calls: Sequence[PlannedCall], splits: bool, alignment: int, limit: int) -> Footprint:
+    """The memory of a plan of these calls; `splits`, `alignment` and `limit` as for `place`."""
+    sizes = sizes_of(network, calls)
+    used = {b for p in launches_of_runs(calls) for b in p.arguments.values()}
+    kept = kept_between_runs(network, calls)
+    lifetimes = temporaries(network, calls)
+
+    def of_role(role: Role) -> int:
+        return sum(s.nbytes for s in network.buffers.values() if s.role is role)
+
+    return Footprint(
+        sum(sizes[name] for name in used & kept),
+        of_role(Role.INPUT),
+        of_role(Role.OUTPUT),
+        sum(place(lifetimes, splits, alignment, limit).sizes),
+        most_alive(lifetimes),
+    )
+
+
+def sizes_of(network: Network, calls: Sequence[PlannedCall]) -> dict[str, int]:
+    """Bytes by name, of the network's buffers and of all scratch."""
+    sizes = {s.name: s.nbytes for s in network.buffers.values()}
+    for c in calls:
+        sizes.update({c.arguments[s.name]: s.size * s.dtype.itemsize for s in c.lowering.scratch})
+    return sizes
+
+
+def kept_between_runs(network: Network, calls: Sequence[PlannedCall]) -> set[str]:
+    """Names of what is written once: constants, filled scratch, and what launches ahead of all runs write."""
+    kept = {s.name for s in network.buffers.values() if s.role is Role.CONSTANT}
+    for c in calls:
+        kept |= {c.arguments[s.name] for s in c.lowering.scratch if s.fill is not None}
+        kept |= {c.arguments[w] for n in c.ahead for w in c.lowering.launches[n].writes}
+    return kept
+
+
+def temporaries(network: Network, calls: Sequence[PlannedCall]) -> list[Lifetime]:
+    """When each buffer is needed that is written and read within a run."""
+    sizes, kept = sizes_of(network, calls), kept_between_runs(network, calls)
+    elsewhere: Collection[str] = kept | {
+        s.name for s in network.buffers.values() if s.role in (Role.INPUT, Role.OUTPUT)
+    }
+    touched: dict[str, list[int]] = {}
+    for position, p in enumerate(launches_of_runs(calls)):
+        for name in p.arguments.values():
+            if name not in elsewhere:
+                touched.setdefault(name, []).append(position)
+    return [Lifetime(name, sizes[name], at[0], at[-1]) for name, at in touched.items()]
+
+
+def place(lifetimes: Sequence[Lifetime], splits: bool, alignment: int, limit: int) -> Arenas:
+    """Spots for all; `splits` says whether one buffer of the device may be cut into several."""
+    return assign(lifetimes, alignment, limit) if splits else assign_whole(lifetimes)

@@ -1,0 +1,226 @@
+"""Running a plan: inputs in, the list of launches, outputs out. Nothing is decided here, and one wait is enough."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from tilewright.errors import DeviceError
+from tilewright.graph.calls import BufferSpec, Call, Network, Role
+from tilewright.graph.memory import Arenas
+from tilewright.graph.planned import PlannedCall, PlannedLaunch
+from tilewright.runtime import BoundLaunch, Buffer, Context
+
+Feeds = Mapping[str, "np.ndarray[Any, Any] | Buffer"]
+
+
+@dataclass(frozen=True)
+class ProfileRow:
+    """What one launch of a run took."""
+
+    op: str
+    """The network's operators that it computes, and the names of the first and last of their nodes."""
+    kernel: str
+    family: str
+    configuration: str
+    origin: str
+    """Why this configuration: tuned, nearest shape, default."""
+    microseconds: float
+    gflops: float
+    """Of the stage that the launch belongs to: its arithmetic over the time of all its launches."""
+    gbytes_per_second: float
+    """Likewise for the bytes that the stage reads and writes at least."""
+
+
+class Plan:
+    """Launches in order with their buffers; made by `build_plan` and `plan_program`.
+
+    Runs of one plan exclude each other; several plans may run in several threads. Memory of inputs and outputs is
+    taken when a run needs it and given back after it, where it is not the caller's.
+    """
+
+    def __init__(
+        self,
+        network: Network,
+        calls: tuple[PlannedCall, ...],
+        launches: tuple[PlannedLaunch, ...],
+        bound: Sequence[BoundLaunch],
+        buffers: Mapping[str, Buffer],
+        ctx: Context,
+        arenas: Arenas,
+    ) -> None:
+        self.network = network  # also keeps the constants alive by whose identity buffers are shared
+        self.calls = calls
+        self.launches = launches
+        self.device = ctx.device
+        self.inputs = {s.name: s for s in network.buffers.values() if s.role is Role.INPUT}
+        self.outputs = {s.name: s for s in network.buffers.values() if s.role is Role.OUTPUT}
+        self.arena_bytes = sum(arenas.sizes)
+        """Memory for everything that is written and read within a run."""
+        self.constants = tuple(b for name, b in buffers.items() if name not in arenas.spots)
+        """Buffers that are written once: constants as they are or packed, and filled scratch."""
+        self._ctx = ctx
+        self._bound = tuple(bound)
+        self._places = {name: _places(launches, bound, name) for name in (*self.inputs, *self.outputs)}
+        self._set: dict[str, Any] = {}
+        """What the arguments of each input and output are set to: OpenCL's memory objects."""
+        self._lock = threading.Lock()
+
+    @property
+    def lost(self) -> bool:
+        """True after a fault of the device, with which the plan's buffers are gone."""
+        return self._ctx.lost
+
+    @property
+    def constant_bytes(self) -> int:
+        """Memory for constants."""
+        return sum(b.nbytes for b in self.constants)
+
+    @property
+    def io_bytes(self) -> int:
+        """Memory for inputs and outputs while a run needs it."""
+        return sum(s.nbytes for s in (*self.inputs.values(), *self.outputs.values()))
+
+    def run(self, feeds: Feeds) -> dict[str, np.ndarray[Any, Any]]:
+        """Run once: inputs by name (arrays of the declared shape and dtype, or device buffers) to all outputs.
+
+        Waits once, for the outputs.
+        """
+        with self._lock:
+            outputs = self._allocated(self.outputs)
+            inputs = self._connect(feeds, outputs)
+            sent = [self._ctx.send(inputs[name], array) for name, array in self._arrays(feeds)]
+            self._ctx.enqueue(self._bound)
+            wanted = [(outputs[name], spec.shape, spec.dtype) for name, spec in self.outputs.items()]
+            results = self._ctx.receive(wanted)
+        del sent  # only now: what was sent had to stay as it was
+        return dict(zip(self.outputs, results, strict=True))
+
+    def run_on_device(self, feeds: Feeds) -> dict[str, Buffer]:
+        """Run once and leave the outputs on the device, in buffers of their own; returns before the device is done."""
+        with self._lock:
+            outputs = self._allocated(self.outputs)
+            self._load(feeds, outputs)
+            self._ctx.enqueue(self._bound)
+            return outputs
+
+    def time(self, feeds: Feeds, repeats: int, warmup: int = 1) -> list[float]:
+        """Seconds per run without moving inputs and outputs."""
+        with self._lock:
+            held = self._load(feeds, self._allocated(self.outputs))
+            times = self._ctx.time(self._bound, repeats, warmup)
+            del held
+            return times
+
+    def time_calls(self, feeds: Feeds, repeats: int) -> list[list[float]]:
+        """Seconds of each of `calls` by itself, in `repeats` samples; 0.0 where nothing is launched."""
+        with self._lock:
+            held = self._load(feeds, self._allocated(self.outputs))
+            times = []
+            for call in self.calls:  # in order: a later one may overwrite what an earlier one reads
+                bound = [b for b, p in zip(self._bound, self.launches, strict=True) if p.planned is call]
+                times.append(self._ctx.time(bound, repeats) if bound else [0.0] * repeats)
+            del held
+            return times
+
+    def profile(self, feeds: Feeds) -> list[ProfileRow]:
+        """What each launch of one run takes."""
+        with self._lock:
+            held = self._load(feeds, self._allocated(self.outputs))
+            self._ctx.enqueue(self._bound)
+            self._ctx.finish()
+            seconds = self._ctx.profile(self._bound)
+            del held
+        totals: dict[int, float] = {}
+        for p, s in zip(self.launches, seconds, strict=True):
+            totals[id(p.planned)] = totals.get(id(p.planned), 0.0) + s
+        return [_row(p, s, totals[id(p.planned)]) for p, s in zip(self.launches, seconds, strict=True)]
+
+    def describe(self) -> str:
+        """What the plan does, for people: memory, then one line per launch."""
+        lines = [
+            f"{len(self.launches)} launches on {self.device.name}, {self.arena_bytes / 2**20:.1f} MiB arena, "
+            f"{self.constant_bytes / 2**20:.1f} MiB constants"
+        ]
+        for p in self.launches:
+            c = p.planned
+            lines.append(f"{_label(c.call)}: {c.choice.family} ({c.choice.configuration}; {c.choice.origin})")
+        return "\n".join(lines)
+
+    # --- inputs and outputs ---
+
+    def _allocated(self, specs: Mapping[str, BufferSpec]) -> dict[str, Buffer]:
+        return {name: self._ctx.allocate(spec.nbytes) for name, spec in specs.items()}
+
+    def _arrays(self, feeds: Feeds) -> Iterator[tuple[str, np.ndarray[Any, Any]]]:
+        """What has to be copied to the device."""
+        for name in self.inputs:
+            value = feeds[name]
+            if not isinstance(value, Buffer):
+                yield name, value
+
+    def _load(self, feeds: Feeds, outputs: Mapping[str, Buffer]) -> dict[str, Buffer]:
+        """Connect, and copy arrays to the device; the caller keeps the result while the memory is needed."""
+        inputs = self._connect(feeds, outputs)
+        for name, array in self._arrays(feeds):
+            self._ctx.write(inputs[name], array)
+        return {**inputs, **outputs}
+
+    def _connect(self, feeds: Feeds, outputs: Mapping[str, Buffer]) -> dict[str, Buffer]:
+        """The inputs' buffers, the caller's or new ones, to which and to the outputs' the launches are bound now."""
+        inputs = {}
+        for name, spec in self.inputs.items():
+            value = feeds[name]
+            if not isinstance(value, Buffer):
+                inputs[name] = self._ctx.allocate(spec.nbytes)
+            elif value.nbytes < spec.nbytes:
+                raise DeviceError(f"input {name} needs {spec.nbytes} bytes, but its buffer has {value.nbytes}")
+            else:
+                inputs[name] = value
+        for name, buffer in (*inputs.items(), *outputs.items()):
+            memory = buffer.memory
+            if self._set.get(name) is not memory:  # the pool mostly gives the memory of the run before
+                self._set.pop(name, None)
+                for bound, position in self._places[name]:
+                    self._ctx.rebind(bound, position, buffer)
+                self._set[name] = memory
+        return inputs
+
+
+def _places(
+    launches: Sequence[PlannedLaunch], bound: Sequence[BoundLaunch], name: str
+) -> tuple[tuple[BoundLaunch, int], ...]:
+    """Every argument that is the buffer `name`."""
+    return tuple(
+        (b, position)
+        for p, b in zip(launches, bound, strict=True)
+        for position, argument in enumerate(p.launch.arguments)
+        if p.arguments[argument] == name
+    )
+
+
+def _label(call: Call) -> str:
+    ops = "+".join(call.ops)
+    if not call.sources:
+        return ops
+    names = call.sources[0] if len(call.sources) == 1 else f"{call.sources[0]}..{call.sources[-1]}"
+    return f"{ops} {names}"
+
+
+def _row(p: PlannedLaunch, seconds: float, stage_seconds: float) -> ProfileRow:
+    c = p.planned
+    rate = 1e-9 / stage_seconds if stage_seconds > 0 else 0.0
+    return ProfileRow(
+        _label(c.call),
+        p.launch.kernel,
+        c.choice.family,
+        str(c.choice.configuration),
+        c.choice.origin,
+        seconds * 1e6,
+        c.program.operations * rate,
+        c.program.bytes_moved * rate,
+    )
