@@ -24,6 +24,7 @@ from tilewright.dsl.check import Definition
 from tilewright.dsl.diagnostics import listed
 from tilewright.dsl.dtypes import DType
 from tilewright.dsl.parse import parse_op
+from tilewright.dsl.precision import known
 from tilewright.dsl.program import Program
 from tilewright.dsl.text import statement_text
 from tilewright.errors import DeviceError, LanguageError, ShapeError
@@ -178,9 +179,10 @@ class Op:
     UnsupportedError if the device lacks an element type.
     """
 
-    def __init__(self, definition: Definition, fast_math: bool = False) -> None:
+    def __init__(self, definition: Definition, fast_math: bool = False, precision: str | None = None) -> None:
         self.definition = definition
         self.fast_math = fast_math
+        self.precision = None if precision is None else known(precision)
         self.__name__ = definition.name
         self.__doc__ = definition.text
         self._plans: OrderedDict[object, _Ready] = OrderedDict()
@@ -290,7 +292,7 @@ class Op:
             ready = self._plans.get(key)
             if ready is None or ready.ctx is not ctx or ready.generation != generation:
                 program = self.definition.specialise(
-                    shapes, dtypes, arguments.parameters, arguments.sizes, self.fast_math
+                    shapes, dtypes, arguments.parameters, arguments.sizes, self.fast_math, self.precision
                 )
                 ready = _Ready(plan_program(program, arguments.device, store), program, ctx, generation)
                 self._plans[key] = ready
@@ -301,30 +303,42 @@ class Op:
 
 
 @overload
-def op(source: str | Callable[..., Any], name: str | None = None, *, fast_math: bool = False) -> Op: ...
+def op(
+    source: str | Callable[..., Any], name: str | None = None, *, fast_math: bool = False, precision: str | None = None
+) -> Op: ...
 @overload
-def op(source: None = None, *, fast_math: bool = False) -> Callable[[Callable[..., Any]], Op]: ...
+def op(
+    source: None = None, *, fast_math: bool = False, precision: str | None = None
+) -> Callable[[Callable[..., Any]], Op]: ...
 
 
 def op(
-    source: str | Callable[..., Any] | None = None, name: str | None = None, *, fast_math: bool = False
+    source: str | Callable[..., Any] | None = None,
+    name: str | None = None,
+    *,
+    fast_math: bool = False,
+    precision: str | None = None,
 ) -> Op | Callable[[Callable[..., Any]], Op]:
     """An op from a text in the language, or from a Python function that says the same (`tilewright.lang`).
 
     ``name`` says which op is meant where a text defines several. ``fast_math`` gives up NaN, infinities and the last
-    bits of functions for speed, as a line of that name in the text does. Raises LanguageError, with the place, if the
-    text is wrong; that of a function is the op's `text`. Without a source it is a decorator: ``@op(fast_math=True)``.
+    bits of functions for speed, as a line of that name in the text does. ``precision`` says what products of
+    contractions are computed from, in place of the text's line of that name: fp32, tf32, or fp16 or bf16, to which f32
+    factors are then rounded (sums, inputs and outputs stay f32).
+
+    Raises LanguageError, with the place, if the text is wrong; that of a function is the op's `text`; InputError for
+    an unknown precision. Without a source it is a decorator: ``@op(fast_math=True)``.
     """
     if source is None:
-        return functools.partial(_op, name=name, fast_math=fast_math)
-    return _op(source, name, fast_math)
+        return functools.partial(_op, name=name, fast_math=fast_math, precision=precision)
+    return _op(source, name, fast_math, precision)
 
 
-def _op(source: str | Callable[..., Any], name: str | None, fast_math: bool) -> Op:
+def _op(source: str | Callable[..., Any], name: str | None, fast_math: bool, precision: str | None) -> Op:
     if isinstance(source, str):
-        return Op(parse_op(source, name), fast_math)
+        return Op(parse_op(source, name), fast_math, precision)
     header = signatures.header(source)
-    return Op(parse_op(trace.traced(header, source), header.name), fast_math)
+    return Op(parse_op(trace.traced(header, source), header.name), fast_math, precision)
 
 
 def _one_or_all(results: list[Any]) -> Any:

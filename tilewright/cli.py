@@ -18,7 +18,16 @@ from tilewright import __version__, log
 from tilewright.cli_db import db
 from tilewright.cli_explain import explain
 from tilewright.errors import TilewrightError
-from tilewright.options import FILE, NEW_FILE, batch_option, device_option, input_option, json_option, op_options
+from tilewright.options import (
+    FILE,
+    NEW_FILE,
+    batch_option,
+    device_option,
+    input_option,
+    json_option,
+    op_options,
+    precision_option,
+)
 from tilewright.output import console, print_table, write_json
 
 if TYPE_CHECKING:
@@ -114,6 +123,7 @@ def doctor(as_json: bool) -> int:
 @click.argument("model", type=FILE)
 @input_option
 @batch_option
+@precision_option
 @device_option
 @click.option("--repeat", default=5, type=click.IntRange(1), show_default=True, help="Runs that are timed.")
 @click.option("--top", default=5, type=click.IntRange(0), show_default=True, help="Largest values shown per output.")
@@ -123,6 +133,7 @@ def run(
     model: Path,
     inputs: tuple[str, ...],
     batch: int,
+    precision: str | None,
     selector: str | None,
     repeat: int,
     top: int,
@@ -132,7 +143,7 @@ def run(
     """Run the network MODEL and summarise its outputs."""
     from tilewright.running import run_network, save_outputs
 
-    outcome = run_network(_session(model, selector), inputs, batch, repeat, top)
+    outcome = run_network(_session(model, selector, precision), inputs, batch, repeat, top)
     if save is not None:
         save_outputs(save, outcome.arrays)
     if as_json:
@@ -147,10 +158,10 @@ def run(
     click.echo(f"{outcome.summary.milliseconds:.2f} ms on {outcome.summary.device} (median of {repeat})")
 
 
-def _session(model: Path, selector: str | None) -> InferenceSession:
+def _session(model: Path, selector: str | None, precision: str | None) -> InferenceSession:
     from tilewright.graph.session import InferenceSession
 
-    return InferenceSession(model, selector)
+    return InferenceSession(model, selector, precision=precision or "fp32")
 
 
 def _is_model(file: Path) -> bool:
@@ -164,6 +175,7 @@ def _is_model(file: Path) -> bool:
 @input_option
 @batch_option
 @op_options
+@precision_option
 @device_option
 @json_option
 def tune(
@@ -174,6 +186,7 @@ def tune(
     batch: int,
     name: str | None,
     settings: tuple[str, ...],
+    precision: str | None,
     selector: str | None,
     as_json: bool,
 ) -> int:
@@ -185,13 +198,13 @@ def tune(
         if _is_model(target):
             from tilewright.feeds import network_feeds, parse_given
 
-            session = _session(target, selector)
+            session = _session(target, selector, precision)
             feeds = network_feeds(session.get_inputs(), [parse_given(text) for text in inputs], batch)
             report = session.tune(budget, evaluations=evaluations, feeds=feeds, progress=bar)
         else:
             from tilewright.opfile import read_op_call
 
-            call = read_op_call(target, name, inputs, settings)
+            call = read_op_call(target, name, inputs, settings, precision)
             report = call.op.tune(
                 device=selector, budget=budget, evaluations=evaluations, progress=bar, **call.arguments
             )
@@ -232,6 +245,7 @@ def _print_tuning(report: TuningReport) -> None:
 @click.argument("model", type=FILE)
 @input_option
 @batch_option
+@precision_option
 @device_option
 @click.option("--seconds", default=5.0, type=click.FloatRange(0), show_default=True, help="How long to measure.")
 @click.option("--against", type=click.Choice(PEERS), default=PEERS[0], show_default=True, help="What to run beside it.")
@@ -240,6 +254,7 @@ def bench(
     model: Path,
     inputs: tuple[str, ...],
     batch: int,
+    precision: str | None,
     selector: str | None,
     seconds: float,
     against: str,
@@ -253,8 +268,11 @@ def bench(
     from tilewright.feeds import parse_given
 
     given = [parse_given(text) for text in inputs]
-    run_both = compare_with_torch if against == "torch" else compare
-    result = run_both(model, _session(model, selector), given, batch, seconds)
+    session = _session(model, selector, precision)
+    if against == "torch":
+        result = compare_with_torch(model, session, given, batch, seconds, session.precision)
+    else:
+        result = compare(model, session, given, batch, seconds)
     if as_json:
         write_json(result.to_json())
     else:
@@ -284,6 +302,7 @@ def _print_comparison(result: Comparison) -> None:
 @input_option
 @batch_option
 @op_options
+@precision_option
 @device_option
 @click.option("--profile", is_flag=True, help="Networks: time every launch.")
 @json_option
@@ -293,17 +312,18 @@ def show(
     batch: int,
     name: str | None,
     settings: tuple[str, ...],
+    precision: str | None,
     selector: str | None,
     profile: bool,
     as_json: bool,
 ) -> None:
     """Show what TARGET runs: the kernels of an op file, or the launches of a network (.onnx)."""
     if _is_model(target):
-        _show_network(_session(target, selector), inputs, batch, profile, as_json)
+        _show_network(_session(target, selector, precision), inputs, batch, profile, as_json)
         return
     from tilewright.opfile import read_op_call
 
-    call = read_op_call(target, name, inputs, settings)
+    call = read_op_call(target, name, inputs, settings, precision)
     if as_json:
         write_json(_launches(call.op.plan(device=selector, **call.arguments)))
     else:

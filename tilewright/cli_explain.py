@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from tilewright.errors import InputError
-from tilewright.options import FILE, device_option, input_option, json_option, op_options
+from tilewright.options import FILE, device_option, input_option, json_option, op_options, precision_option
 from tilewright.output import write_json
 
 if TYPE_CHECKING:
@@ -19,6 +19,7 @@ if TYPE_CHECKING:
 @click.argument("file", type=FILE)
 @input_option
 @op_options
+@precision_option
 @device_option
 @click.option("--space", is_flag=True, help="Show what tuning chooses from instead.")
 @click.option("--stored", is_flag=True, help="Run nothing: take the times of stored winners.")
@@ -29,6 +30,7 @@ def explain(
     inputs: tuple[str, ...],
     name: str | None,
     settings: tuple[str, ...],
+    precision: str | None,
     selector: str | None,
     space: bool,
     stored: bool,
@@ -40,7 +42,7 @@ def explain(
 
     if file.suffix.lower() == ".onnx":
         raise InputError(f"{file} is a network; 'tilewright show --profile' shows its launches")
-    call = read_op_call(file, name, inputs, settings)
+    call = read_op_call(file, name, inputs, settings, precision)
     if space:
         choices = call.op.space(device=selector, **call.arguments)
         if as_json:

@@ -24,8 +24,12 @@ class OpCall:
     """Arrays and parameters by name."""
 
 
-def read_op_call(file: Path, name: str | None, inputs: Sequence[str], settings: Sequence[str]) -> OpCall:
+def read_op_call(
+    file: Path, name: str | None, inputs: Sequence[str], settings: Sequence[str], precision: str | None = None
+) -> OpCall:
     """The op called ``name`` (or the only one) of a file, with ``--input`` and ``--set`` as arguments.
+
+    ``precision`` takes the place of the op's own line.
 
     Raises LanguageError if the file is no text in the language, InputError for unknown ops and malformed options.
     """
@@ -38,7 +42,7 @@ def read_op_call(file: Path, name: str | None, inputs: Sequence[str], settings: 
         raise InputError(f"{file} defines {', '.join(ops)}; choose one with --op NAME")
     if name is not None and name not in ops:
         raise InputError(f"{file} defines no op {name}; there is {', '.join(ops)}")
-    op = Op(ops[name or next(iter(ops))])
+    op = Op(ops[name or next(iter(ops))], precision=precision)
     return OpCall(op, {**_inputs(op, inputs), **dict(map(_setting, settings))})
 
 

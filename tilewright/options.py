@@ -41,6 +41,12 @@ def batch_option(command: _Command) -> _Command:
     return click.option("--batch", default=1, type=click.IntRange(1), show_default=True, help=text)(command)
 
 
+def precision_option(command: _Command) -> _Command:
+    """``--precision NAME``, None where it is left out."""
+    text = "fp32, tf32 (products), fp16 or bf16 (products, and a network's storage).  [default: fp32, or an op's own]"
+    return click.option("--precision", metavar="NAME", help=text)(command)
+
+
 def op_options(command: _Command) -> _Command:
     """``--op NAME`` and ``--set NAME=VALUE`` (as ``settings``), for op files."""
     command = click.option("--op", "name", metavar="NAME", help="Which op, where the file defines several.")(command)
