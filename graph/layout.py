@@ -19,6 +19,7 @@ from tilewright.dsl.stages import split
 from tilewright.dsl.target import Target
 from tilewright.graph.calls import BufferSpec, Call, Network, Role
 from tilewright.graph.composing import is_map
+from tilewright.graph.folds import Fold, fold, folded
 from tilewright.graph.joins import Places, places_of_joins
 from tilewright.graph.steps import Item, JoinStep, Step, Steps, ViewStep
 from tilewright.graph.views import seen
@@ -178,9 +179,10 @@ def _flattened(steps: Steps, found: set[str]) -> set[str]:
     return result
 
 
-def _innermost(tensor: Tensor) -> int:
-    """The dimension along which neighbours lie closest in memory."""
-    return min(range(len(tensor.shape)), key=lambda d: (tensor.shape[d] == 1, tensor.strides[d]))
+def _innermost(place: Fold) -> int:
+    """The dimension along which neighbours lie closest in memory; that of the lowest number if there is none."""
+    nearest = [(parts[-1][1], d) for d, parts in enumerate(place.dimensions) if parts]
+    return min(nearest, default=(0, 0))[1]
 
 
 def _fits(tensor: Tensor, step: ViewStep) -> bool:
@@ -204,6 +206,8 @@ class _Layout:
     calls: list[Call] = field(default_factory=list)
     places: dict[str, Tensor] = field(default_factory=dict)
     """Where each value lies; a Tensor's name is its buffer's."""
+    folds: dict[str, Fold] = field(default_factory=dict)
+    """Views whose dimensions are several in memory; one that a program reads is copied then."""
 
     def place_roots(self) -> None:
         """Give buffers to inputs, outputs, items and joins; slices of joins to what is written in place."""
@@ -234,37 +238,55 @@ class _Layout:
     def lay_step(self, step: Step) -> None:
         """Add the calls of one step."""
         if isinstance(step, ViewStep):
-            place = self._located(step.source)
+            place = self._fold(step.source)
             for view in step.views:
                 place = self._through(place, view)
-            self.places[step.output] = place
+            direct = place.tensor
+            if direct is None:
+                self.folds[step.output] = place
+            else:
+                self.places[step.output] = direct
         elif isinstance(step, JoinStep):
             for value, slot in self.joins.copies(step.output):
-                self._copy(self._located(value), slot.within(self.places[slot.join]), step.output)
+                self._copy(self._fold(value), slot.within(self.places[slot.join]), step.output)
         else:
             self._lay_item(step)
 
     def _located(self, value: str) -> Tensor:
+        """Where a value lies, with one stride per dimension: by way of a copy if it has none yet."""
+        if value in self.folds and value not in self.places:
+            self.places[value] = self._unfolded(self.folds[value])
         if value not in self.places:
             array = self.steps.graph.constants[value]
             self.places[value] = self._constant(value, array.shape, tuple(range(array.ndim)))
         return self.places[value]
 
-    def _through(self, place: Tensor, view: View) -> Tensor:
-        """`place` through a view; by way of a copy where strides cannot say it, which only reshapes need."""
-        direct = seen(place, view)
+    def _fold(self, value: str) -> Fold:
+        """Where a value lies."""
+        if value in self.folds and value not in self.places:
+            return self.folds[value]
+        return fold(self._located(value))
+
+    def _through(self, place: Fold, view: View) -> Fold:
+        """`place` through a view; by way of a copy where even its parts cannot say it."""
+        direct = folded(place, view)
         if direct is not None:
             return direct
-        assert isinstance(view, Reshaped)
-        target = self._temporary(place.dtype, view.shape)
-        if len(view.shape) in IMAGE_RANKS and _innermost(place) != len(place.shape) - 1:  # images stay images
-            target = replace(target, strides=channels_last_strides(view.shape))
-        back = seen(target, Reshaped(place.shape))
-        if back is None:
-            target = replace(target, strides=contiguous_strides(view.shape))
-            back = seen(target, Reshaped(place.shape))
-        assert back is not None
-        self._copy(place, back, place.name)
+        if not isinstance(view, Reshaped):
+            found = folded(fold(self._unfolded(place)), view)
+            assert found is not None
+            return found
+        target = self._temporary(place.base.dtype, view.shape)
+        self._copy(place, target, place.base.name)
+        return fold(target)
+
+    def _unfolded(self, place: Fold) -> Tensor:
+        """A copy with one stride per dimension; what has its channels last keeps them so."""
+        shape = place.shape
+        target = self._temporary(place.base.dtype, shape)
+        if len(shape) in IMAGE_RANKS and _innermost(place) != len(shape) - 1:  # images stay images
+            target = replace(target, strides=channels_last_strides(shape))
+        self._copy(place, target, place.base.name)
         return target
 
     def _temporary(self, dtype: DType, shape: tuple[int, ...]) -> Tensor:
@@ -272,9 +294,14 @@ class _Layout:
         self.buffers[name] = BufferSpec(name, dtype, math.prod(shape), Role.TEMPORARY, shape)
         return Tensor(name, dtype, shape)
 
-    def _copy(self, source: Tensor, target: Tensor, label: str) -> None:
-        program = copy_program(replace(source, name="x"), replace(target, name="y"))
-        self.calls.append(Call(program, {"x": source.name, "y": target.name}, ("Copy",), (label,)))
+    def _copy(self, source: Fold, target: Tensor, label: str) -> None:
+        """Copy a value to where it has one stride per dimension."""
+        parts = source.parts
+        cut = seen(target, Reshaped(parts.shape))
+        if cut is None:
+            raise AssertionError(f"parts {parts.shape} do not divide {target.shape}")
+        program = copy_program(replace(parts, name="x"), replace(cut, name="y"))
+        self.calls.append(Call(program, {"x": parts.name, "y": target.name}, ("Copy",), (label,)))
 
     # --- items ---
 
@@ -287,9 +314,7 @@ class _Layout:
         for stage in split(item.program, self.target):
             self._lay_stage(item, stage, tensors)
         if place is None:
-            through = seen(target, Reshaped(self.places[output.value].shape))
-            assert through is not None
-            self._copy(through, self.places[output.value], output.value)
+            self._copy(fold(target), self.places[output.value], output.value)
 
     def _lay_stage(self, item: Item, stage: Program, tensors: dict[str, Tensor]) -> None:
         for t in stage.outputs:
@@ -311,7 +336,11 @@ class _Layout:
         reference = self.steps.references[t.name]
         if reference.value in self.steps.graph.constants and reference.value not in self.places:
             return self._constant(reference.value, t.shape, constant_order(stage, t, output))
-        return self._through(self._located(reference.value), Reshaped(t.shape))
+        direct = folded(self._fold(reference.value), Reshaped(t.shape))
+        if direct is not None and direct.tensor is not None:
+            return direct.tensor
+        place = self._through(fold(self._located(reference.value)), Reshaped(t.shape))
+        return place.tensor or self._unfolded(place)
 
     def _constant(self, value: str, shape: tuple[int, ...], order: tuple[int, ...]) -> Tensor:
         """A constant in memory with its dimensions in the given order, outermost first."""
