@@ -67,7 +67,7 @@ def _of_precision(
     file, same_weights, module = network
     start = time.perf_counter()
     try:
-        session = session_of(file, options.device, precision)
+        session = tw.InferenceSession(file, options.device, precision=precision)
     except Exception as error:  # what one network cannot do must not end the measuring of the others
         skip(f"{name} {precision}: {reason(error)}")
         return
@@ -81,7 +81,7 @@ def _of_precision(
             feeds = network_feeds(session.get_inputs(), (), batch)
             session.plan(feeds)
             planning = time.perf_counter() - start
-            result = beside_torch(name, session, feeds, module, precision, options.seconds, same_weights)
+            result = beside_torch(name, session, feeds, module, options.seconds, same_weights)
             row = network_row(result, session, batch, options.date)
         except Exception as error:
             skip(f"{what}: {reason(error)}")
@@ -90,12 +90,6 @@ def _of_precision(
         say(f"{what}: {shown(row)} (load {loading:.1f} s, plan {planning:.1f} s, peers and measuring {rest:.1f} s)")
         loading = 0.0
         yield row
-
-
-def session_of(file: Path, device: tw.Device, precision: str) -> tw.InferenceSession:
-    """A session at a precision."""
-    chosen = {} if precision == "fp32" else {"precision": precision}
-    return tw.InferenceSession(file, device, **chosen)
 
 
 def network_row(result: Comparison, session: tw.InferenceSession, batch: int, date: str) -> NetworkRow:

@@ -159,9 +159,8 @@ def compare_with_torch(
     given: Sequence[Given] = (),
     batch: int = 1,
     seconds: float = 4.0,
-    precision: str = "fp32",
 ) -> Comparison:
-    """Time ``session``, which runs the file ``model``, beside PyTorch on equal inputs.
+    """Time ``session``, which runs the file ``model``, beside PyTorch on equal inputs and at its precision.
 
     PyTorch runs torchvision's network (with weights of its own) where the file has the name and the sizes of one of
     `torch_peer.NETWORKS`, else the file itself through onnx2torch. On a GPU it runs in eager mode and as a CUDA graph,
@@ -175,8 +174,8 @@ def compare_with_torch(
         )
     feeds = network_feeds(session.get_inputs(), given, batch)
     if _is_torchvisions(model.stem, session):
-        return beside_torch(model.stem, session, feeds, torch_peer.torchvision_network(model.stem), precision, seconds)
-    return beside_torch(model.stem, session, feeds, torch_peer.network_of_file(model), precision, seconds, True)
+        return beside_torch(model.stem, session, feeds, torch_peer.torchvision_network(model.stem), seconds)
+    return beside_torch(model.stem, session, feeds, torch_peer.network_of_file(model), seconds, True)
 
 
 def _is_torchvisions(name: str, session: InferenceSession) -> bool:
@@ -189,7 +188,6 @@ def beside_torch(
     session: InferenceSession,
     feeds: Mapping[str, npt.NDArray[Any]],
     module: Any | None,
-    precision: str = "fp32",
     seconds: float = 4.0,
     same_weights: bool = False,
 ) -> Comparison:
@@ -199,21 +197,13 @@ def beside_torch(
     the inputs in the order of ``feeds``. With the ``same_weights`` the outputs are compared too.
     """
     on_gpu = session.device.kind == "gpu"
-    plan, ctx = session.plan(feeds), context(session.device)
-    buffers = {n: ctx.allocate(a.nbytes) for n, a in feeds.items()}
-    for n, buffer in buffers.items():
-        ctx.write(buffer, feeds[n])
-
-    def run_on_device() -> None:
-        plan.run_on_device(buffers)
-        ctx.finish()
-
-    functions: dict[str, Callable[[], object]] = {OURS: run_on_device, OURS_NUMPY: lambda: session.run(None, feeds)}
-    timers: dict[str, Callable[[], float]] = {OURS: lambda: statistics.median(plan.time(buffers, 3))}
+    ours, plan = device_runner(session, feeds), session.plan(feeds)
+    functions: dict[str, Callable[[], object]] = {OURS: ours, OURS_NUMPY: lambda: session.run(None, feeds)}
+    timers: dict[str, Callable[[], float]] = {OURS: lambda: statistics.median(plan.time(feeds, 3))}
     memory = {OURS: plan.arena_bytes + plan.constant_bytes + _io_bytes(plan)}
     difference = None
     if module is not None:
-        peer = torch_peer.runners(module, list(feeds.values()), precision, on_gpu)
+        peer = torch_peer.runners(module, list(feeds.values()), session.precision, on_gpu)
         functions |= peer.functions
         if peer.device_seconds is not None:
             timers[GRAPH] = peer.device_seconds
@@ -229,10 +219,24 @@ def beside_torch(
         interleaved(functions, seconds, burst=_BURST),
         difference,
         GRAPH if GRAPH in functions else EAGER,
-        precision,
+        session.precision,
         in_turns(timers, 0.0, _DEVICE_ROUNDS) if on_gpu else {},
         memory,
     )
+
+
+def device_runner(session: InferenceSession, feeds: Mapping[str, npt.NDArray[Any]]) -> Callable[[], None]:
+    """A function that runs a session once on inputs in device memory, leaves the outputs there, and waits."""
+    plan, ctx = session.plan(feeds), context(session.device)
+    buffers = {name: ctx.allocate(a.nbytes) for name, a in feeds.items()}
+    for name, buffer in buffers.items():
+        ctx.write(buffer, feeds[name])
+
+    def run() -> None:
+        plan.run_on_device(buffers)
+        ctx.finish()
+
+    return run
 
 
 def _io_bytes(plan: Plan) -> int:
