@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -85,20 +85,21 @@ class Plan:
         """Memory for inputs and outputs while a run needs it."""
         return sum(s.nbytes for s in (*self.inputs.values(), *self.outputs.values()))
 
-    def run(self, feeds: Feeds) -> dict[str, np.ndarray[Any, Any]]:
-        """Run once: inputs by name (arrays of the declared shape and dtype, or device buffers) to all outputs.
+    def run(self, feeds: Feeds, names: Collection[str] | None = None) -> dict[str, np.ndarray[Any, Any]]:
+        """Run once: inputs by name (arrays of the declared shape and dtype, or device buffers) to outputs.
 
-        Waits once, for the outputs.
+        All outputs are given, or those of `names`. Waits once, for the outputs.
         """
+        specs = {name: spec for name, spec in self.outputs.items() if names is None or name in names}
         with self._lock:
             outputs = self._allocated(self.outputs)
             inputs = self._connect(feeds, outputs)
             sent = [self._ctx.send(inputs[name], array) for name, array in self._arrays(feeds)]
             self._ctx.enqueue(self._bound)
-            wanted = [(outputs[name], spec.shape, spec.dtype) for name, spec in self.outputs.items()]
+            wanted = [(outputs[name], spec.shape, spec.dtype) for name, spec in specs.items()]
             results = self._ctx.receive(wanted)
         del sent  # only now: what was sent had to stay as it was
-        return dict(zip(self.outputs, results, strict=True))
+        return dict(zip(specs, results, strict=True))
 
     def run_on_device(self, feeds: Feeds) -> dict[str, Buffer]:
         """Run once and leave the outputs on the device, in buffers of their own; returns before the device is done."""
@@ -179,6 +180,10 @@ class Plan:
                 inputs[name] = self._ctx.allocate(spec.nbytes)
             elif value.nbytes < spec.nbytes:
                 raise DeviceError(f"input {name} needs {spec.nbytes} bytes, but its buffer has {value.nbytes}")
+            elif not self._ctx.owns(value):
+                raise DeviceError(
+                    f"input {name} lies in memory of another device, or was lost with a fault; copy it anew"
+                )
             else:
                 inputs[name] = value
         for name, buffer in (*inputs.items(), *outputs.items()):

@@ -19,10 +19,10 @@ from tilewright.graph.fusion import fuse
 from tilewright.graph.ir import Graph, Value
 from tilewright.graph.layout import lay_out
 from tilewright.graph.onnx_import import Model, import_model, steering_inputs
-from tilewright.graph.plan import Plan, PlannedCall, ProfileRow, SharedConstants, build_plan
+from tilewright.graph.plan import Feeds, Plan, PlannedCall, ProfileRow, SharedConstants, build_plan
 from tilewright.graph.precision import NarrowConstants, narrowed
 from tilewright.graph.steps import steps_of
-from tilewright.runtime import Device, select_device
+from tilewright.runtime import Array, Device, asarray, select_device
 from tilewright.tuning_db import Store
 from tilewright.tuning_db.default import default_store
 
@@ -30,6 +30,7 @@ if TYPE_CHECKING:
     from tilewright.autotune import TuningReport
     from tilewright.autotune.tuning import Progress
 
+Given = np.ndarray[Any, Any] | Array
 Sizes = tuple[tuple[int, ...], ...]
 Key = tuple[Sizes, tuple[bytes, ...]]
 """What a plan is made for: the inputs' sizes, and the elements of those inputs that decide sizes."""
@@ -110,13 +111,29 @@ class InferenceSession:
     def run(self, output_names: Sequence[str] | None, input_feed: Mapping[str, Any]) -> list[np.ndarray[Any, Any]]:
         """Run once: the named outputs (None: all) for arrays by input name.
 
-        Raises InputError for names, types or sizes that do not fit; the first run with new sizes builds kernels.
+        Inputs are NumPy arrays, or Arrays in the device's memory (`tilewright.asarray`), which are not copied. Raises
+        InputError for names, types, sizes or devices that do not fit; the first run with new sizes builds kernels.
         """
         wanted = self._wanted(output_names)
-        arrays = self._checked(input_feed)
-        results = self._plan_for(arrays).run(arrays)
+        given = self._checked(input_feed)
+        results = self._plan_for(given).run(_feeds(given), wanted)
         # a network may name one of its inputs as an output
-        return [results[name] if name in results else np.array(arrays[name]) for name in wanted]
+        return [results[name] if name in results else np.array(given[name]) for name in wanted]
+
+    def run_on_device(self, output_names: Sequence[str] | None, input_feed: Mapping[str, Any]) -> list[Array]:
+        """Run once like `run`, but leave the outputs in the device's memory, and return while it is still at work.
+
+        The Arrays are the caller's own: no later run changes them, and their memory is used again once they are
+        dropped. Whatever looks at their elements (`Array.numpy`) waits for them. Raises what `run` raises; a fault of
+        the device may show only at the waiting.
+        """
+        wanted = self._wanted(output_names)
+        given = self._checked(input_feed)
+        plan = self._plan_for(given)
+        made = plan.run_on_device(_feeds(given))
+        specs = plan.outputs
+        results = {n: Array(b, specs[n].shape, specs[n].dtype, self.device) for n, b in made.items()}
+        return [results[name] if name in results else asarray(given[name], self.device) for name in wanted]
 
     def _wanted(self, names: Sequence[str] | None) -> list[str]:
         known = [v.name for v in self._outputs]
@@ -129,7 +146,7 @@ class InferenceSession:
                 raise InputError(f"there is no output {name!r}; the outputs are {_listed(known)}")
         return list(names)
 
-    def _checked(self, feeds: Mapping[str, Any]) -> dict[str, np.ndarray[Any, Any]]:
+    def _checked(self, feeds: Mapping[str, Any]) -> dict[str, Given]:
         known = [v.name for v in self._graph.inputs]
         for name in feeds:
             if name not in known:
@@ -137,7 +154,7 @@ class InferenceSession:
         missing = [name for name in known if name not in feeds]
         if missing:
             raise InputError(f"the input {_listed(missing)} is missing; feed an array by that name")
-        arrays = {v.name: _array(v, feeds[v.name]) for v in self._graph.inputs}
+        arrays = {v.name: _array(v, feeds[v.name], self.device) for v in self._graph.inputs}
         _check_named_sizes(self._graph.inputs, arrays)
         return arrays
 
@@ -154,8 +171,8 @@ class InferenceSession:
     def _sizes_with(self, batch: int) -> Sizes:
         return tuple(tuple(n if isinstance(n, int) else batch for n in v.shape or ()) for v in self._graph.inputs)
 
-    def _plan_for(self, arrays: Mapping[str, np.ndarray[Any, Any]]) -> Plan:
-        steering = {name: arrays[name] for name in self._steering}
+    def _plan_for(self, arrays: Mapping[str, Given]) -> Plan:
+        steering = {name: np.asarray(arrays[name]) for name in self._steering}
         return self._plan(tuple(arrays[v.name].shape for v in self._graph.inputs), steering)
 
     def _plan(self, sizes: Sizes, steering: Mapping[str, np.ndarray[Any, Any]]) -> Plan:
@@ -224,7 +241,7 @@ class InferenceSession:
 
     def profile(self, feeds: Mapping[str, Any]) -> list[ProfileRow]:
         """What every kernel launch of one run takes, in order."""
-        return self.plan(feeds).profile(self._checked(feeds))
+        return self.plan(feeds).profile(_feeds(self._checked(feeds)))
 
 
 def _opened(store: Store | str | bool | None) -> Store | None:
@@ -244,9 +261,19 @@ def _listed(names: Sequence[str]) -> str:
     return ", ".join(map(repr, names)) or "none"
 
 
-def _array(value: Value, given: Any) -> np.ndarray[Any, Any]:
+def _feeds(given: Mapping[str, Given]) -> Feeds:
+    """What a plan is run with."""
+    return {name: a.buffer if isinstance(a, Array) else a for name, a in given.items()}
+
+
+def _array(value: Value, given: Any, device: Device) -> Given:
     """The fed array, checked against what the network declares."""
-    array = np.asarray(given)
+    if isinstance(given, Array) and given.device != device:
+        raise InputError(
+            f"the input {value.name!r} lies on {given.device.name}, but the session runs on {device.name}; "
+            "move it with asarray"
+        )
+    array = given if isinstance(given, Array) else np.asarray(given)
     expected = value.dtype.numpy
     if array.dtype != expected:
         raise InputError(f"the input {value.name!r} should be {expected}, found {array.dtype}; convert it with astype")
@@ -265,7 +292,7 @@ def _array(value: Value, given: Any) -> np.ndarray[Any, Any]:
     return array
 
 
-def _check_named_sizes(inputs: Sequence[Value], arrays: Mapping[str, np.ndarray[Any, Any]]) -> None:
+def _check_named_sizes(inputs: Sequence[Value], arrays: Mapping[str, Given]) -> None:
     """InputError where one name stands for two sizes."""
     sizes: dict[str, tuple[int, str]] = {}
     for v in inputs:

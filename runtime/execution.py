@@ -48,7 +48,7 @@ class Built(Enum):
 
 @dataclass(frozen=True, eq=False)
 class BoundLaunch:
-    """A kernel with its arguments set, ready to be enqueued any number of times. It keeps the buffers alive."""
+    """A kernel with its arguments set, ready to be enqueued any number of times. It keeps ``buffers`` alive."""
 
     name: str
     global_size: tuple[int, ...]
@@ -59,8 +59,8 @@ class BoundLaunch:
     """The driver's kernel object, which holds the arguments."""
     call: Call
     """What the launcher is handed for each launch; its sizes and its queue do not change with the arguments."""
-    buffers: list[Buffer | None]
-    """What the arguments are set to; None for one that `Context.rebind` is to set before the first launch."""
+    buffers: tuple[Buffer | None, ...]
+    """What the arguments were set to by `Context.bind`; None for those left to `Context.rebind`."""
 
     @property
     def is_empty(self) -> bool:
@@ -111,6 +111,10 @@ class Context:
         """Uninitialised memory of `nbytes` bytes (0 is allowed); DeviceError if there is not enough."""
         border.refuse_after_fork()
         return self.pool.allocate(nbytes)
+
+    def owns(self, buffer: Buffer) -> bool:
+        """Whether a buffer is memory of this device, from after its last fault."""
+        return buffer.pool is self.pool
 
     def trim(self) -> int:
         """Hand memory that waits for reuse back to the driver; the number of bytes."""
@@ -261,24 +265,23 @@ class Context:
         local_memory = self._check_limits(launch, kernel)
         size, group = launch.global_size, launch.local_size
         call = self._launcher.call(kernel, size, group)
-        none: list[Buffer | None] = [None] * len(launch.arguments)
-        bound = BoundLaunch(launch.kernel, size, group, local_memory, kernel, call, none)
-        for position, name in enumerate(launch.arguments):
-            buffer = buffers[name]
+        used = tuple(buffers[name] for name in launch.arguments)
+        bound = BoundLaunch(launch.kernel, size, group, local_memory, kernel, call, used)
+        for position, buffer in enumerate(used):
             if buffer is not None:
                 self.rebind(bound, position, buffer)
         return bound
 
     def rebind(self, bound: BoundLaunch, position: int, buffer: Buffer) -> None:
-        """Set one argument anew, for the launches that are enqueued from now on; KernelError if the driver refuses.
+        """Set one argument anew, for what is enqueued from now on; KernelError if the driver refuses.
 
-        Nobody else may enqueue or rebind the same launch meanwhile: a kernel object has one set of arguments.
+        The caller keeps the buffer until the last such launch is enqueued, and nobody else may enqueue or rebind the
+        same launch meanwhile: a kernel object has one set of arguments.
         """
         try:
             bound.kernel.set_arg(position, buffer.memory)
         except self._error as error:
             raise KernelError(f"cannot set the arguments of kernel {bound.name}: {border.describe(error)}") from error
-        bound.buffers[position] = buffer
 
     def _check_limits(self, launch: Launch, kernel: pyopencl.Kernel) -> int:
         """The launch's local memory in bytes; KernelError where the device cannot run it."""

@@ -35,7 +35,7 @@ class Buffer:
     before that still see it: the queue runs in order.
     """
 
-    __slots__ = ("__weakref__", "_block", "_pool", "base", "handle", "nbytes", "offset")
+    __slots__ = ("__weakref__", "_block", "base", "handle", "nbytes", "offset", "pool")
 
     def __init__(
         self, handle: pyopencl.Buffer, nbytes: int, pool: Pool, block: int, base: Buffer | None = None, offset: int = 0
@@ -46,7 +46,8 @@ class Buffer:
         """The buffer of which this one is a view, else None."""
         self.offset = offset
         """Where this view starts in its base, in bytes."""
-        self._pool = pool
+        self.pool = pool
+        """Where its memory is from, and goes back to."""
         self._block = block
 
     @property
@@ -61,7 +62,7 @@ class Buffer:
         """Give the memory back; a second call does nothing. A view gives back nothing, its base does."""
         handle, self.handle = self.handle, None
         if handle is not None and self.base is None:
-            self._pool.take_back(handle, self._block)
+            self.pool.take_back(handle, self._block)
 
     def __del__(self) -> None:
         # a failed constructor leaves no handle

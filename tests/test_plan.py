@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import gc
 import threading
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -28,7 +30,8 @@ from tilewright.graph.session import MAX_PLANS, InferenceSession
 from tilewright.graph.steps import steps_of
 from tilewright.graph.views import reshaped_strides, seen
 from tilewright.ops import Permuted, Sliced
-from tilewright.runtime import Buffer, Context, Device
+from tilewright.runtime import Array, Buffer, Context, Device, asarray
+from tilewright.runtime.pool import size_class
 from tilewright.tuning_db import Store
 
 # --- memory -----------------------------------------------------------------------------------------------------------
@@ -382,6 +385,40 @@ def test_device_buffers_in_and_out(device: Device, ctx: Context) -> None:
     np.testing.assert_allclose(plan.run({"x": x})["y"], softmax(x), rtol=1e-5)
     with pytest.raises(DeviceError, match="input x needs 144 bytes, but its buffer has 4"):
         plan.run({"x": ctx.allocate(4)})
+    with pytest.raises(DeviceError, match="input x lies in memory of another device"):
+        plan.run({"x": Context(device).allocate(x.nbytes)})
+
+
+def test_runs_hold_no_memory_for_inputs_and_outputs(device: Device, ctx: Context) -> None:
+    plan = plan_program(parse_op(SOFTMAX).specialise({"x": (64, 90)}), device)
+    x = random(64, 90)
+    gc.collect()
+    before = ctx.pool.in_use
+    result = plan.run({"x": x})["y"]
+    assert ctx.pool.in_use == before
+    kept = plan.run_on_device({"x": x})["y"]
+    assert ctx.pool.in_use == before + size_class(x.nbytes)
+    for seed in range(5):
+        plan.run_on_device({"x": random(64, 90, seed=seed)})
+    np.testing.assert_array_equal(ctx.read(kept, (64, 90), "float32"), result)
+    assert ctx.pool.in_use == before + size_class(x.nbytes)
+    assert plan.io_bytes == 2 * x.nbytes
+
+
+def test_only_the_named_outputs_are_copied(device: Device, ctx: Context, monkeypatch: pytest.MonkeyPatch) -> None:
+    text = "op f(x[N]) -> y[N], z[N]:\n    y[n] = x[n] + 1\n    z[n] = x[n] * 2"
+    plan = plan_program(parse_op(text).specialise({"x": (5,)}), device)
+    x = random(5)
+    copied: list[int] = []
+    receive = Context.receive
+    monkeypatch.setattr(
+        Context, "receive", lambda self, parts, offset=0: copied.append(len(parts)) or receive(self, parts, offset)
+    )
+    found = plan.run({"x": x}, ["z"])
+    assert list(found) == ["z"]
+    np.testing.assert_array_equal(found["z"], x * 2)
+    np.testing.assert_array_equal(plan.run({"x": x})["y"], x + 1)
+    assert copied == [1, 2]
 
 
 def test_programs_without_elements(device: Device) -> None:
@@ -469,6 +506,57 @@ def test_wrong_feeds_are_named(session: InferenceSession) -> None:
         session.run("y", X)
 
 
+def test_arrays_in_and_out_of_a_session(session: InferenceSession, device: Device) -> None:
+    batches = [random(2, 3, 6, 8, seed=n) for n in range(6)]
+    expected = [session.run(None, {"x": x})[0] for x in batches]
+    given = [asarray(x, device) for x in batches]
+    results = [session.run_on_device(["y"], {"x": x})[0] for x in given]  # held: none may be overwritten by a later one
+    for x, y, wanted in zip(given, results, expected, strict=True):
+        assert (y.shape, y.dtype, y.device) == ((2, 5), np.float32, device)
+        np.testing.assert_array_equal(y, wanted)
+        np.testing.assert_array_equal(session.run(None, {"x": x})[0], wanted)
+    for x, wanted in zip(batches, expected, strict=True):
+        (y,) = session.run_on_device(None, {"x": x})
+        x[:] = np.nan  # the caller may do so once the call has returned
+        np.testing.assert_array_equal(y, wanted)
+    assert [r.op for r in session.profile({"x": given[0]})] == [r.op for r in session.profile({"x": batches[0]})]
+
+
+def test_wrong_arrays_are_named(session: InferenceSession, device: Device) -> None:
+    for array, message in (
+        (random(2, 3, 6, 8).astype(np.float64), "the input 'x' should be float32, found float64"),
+        (random(2, 3, 6), r"the input 'x' should have 4 dimensions \(Nx3x6x8\), found 3 \(2x3x6\)"),
+        (random(2, 3, 6, 7), r"should have size 8 in dimension 3 \(Nx3x6x8\), found 7"),
+    ):
+        with pytest.raises(InputError, match=message):
+            session.run_on_device(None, {"x": asarray(array, device)})
+    with pytest.raises(InputError, match="there is no output 'q'"):
+        session.run_on_device(["q"], {"x": asarray(X["x"], device)})
+
+
+def test_arrays_of_another_device_are_refused(session: InferenceSession, device: Device) -> None:
+    elsewhere = Array(Buffer.__new__(Buffer), (2, 3, 6, 8), DType.F32, replace(device, name="other"))
+    with pytest.raises(InputError, match=f"'x' lies on other, but the session runs on {device.name}; move it with"):
+        session.run(None, {"x": elsewhere})
+
+
+def test_results_on_the_device_from_many_threads(session: InferenceSession, device: Device) -> None:
+    inputs = [random(1, 3, 6, 8, seed=n) for n in range(6)]
+    expected = [session.run(None, {"x": x})[0] for x in inputs]
+    wrong = []
+
+    def work(n: int) -> None:
+        found = [session.run_on_device(None, {"x": inputs[n]})[0] for _ in range(10)]
+        wrong.extend(n for y in found if not np.array_equal(y, expected[n]))
+
+    threads = [threading.Thread(target=work, args=(n,)) for n in range(len(inputs))]
+    for t in threads:
+        t.start()
+    for t in threads:
+        t.join()
+    assert not wrong
+
+
 def test_one_name_one_size(device: Device) -> None:
     text = "g (float[N, 3] a, float[N, 3] b) => (float[N, 3] y) { y = Add(a, b) }"
     session = InferenceSession(model(text), device, store=False)
@@ -510,6 +598,10 @@ def test_inputs_that_are_outputs_and_inputs_that_decide_sizes(device: Device) ->
         same, y = session.run(None, {"x": x, "s": np.array(shape)})
         np.testing.assert_array_equal(same, x)
         np.testing.assert_array_equal(y, np.maximum(x, 0).reshape(shape))
+        given = {"x": asarray(x, device), "s": asarray(np.array(shape), device)}
+        same_array, y_array = session.run_on_device(None, given)
+        assert same_array is given["x"]
+        np.testing.assert_array_equal(y_array, y)
     with pytest.raises(InputError, match="the input 's' decides sizes; give feeds"):
         session.plan()
 

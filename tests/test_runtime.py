@@ -19,7 +19,17 @@ import tilewright.runtime
 from tilewright.dsl.dtypes import DType
 from tilewright.dsl.lowering import Launch
 from tilewright.errors import DeviceError, KernelError
-from tilewright.runtime import BoundLaunch, Buffer, Context, Device, ProgramCache, context, execution, selftest
+from tilewright.runtime import (
+    BoundLaunch,
+    Buffer,
+    Context,
+    Device,
+    ProgramCache,
+    context,
+    execution,
+    launching,
+    selftest,
+)
 from tilewright.runtime import programs as programs_module
 from tilewright.runtime.pool import Pool, size_class
 
@@ -136,7 +146,59 @@ def test_a_failing_launch_names_its_kernel(ctx: Context) -> None:
     assert not ctx.lost
 
 
+def test_a_refused_launch_is_the_one_that_is_named(ctx: Context) -> None:
+    good, x, y = saxpy(ctx)
+    other = Launch("other", SAXPY.replace("saxpy", "other"), (256,), (64,), ("x", "y"), ("y",))
+    unset = ctx.bind(other, {"x": x, "y": None})
+    with pytest.raises(KernelError, match=r"kernel other cannot be launched: .*INVALID_KERNEL_ARGS"):
+        ctx.enqueue([good, good, unset, good])
+    assert ctx.read(y, (256,), np.float32)[1] == 5, "what came before the refusal has been started"
+    ctx.rebind(unset, 1, y)
+    ctx.enqueue([unset])
+    assert ctx.read(y, (256,), np.float32)[1] == 7
+
+
+def test_arguments_may_be_set_anew_while_launches_wait(ctx: Context) -> None:
+    bound, _, y = saxpy(ctx)
+    others = [ctx.allocate(4 * 256) for _ in range(20)]
+    for other in others:
+        ctx.fill(other, 1, DType.F32)
+        ctx.rebind(bound, 1, other)
+        ctx.enqueue([bound])
+    expected = 2 * np.arange(256, dtype=np.float32) + 1
+    for found in ctx.receive([(other, (256,), np.float32) for other in others]):
+        np.testing.assert_array_equal(found, expected)
+    assert ctx.read(y, (256,), np.float32)[1] == 1
+
+
+def test_both_ways_to_launch_do_the_same(ctx: Context, monkeypatch: pytest.MonkeyPatch) -> None:
+    assert launching.direct_function() is not None, "this platform hides OpenCL's functions"
+    assert ctx._launcher.is_direct
+    monkeypatch.setattr(launching, "direct_function", lambda: None)
+    monkeypatch.setattr(ctx, "_launcher", launching.Launcher(ctx._queue))
+    assert not ctx._launcher.is_direct
+    bound, _, y = saxpy(ctx)
+    ctx.enqueue([bound, bound])
+    assert ctx.read(y, (256,), np.float32)[3] == 13
+    kernel = ctx.build(SAXPY).kernel("saxpy")
+    kernel.set_args(y.memory, y.memory)
+    broken = dataclasses.replace(bound, kernel=kernel, call=ctx._launcher.call(kernel, (10,), (3,)))
+    with pytest.raises(KernelError, match=r"kernel saxpy cannot be launched: .*INVALID_WORK_GROUP_SIZE"):
+        ctx.enqueue([bound, broken])
+
+
 # Memory
+
+
+def test_what_is_sent_and_received_together(ctx: Context) -> None:
+    arrays = [np.arange(n, dtype=np.float32).reshape(-1, 2).T for n in (0, 2, 1000, 100_000)]
+    buffers = [ctx.allocate(a.nbytes) for a in arrays]
+    sent = [ctx.send(b, a) for b, a in zip(buffers, arrays, strict=True)]
+    found = ctx.receive([(b, a.shape, DType.F32) for b, a in zip(buffers, arrays, strict=True)])
+    del sent
+    for result, expected in zip(found, arrays, strict=True):
+        np.testing.assert_array_equal(result, expected)
+    assert ctx.receive([]) == []
 
 
 def test_every_dtype_survives_a_round_trip(ctx: Context) -> None:
