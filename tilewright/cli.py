@@ -269,10 +269,8 @@ def bench(
 
     given = [parse_given(text) for text in inputs]
     session = _session(model, selector, precision)
-    if against == "torch":
-        result = compare_with_torch(model, session, given, batch, seconds, session.precision)
-    else:
-        result = compare(model, session, given, batch, seconds)
+    run_both = compare_with_torch if against == "torch" else compare
+    result = run_both(model, session, given, batch, seconds)
     if as_json:
         write_json(result.to_json())
     else:
