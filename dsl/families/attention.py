@@ -1,12 +1,13 @@
 """The `attention` family: softmax-weighted sums in one kernel, without the scores ever being in memory.
 
-`attention_form.py` says what a program must look like, `attention_cpu.py` and `attention_gpu.py` write the kernels;
-here are the spaces of configurations and the choice that is made without tuning.
+`attention_form.py` says what a program must look like; `attention_cpu.py`, `attention_gpu.py` (plain products) and
+`attention_matrix.py` (matrix instructions) write the kernels. Spaces of configurations and the choices that are made
+without tuning are here for CPUs, in `attention_space.py` for GPUs.
 """
 
 from __future__ import annotations
 
-from tilewright.dsl.families import attention_cpu, attention_gpu
+from tilewright.dsl.families import attention_cpu, attention_gpu, attention_matrix, attention_space
 from tilewright.dsl.families.attention_form import Attention, recognise
 from tilewright.dsl.lowering import Lowering
 from tilewright.dsl.program import Program
@@ -24,31 +25,27 @@ class AttentionFamily:
         found = recognise(program)
         if isinstance(found, str):
             return found
-        return _gpu_refusal(found, target) if target.shape is Shape.GPU else None
+        return attention_space.refusal(found, target) if target.shape is Shape.GPU else None
 
     def space(self, program: Program, target: Target) -> Space:
         """Blocks of rows and keys, register tiles, and what is copied."""
-        make = _cpu_space if target.shape is Shape.CPU else _gpu_space
+        make = _cpu_space if target.shape is Shape.CPU else attention_space.space
         return make(_form(program), target)
 
     def default(self, program: Program, target: Target) -> Configuration:
         """The configuration that a model of registers and caches prefers."""
-        make = _cpu_default if target.shape is Shape.CPU else _gpu_default
+        make = _cpu_default if target.shape is Shape.CPU else attention_space.default
         return make(_form(program), target)
 
     def lower(self, program: Program, target: Target, configuration: Configuration) -> Lowering:
         """The kernel of one configuration."""
-        lower = attention_cpu.lower if target.shape is Shape.CPU else attention_gpu.lower
+        if target.shape is Shape.CPU:
+            return attention_cpu.lower(_form(program), target, configuration)
+        lower = attention_matrix.lower if configuration["unit"] == "matrix" else attention_gpu.lower
         return lower(_form(program), target, configuration)
 
 
 ATTENTION = AttentionFamily()
-
-LONG_PASS = 384
-"""Keys from which on a pass by part of a GPU takes longer than scores in memory: on an H100, 12 passes of one row over
-1024 keys took 124 microseconds against 61 by separate kernels; 12 of 197 rows over 197 keys 34 against 55."""
-GROUP_REGISTERS = 60_000
-"""(guess) Registers a work-group's items may need together on GPUs (65,536 on NVIDIA's)."""
 
 
 def _form(program: Program) -> Attention:
@@ -150,67 +147,3 @@ def _lanes(a: Attention, target: Target) -> int:
 def _waste(extent: int, block: int) -> float:
     """The share of a dimension's blocks that lies beyond its end."""
     return 1 - extent / (-(-extent // block) * block)
-
-
-# --- GPUs -------------------------------------------------------------------------------------------------------------
-
-
-def _gpu_refusal(a: Attention, target: Target) -> str | None:
-    """Why a GPU should not, or cannot, compute this in one pass."""
-    if a.n > LONG_PASS and a.g * -(-a.m // 32) < target.compute_units:
-        return "so few rows leave the device idle while they pass the keys"
-    if next(iter(_gpu_space(a, target)), None) is None:
-        return "the smallest block of rows and keys does not fit the device's local memory"
-    return None
-
-
-def _gpu_space(a: Attention, target: Target) -> Space:
-    def whole(c: Configuration) -> bool:
-        return c.integer("tile_m") % c.integer("item_m") == 0 and c.integer("tile_n") % c.integer("item_n") == 0
-
-    def group(c: Configuration) -> bool:
-        items = attention_gpu.tile_of(a, target, c).items
-        return max(target.sub_group, 1) <= items <= min(target.max_work_group, 1024)
-
-    def local(c: Configuration) -> bool:
-        return attention_gpu.local_bytes(attention_gpu.tile_of(a, target, c)) <= target.local_memory
-
-    def registers(c: Configuration) -> bool:
-        tile = attention_gpu.tile_of(a, target, c)
-        each = tile.item_m * (tile.item_n + tile.columns + 1) + tile.item_n + tile.columns
-        return each <= 160 and tile.items * (each + 32) <= GROUP_REGISTERS
-
-    def reaches(c: Configuration) -> bool:
-        return c.integer("tile_m") < 2 * max(a.m, 16) and c.integer("tile_n") < 2 * max(a.n, 16)
-
-    return Space(
-        (
-            Parameter("tile_m", (16, 32, 64, 128), "rows of a work-group, typically 64"),
-            Parameter("tile_n", (16, 32, 64, 128), "keys staged at a time, typically 32 or 64"),
-            Parameter("item_m", (1, 2, 4, 8), "rows of a work-item"),
-            Parameter("item_n", (1, 2, 4, 8), "keys of a work-item within a block"),
-            Parameter("pad_local", (0, 1, 4), "spare elements per row of local memory, against bank conflicts"),
-        ),
-        (
-            Constraint("an item's part must divide the block", whole),
-            Constraint("the work-group's size is not allowed on this device", group),
-            Constraint("the blocks need more local memory than there is", local),
-            Constraint("an item's scores and sums would spill", registers),
-            Constraint("a block is larger than what there is", reaches),
-        ),
-    )
-
-
-def _gpu_default(a: Attention, target: Target) -> Configuration:
-    """The first of a list of blocks, the best of large ones first, that fits and leaves no device idle."""
-    space = _gpu_space(a, target)
-    wanted = ((128, 32, 8, 4), (64, 32, 4, 4), (32, 32, 4, 2), (32, 32, 2, 2), (16, 32, 2, 2), (16, 16, 1, 2))
-    names = ("tile_m", "tile_n", "item_m", "item_n")
-    for values in wanted:
-        found = Configuration.of({**dict(zip(names, values, strict=True)), "pad_local": 4})
-        blocks = -(-a.m // values[0]) * a.g
-        wasteful = values[0] > 16 and _waste(a.m, values[0]) > _waste(a.m, values[0] // 2) + 0.1
-        enough = values[0] <= 32 or blocks >= 2 * target.compute_units
-        if enough and not wasteful and space.violated(found) is None:
-            return found
-    return next(iter(space))

@@ -106,6 +106,20 @@ def bounds_of(score: Expr) -> Bounds:
     return Bounds(tuple(last), tuple(first))
 
 
+def captured(e: Expr, holds: bool) -> bool:
+    """Whether the bounds of a mask with this condition tell all of it: no key within them is masked."""
+    if isinstance(e, Const):
+        return bool(e.value) is holds
+    if not isinstance(e, Call):
+        return False
+    if e.function == "not":
+        return captured(e.args[0], not holds)
+    if e.function == ("and" if holds else "or"):
+        return all(captured(part, holds) for part in e.args)
+    found = _never_positive(e, holds)
+    return len(found) == 1 and abs(found[0].coefficient(KEY)) == 1 and not found[0].bends(KEY)
+
+
 def _never_positive(e: Expr, holds: bool) -> list[Affine]:
     """Index expressions that are at most 0 wherever the condition holds (or does not)."""
     if not isinstance(e, Call):

@@ -9,7 +9,7 @@ from tilewright.dsl.affine import Affine
 from tilewright.dsl.dtypes import DType
 from tilewright.dsl.families.attention_algebra import KEY, bounds_of
 from tilewright.dsl.families.attention_form import Attention
-from tilewright.dsl.families.attention_pass import DEPTH, MAXIMUM, PRODUCT, TOTAL
+from tilewright.dsl.families.attention_pass import DEPTH
 from tilewright.dsl.families.contraction import parted
 from tilewright.dsl.families.shared import decode
 from tilewright.dsl.program import (
@@ -61,7 +61,7 @@ def expressions(
     """A renderer of `lanes` elements along `LANE`.
 
     ``extent`` says how far each C variable runs, for range checks; ``dot`` is the variable of the score's product,
-    ``results`` are those of `MAXIMUM`, `TOTAL` and `PRODUCT`.
+    ``results`` are those of `MAXIMUM`, `TOTAL`, `PRODUCT` and whatever else stands in for something.
     """
     tensors = a.program.tensors
     reach = {**extent, LANE: lanes}
@@ -69,7 +69,7 @@ def expressions(
     known = results or {}
 
     def read(e: Read) -> str:
-        if e in (MAXIMUM, TOTAL, PRODUCT):
+        if e in known:
             return known[e]
         tensor = tensors[e.tensor]
         return lanes_read(e, tensor, variables, checked_dimensions(e.index, tensor.shape, reach), lanes)
@@ -119,8 +119,8 @@ def declare_range(a: Attention, source: Source, rows: int, block: int, step: int
     No key outside counts for any of the `rows` rows from the variable `row0` on.
     """
     bounds = bounds_of(a.score)
-    ends = [f"{_extreme(a, bound, rows, largest=True)} + 1" for bound in bounds.last]
-    starts = [_extreme(a, bound, rows, largest=False) for bound in bounds.first]
+    ends = [f"{extreme(a, bound, rows, True, ctype)} + 1" for bound in bounds.last]
+    starts = [extreme(a, bound, rows, False, ctype) for bound in bounds.first]
     end, start = str(a.n), "0"
     for text in ends:
         rounded = text if step == 1 else f"({text} + {step - 1}) / {step} * {step}"
@@ -130,7 +130,7 @@ def declare_range(a: Attention, source: Source, rows: int, block: int, step: int
     source.line(f"const {ctype} first_key = {start}, end_key = {end};")
 
 
-def _extreme(a: Attention, bound: Affine, rows: int, largest: bool) -> str:
+def extreme(a: Attention, bound: Affine, rows: int, largest: bool, ctype: str) -> str:
     """The C text of a bound at the row of a block where it is largest or smallest."""
     names = names_of(a)
     total = bound
@@ -142,7 +142,7 @@ def _extreme(a: Attention, bound: Affine, rows: int, largest: bool) -> str:
             continue
         high = (c > 0) is largest
         if len(a.rows) == 1:
-            at = f"min(row0 + {rows - 1}, {a.m - 1})" if high else "row0"
+            at = f"min(row0 + {rows - 1}, ({ctype}){a.m - 1})" if high else "row0"
         else:
             at = str(i.extent - 1) if high else "0"
         texts.append(f"{c} * {at}")
