@@ -39,11 +39,11 @@ class LaunchRefused(Exception):
 
 
 class Launcher:
-    """How kernels are started on one queue."""
+    """How kernels are started on one queue; ``direct`` false has pyopencl do it."""
 
-    def __init__(self, queue: pyopencl.CommandQueue) -> None:
+    def __init__(self, queue: pyopencl.CommandQueue, direct: bool = True) -> None:
         self._queue = queue
-        self._direct = direct_function()
+        self._direct = direct_function() if direct else None
         self._function: Callable[..., int] = self._direct or _through_pyopencl
 
     @property
