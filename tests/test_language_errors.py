@@ -413,7 +413,7 @@ WORDS = re.findall(
     r"\S+",
     """op f ( ) [ ] , : ; = == -> + - * / // % & | ~ << >> ^ ** < > <= and or not x y z N C n c k sum max
     mean argmax cumsum where tile per item pad inf nan inside index device
-    def += -= *= vector unroll stage work_group fast_math ;k=2 . 0 1 2.5 1e9 x[n] sum(k) f32 int
+    def += -= *= vector unroll stage work_group fast_math precision tf32 ;k=2 . 0 1 2.5 1e9 x[n] sum(k) f32 int
     bool local_bytes""",
 )
 WORDS += ["#", "\n", "é", "\x1b", "\t"]

@@ -6,8 +6,9 @@ import re
 from dataclasses import replace
 
 import pytest
+from targets import CPU
 
-from tests.targets import CPU
+from tilewright.autotune.checking import tolerance
 from tilewright.dsl.check import Definition
 from tilewright.dsl.compose import fuse
 from tilewright.dsl.parse import parse_op
@@ -98,6 +99,13 @@ def test_a_wrong_argument_lists_the_policies() -> None:
 def test_precision_is_an_ordinary_name_elsewhere() -> None:
     text = "op f(precision[N]) -> y[N]:\n    y[precision2] = precision[precision2]\n    precision3 = sum(precision)\n"
     assert parse_op(text).specialise({"precision": (3,)}).inputs[0].name == "precision"
+
+
+def test_candidates_may_differ_by_what_a_policy_rounds() -> None:
+    allowed = {p: tolerance(made, made.outputs[0]) for p in PRECISIONS for made in [gemm(p)]}
+    assert allowed["fp32"] < 2e-5
+    assert 2.0**-10 < allowed["tf32"] == allowed["fp16"] < 2.0**-6
+    assert 2.0**-7 < allowed["bf16"] < 2.0**-3
 
 
 # --- ops that call ops, fusion, stages --------------------------------------------------------------------------------

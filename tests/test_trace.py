@@ -143,6 +143,7 @@ def test_sizes_old_values_and_tuning_lines() -> None:
         tl.stage(x, "none")
         tl.work_group(64, 128)
         tl.fast_math()
+        tl.precision("tf32")
         return y, tl.each(i)(tl.old("z")[i] * x[i])
 
     assert text_of(f).splitlines() == [
@@ -153,10 +154,12 @@ def test_sizes_old_values_and_tuning_lines() -> None:
         "stage x: none",
         "work_group: 64, 128",
         "fast_math",
+        "precision tf32",
         "z[i] = z[i] * x[i]",
     ]
     program = parse_op(tw.op(f).text).specialise({"x": (9,), "z": (9,)}, parameters={"k": 3})
     assert program.fast_math
+    assert program.precision == "tf32"
     assert [t.shape for t in program.outputs] == [(4,), (9,)]
 
     def g(x: "N,C") -> "s[N]":
@@ -185,11 +188,12 @@ def test_functions_call_ops(device: tw.Device) -> None:
 
 
 def test_decorator_with_options() -> None:
-    @tw.op(fast_math=True)
+    @tw.op(fast_math=True, precision="bf16")
     def f(x: "...") -> "y":
         return tl.exp(x)
 
     assert f.fast_math
+    assert f.precision == "bf16"
     assert tw.op("op a(x) -> y: y = x\nop b(x) -> y: y = x", "b").name == "b"
     assert not tw.op("op a(x) -> y: y = x").fast_math
     assert {"exp", "gelu", "f16", "sum", "each"} <= set(dir(tl))

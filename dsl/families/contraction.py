@@ -16,7 +16,7 @@ from functools import lru_cache
 
 from tilewright.dsl import writer
 from tilewright.dsl.affine import Affine
-from tilewright.dsl.dtypes import DType
+from tilewright.dsl.dtypes import DType, promote
 from tilewright.dsl.program import (
     Call,
     Cast,
@@ -60,7 +60,7 @@ class Operand:
 
     value: Expr
     read: Read | None
-    """The read, if the factor is one read and nothing more (conversions aside)."""
+    """The read, if the factor is one read converted to the accumulators' type and nothing more."""
 
 
 @dataclass(frozen=True)
@@ -190,8 +190,8 @@ def _operand(factors: list[Expr]) -> Operand:
     value = factors[0]
     for f in factors[1:]:
         value = Call("mul", (value, f), value.dtype)
-    bare = value
-    while isinstance(bare, Cast):
+    bare = value.arg if isinstance(value, Cast) else value
+    while isinstance(bare, Cast) and promote(bare.arg.dtype, bare.dtype) is bare.dtype:  # others round
         bare = bare.arg
     return Operand(value, bare if isinstance(bare, Read) else None)
 
