@@ -176,7 +176,7 @@ def _milliseconds(session: tw.InferenceSession, feeds: dict[str, Any]) -> float:
 
 
 def tune_all(
-    todo: Sequence[Combination], device: tw.Device, models: Path | None, shares: Shares, watch: Watch
+    todo: Sequence[Combination], device: tw.Device, store: Store, models: Path | None, shares: Shares, watch: Watch
 ) -> Iterator[Result]:
     """Tune one after another; sessions are kept for all batches of a network and precision."""
     session: tw.InferenceSession | None = None
@@ -189,7 +189,7 @@ def tune_all(
                 context(device).trim()
                 with watch.phase("load"):
                     file = source(combination.network, models).file
-                    session = tw.InferenceSession(file, device, precision=combination.precision)
+                    session = tw.InferenceSession(file, device, store, precision=combination.precision)
                     loaded = key
             yield tuned(combination, session, todo[number + 1 :], shares, watch)
         except Exception as error:  # what fails with one network must not end the tuning of the others
@@ -233,7 +233,7 @@ def _arguments() -> argparse.ArgumentParser:
     parser.add_argument("--batches", type=words, default=("1", "16", "64"), help="sizes (default: 1,16,64)")
     parser.add_argument("--precisions", type=words, default=("fp32", "tf32", "fp16"), help="default: fp32,tf32,fp16")
     parser.add_argument("--models", type=Path, default=default_folder(), help="folder of ONNX files (default: export)")
-    parser.add_argument("--budget", type=seconds, metavar="TIME", help="for each, at most (default: 30s without --total)")
+    parser.add_argument("--budget", type=seconds, metavar="TIME", help="for each at most (default: 30s, or --total)")
     parser.add_argument("--total", type=seconds, metavar="TIME", help="for all together, for instance 15m")
     return parser
 
@@ -249,12 +249,12 @@ def main() -> int:
     todo = [c for c in wanted if c not in done]
     say(f"{len(todo)} of {len(wanted)} combinations on {device.name}, {len(wanted) - len(todo)} are in {log}")
     store, watch = default_store() or Store.open(), Watch()
-    start = time.perf_counter()
+    start, shares = time.perf_counter(), Shares(given.budget, given.total)
     with watch.phase("load"):
         for file in sorted(given.out.glob("*.jsonl")):
             store.import_(file)
     try:
-        for result in tune_all(todo, device, given.models, Shares(given.budget, given.total), watch):
+        for result in tune_all(todo, device, store, given.models, shares, watch):
             with watch.phase("write"):
                 store.export_shipped(given.out)
             with log.open("a", encoding="utf-8") as lines:

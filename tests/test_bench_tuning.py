@@ -1,0 +1,118 @@
+"""Tuning many networks: shares of a total, resuming, and going on after an error."""
+
+from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path
+
+import numpy as np
+import onnx
+import pytest
+import tune_gpu
+from networks import model
+from tune_gpu import Combination, Shares, Watch, finished
+
+from tilewright.bench import in_turns, interleaved
+from tilewright.runtime import Device
+from tilewright.tuning_db import Store
+
+SMALL = """
+small (float[N,4] x) => (float[N,3] y) {
+    m = MatMul(x, w)
+    y = Relu(m)
+}
+"""
+
+
+def combinations(*names: str) -> list[Combination]:
+    """One per network."""
+    return [Combination(name, "fp32", 1) for name in names]
+
+
+def test_a_budget_for_each_is_what_each_gets() -> None:
+    a, b = combinations("a", "b")
+    assert Shares(5.0, None).seconds(a, 10, [b], 0.0) == 5.0
+    assert Shares(None, None).seconds(a, 10, [b], 0.0) == tune_gpu.DEFAULT
+
+
+def test_a_total_is_shared_by_stages_without_the_overhead(monkeypatch: pytest.MonkeyPatch) -> None:
+    now = [0.0]
+    monkeypatch.setattr(tune_gpu.time, "monotonic", lambda: now[0])
+    a, b, c = combinations("a", "b", "c")
+    shares = Shares(None, 100.0)
+    # nothing is known of the others, which count as much as the first: 100 s less 3 times 4 s, in three parts
+    assert shares.seconds(a, 10, [b, c], 4.0) == pytest.approx(88 / 3)
+    now[0] = 40.0
+    # b has 30 stages, c is taken for the mean of both: 60 s less twice 4 s, by 30 to 20
+    assert shares.seconds(b, 30, [c], 8.0) == pytest.approx(52 * 30 / 50)
+    now[0] = 99.0
+    assert shares.seconds(c, 10, [], 12.0) == tune_gpu.LEAST
+    assert Shares(3.0, 1000.0).seconds(a, 10, [], 0.0) == 3.0
+
+
+def test_a_log_tells_what_is_done(tmp_path: Path) -> None:
+    log = tmp_path / "winners.log"
+    assert finished(log) == set()
+    line = json.dumps({"combination": {"network": "a", "precision": "fp16", "batch": 4}, "after": 1.0})
+    log.write_text(line + '\n{"combination": {"netw')
+    assert finished(log) == {Combination("a", "fp16", 4)}
+
+
+def test_seconds_are_told_apart_by_phase(monkeypatch: pytest.MonkeyPatch) -> None:
+    clock = iter([0.0, 2.0, 10.0, 11.0])
+    monkeypatch.setattr(tune_gpu.time, "perf_counter", lambda: next(clock))
+    watch = Watch()
+    with watch.phase("load"):
+        pass
+    assert watch.lap()["load"] == 2.0
+    with watch.phase("tune"):
+        pass
+    assert watch.lap() == {"load": 0.0, "plan": 0.0, "tune": 1.0, "time": 0.0, "write": 0.0}
+    assert str(watch).startswith("load 2.0 s, plan 0.0 s, tune 1.0 s")
+
+
+def test_networks_are_tuned_and_kept_and_not_tuned_again(
+    device: Device, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    weights = np.random.default_rng(0).standard_normal((4, 3), np.float32)
+    onnx.save(model(SMALL, w=weights), tmp_path / "small.onnx")
+    (tmp_path / "broken.onnx").write_bytes(b"nothing")
+    store = Store.open(tmp_path / "tuning.sqlite")
+    monkeypatch.setattr(tune_gpu, "default_store", lambda: store)
+    out = tmp_path / "winners"
+    arguments = ["tune_gpu.py", "--device", device.name, "--networks", "broken,small", "--precisions", "fp32"]
+    arguments += ["--batches", "1,2", "--models", str(tmp_path), "--out", str(out), "--budget", "1s"]
+    monkeypatch.setattr(sys, "argv", arguments)
+    monkeypatch.setattr(tune_gpu.signal, "signal", lambda *_: None)
+    tune_gpu.main()
+    said = capsys.readouterr()
+    assert said.err.count("broken fp32 batch 1 failed: ModelError") == 1
+    assert said.err.count("broken fp32 batch 2 failed: ModelError") == 1
+    assert said.out.count("small fp32 batch ") == 2
+    rows = [json.loads(line) for line in (tmp_path / "winners.log").read_text().splitlines()]
+    assert [r["combination"]["batch"] for r in rows] == [1, 2]
+    assert all(r["before"] > 0 and r["after"] > 0 and r["seconds"]["tune"] > 0 for r in rows)
+    files = list(out.glob("*.jsonl"))
+    assert len(files) == 1
+    # a new database takes over what the folder holds, and only what failed is tried again
+    fresh = Store.open(tmp_path / "fresh.sqlite")
+    monkeypatch.setattr(tune_gpu, "default_store", lambda: fresh)
+    tune_gpu.main()
+    said = capsys.readouterr()
+    assert "2 of 4 combinations" in said.err
+    assert not said.out
+    assert len(fresh.ls()) == len(store.ls()) > 0
+
+
+def test_the_first_of_a_burst_is_not_counted() -> None:
+    calls: list[str] = []
+
+    def timer(name: str, seconds: float) -> float:
+        calls.append(name)
+        return seconds
+
+    found = in_turns({"a": lambda: timer("a", 1.0), "b": lambda: timer("b", 2.0)}, 0.0, 4, burst=3)
+    assert calls == ["a", "b"] * 2 + (["a"] * 3 + ["b"] * 3) * 2
+    assert found == {"a": (1.0,) * 4, "b": (2.0,) * 4}
+    assert len(interleaved({"f": lambda: None}, 0.0, 5, burst=2)["f"]) == 5
