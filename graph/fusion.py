@@ -1,7 +1,8 @@
 """Fusion by composing Programs: pointwise consumers into producers, pointwise producers into reductions.
 
 A step is absorbed by an earlier one (an epilogue: bias, activation, ``x * sigmoid(x)``, the residual sum whose other
-operand is there already) if the values between them are read by nothing else. A pointwise step is absorbed by a later
+operand is there already) if the values between them are read by nothing else; views in between are no obstacle where
+the earlier step can make what they see. A pointwise step is absorbed by a later
 one (a prologue) only where each of its elements is read once, so that nothing is computed twice.
 
 A product with weights that are the softmax of a product is one step with all that leads to these weights, where the
@@ -10,30 +11,27 @@ A product with weights that are the softmax of a product is one step with all th
 
 from __future__ import annotations
 
-import math
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import replace
 
 from tilewright.dsl.affine import Affine
 from tilewright.dsl.families.attention_form import recognise
 from tilewright.dsl.program import (
     Expr,
-    Index,
-    IndexValue,
     Inside,
     Program,
     Read,
     Reduce,
-    Statement,
     Tensor,
     all_indices,
     children,
-    transform,
     walk,
 )
 from tilewright.graph.chains import with_chains
 from tilewright.graph.composing import Work, all_of, composed, is_map, item_at, maker
-from tilewright.graph.steps import Item, References, Steps
+from tilewright.graph.dimensions import made_through, split_dimension, splits
+from tilewright.graph.steps import Item, Steps, ViewStep
+from tilewright.ops import View
 
 MAX_MEMBERS = 12
 """Steps that one step absorbs at most."""
@@ -51,6 +49,7 @@ def _with_epilogues(steps: Steps) -> Steps:
     work = Work(steps, list(steps.steps))
     for position, step in enumerate(steps.steps):
         if isinstance(work.items[position], Item) and work.items[position] is step:
+            _push_views(work, position)
             members = _closing_members(work, position)
             if members:
                 item = _composed_epilogue(work, position, members)
@@ -83,12 +82,36 @@ def _closing_members(work: Work, position: int) -> list[int]:
     return best
 
 
+def _push_views(work: Work, position: int) -> None:
+    """Let a step make what views see of its output, where a pointwise step that it can absorb reads just that."""
+    item = item_at(work, position)
+    value, members, views = work.steps.written(item), list[int](), list[View]()
+    while True:
+        readers = work.readers(value)
+        step = work.items[readers[0]] if len(readers) == 1 else None
+        if not isinstance(step, ViewStep) or value in work.steps.graph.output_names:
+            break
+        members.append(readers[0])
+        views += step.views
+        value = step.output
+    wanted = members and value not in work.steps.graph.output_names
+    if wanted and readers and _closes(work, {value}, position, readers[0]):
+        made = made_through(item, views, value, work.steps.references)
+        if made is not None:
+            work.absorb(position, members, made)
+
+
 def _is_epilogue(work: Work, position: int, reader: int, members: Sequence[int]) -> bool:
     """Whether a reader is pointwise over the group's own values, and its other operands are there before the group."""
+    own = {work.steps.written(step) for p in (position, *members) if (step := work.items[p]) is not None}
+    return _closes(work, own, position, reader)
+
+
+def _closes(work: Work, own: Collection[str], position: int, reader: int) -> bool:
+    """Whether a reader is pointwise over these values, and its other operands are there before `position`."""
     item = work.items[reader]
     if not isinstance(item, Item) or not is_map(item.program):
         return False
-    own = {work.steps.written(step) for p in (position, *members) if (step := work.items[p]) is not None}
     statement = item.program.statements[0]
     here = tuple(Affine.index(i.name) for i in statement.indices)
     for e in walk(statement.value):
@@ -107,80 +130,14 @@ def _composed_epilogue(work: Work, position: int, members: Sequence[int]) -> Ite
     shape = found[0].output.shape
     seen = [found[0]]
     for item in found[1:]:
-        splits = _splits(item.output.shape, shape)
-        if splits is None:
+        cuts = splits(item.output.shape, shape)
+        if cuts is None:
             return None
         fitted = item.program
-        for d, factors in splits:
+        for d, factors in cuts:
             fitted = split_dimension(fitted, d, factors, work.steps.references)
         seen.append(replace(item, program=fitted))
     return composed(seen, work.steps.references)
-
-
-def _splits(shape: tuple[int, ...], wanted: tuple[int, ...]) -> list[tuple[int, tuple[int, int]]] | None:
-    """Splittings of one dimension into two, to be done in this order, that lead from `shape` to `wanted`; or None."""
-    groups = _groups(shape, wanted)
-    if groups is None:
-        return None
-    result, d = [], 0
-    for count in groups:
-        for inner in range(d, d + count - 1):
-            result.append((inner, (wanted[inner], math.prod(wanted[inner + 1 : d + count]))))
-        d += count
-    return result
-
-
-def _groups(shape: tuple[int, ...], wanted: tuple[int, ...]) -> tuple[int, ...] | None:
-    """How many dimensions of `wanted` make up each dimension of `shape`, or None if they do not."""
-    if not shape:
-        return None if wanted else ()
-    for count in range(1, len(wanted) - len(shape) + 2):
-        if math.prod(wanted[:count]) == shape[0]:
-            rest = _groups(shape[1:], wanted[count:])
-            if rest is not None:
-                return (count, *rest)
-    return None
-
-
-def split_dimension(program: Program, d: int, factors: tuple[int, int], references: References) -> Program:
-    """A pointwise program with output dimension d seen as two: its tensors are read under their split shapes.
-
-    The index of that dimension must occur bare wherever a tensor is read.
-    """
-    statement = program.statements[0]
-    old = statement.indices[d]
-    outer, inner = Index(f"{old.name}_o", factors[0]), Index(f"{old.name}_i", factors[1])
-    tensors: dict[str, Tensor] = {}
-
-    def split(t: Tensor, at: int) -> Tensor:
-        shape = (*t.shape[:at], *factors, *t.shape[at + 1 :])
-        return Tensor(references.name(references[t.name].value, shape), t.dtype, shape, pad=t.pad)
-
-    def change(e: Expr) -> Expr:
-        if isinstance(e, IndexValue) and old.name in e.index.names:
-            total = Affine.index(outer.name) * factors[1] + Affine.index(inner.name)
-            return replace(e, index=e.index.substitute({old.name: total}))
-        if not isinstance(e, Read):
-            return e
-        t = program.tensors[e.tensor]
-        at = next((n for n, a in enumerate(e.index) if a.single == old.name), None)
-        if at is None:
-            tensors[t.name] = t
-            return e
-        new = split(t, at)
-        tensors[new.name] = new
-        index = (*e.index[:at], Affine.index(outer.name), Affine.index(inner.name), *e.index[at + 1 :])
-        return replace(e, tensor=new.name, index=index)
-
-    value = transform(statement.value, change)
-    output = split(program.outputs[0], d)
-    indices = (*statement.indices[:d], outer, inner, *statement.indices[d + 1 :])
-    return replace(
-        program,
-        inputs=tuple(tensors.values()),
-        outputs=(output,),
-        statements=(Statement(output.name, indices, value),),
-    )
 
 
 # --- prologues --------------------------------------------------------------------------------------------------------

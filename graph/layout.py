@@ -21,6 +21,7 @@ from tilewright.graph.calls import BufferSpec, Call, Network, Role
 from tilewright.graph.composing import is_map
 from tilewright.graph.folds import Fold, fold, folded
 from tilewright.graph.joins import Places, places_of_joins
+from tilewright.graph.orders import Order, memory_orders, ordered_strides
 from tilewright.graph.steps import Item, JoinStep, Step, Steps, ViewStep
 from tilewright.graph.views import seen
 from tilewright.ops import Reshaped, View
@@ -208,10 +209,13 @@ class _Layout:
     """Where each value lies; a Tensor's name is its buffer's."""
     folds: dict[str, Fold] = field(default_factory=dict)
     """Views whose dimensions are several in memory; one that a program reads is copied then."""
+    orders: Mapping[str, Order] = field(default_factory=dict)
+    """How the dimensions of values lie that are neither row-major nor images."""
 
     def place_roots(self) -> None:
         """Give buffers to inputs, outputs, items and joins; slices of joins to what is written in place."""
         graph = self.steps.graph
+        self.orders = self._orders()
         for value in graph.inputs:
             self._own_buffer(value.name, value.dtype, value.sizes, Role.INPUT)
         self.joins: Places = places_of_joins(self.steps)
@@ -226,8 +230,20 @@ class _Layout:
             else:
                 self.places[name] = slot.within(self.places[slot.join])
 
+    def _orders(self) -> dict[str, Order]:
+        """Values that lie neither row-major nor as images."""
+        values = self.steps.graph.values
+        images = {
+            n: Tensor(n, values[n].dtype, values[n].sizes, channels_last_strides(values[n].sizes))
+            for n in self.channels_last
+        }
+        joined = {v for s in self.steps.steps if isinstance(s, JoinStep) for v in s.inputs}
+        return memory_orders(self.steps, images, joined | self.steps.homes.keys())
+
     def _own_buffer(self, name: str, dtype: DType, shape: tuple[int, ...], role: Role) -> None:
         strides = channels_last_strides(shape) if name in self.channels_last else contiguous_strides(shape)
+        if name in self.orders:
+            strides = ordered_strides(shape, self.orders[name])
         home = self.steps.homes.get(name, name)
         outside = self.steps.graph.values[home].sizes
         self.buffers[home] = BufferSpec(home, dtype, math.prod(shape), role, outside)
