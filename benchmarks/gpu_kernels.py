@@ -19,7 +19,6 @@ from gpu_report import OURS, KernelRow, timing
 import tilewright as tw
 from tilewright import torch_peer
 from tilewright.bench import in_turns
-from tilewright.runtime import context
 
 CUBLAS, CUDNN = "cuBLAS", "cuDNN"
 GEMM = "op gemm(a[M,K], b[K,N]) -> c[M,N]:\n    c[m,n] = sum(k) a[m,k] * b[k,n]"
@@ -113,10 +112,7 @@ def measure(case: Case, options: Options, with_torch: bool) -> KernelRow:
     if options.tune:
         op.tune(**feeds, budget=options.tune)
     results = {OURS: op(**feeds).numpy()}
-    plan, ctx = op.plan(**feeds), context(options.device)
-    buffers = {name: ctx.allocate(a.nbytes) for name, a in case.arrays.items()}
-    for name, buffer in buffers.items():
-        ctx.write(buffer, case.arrays[name])
+    plan, buffers = op.plan(**feeds), {name: a.buffer for name, a in feeds.items()}
     timers: dict[str, Callable[[], float]] = {OURS: lambda: plan.time(buffers, 1)[0]}
     if with_torch:
         torch_peer.set_precision(case.precision)

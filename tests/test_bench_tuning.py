@@ -82,7 +82,7 @@ def test_networks_are_tuned_and_kept_and_not_tuned_again(
     monkeypatch.setattr(tune_gpu, "default_store", lambda: store)
     out = tmp_path / "winners"
     arguments = ["tune_gpu.py", "--device", device.name, "--networks", "broken,small", "--precisions", "fp32"]
-    arguments += ["--batches", "1,2", "--models", str(tmp_path), "--out", str(out), "--budget", "1s"]
+    arguments += ["--batches", "1,2", "--models", str(tmp_path), "--out", str(out), "--budget", "5s"]
     monkeypatch.setattr(sys, "argv", arguments)
     monkeypatch.setattr(tune_gpu.signal, "signal", lambda *_: None)
     tune_gpu.main()
