@@ -23,7 +23,7 @@ from tilewright.errors import DeviceError, InputError, ModelError, UnsupportedOp
 from tilewright.graph import passes
 from tilewright.graph.calls import Network, Role, network_of
 from tilewright.graph.layout import channels_last_strides
-from tilewright.graph.memory import Lifetime, assign, assign_whole
+from tilewright.graph.memory import Lifetime, assign, assign_whole, most_alive
 from tilewright.graph.onnx_import import import_model
 from tilewright.graph.plan import SharedConstants, build_plan, plan_program
 from tilewright.graph.session import MAX_PLANS, InferenceSession
@@ -71,6 +71,28 @@ def test_without_sub_buffers_each_arena_serves_one_buffer_at_a_time(buffers: lis
         assert b.nbytes <= arenas.sizes[spot.arena]
         for other in buffers:
             assert other is b or not b.meets(other) or arenas.spots[other.name].arena != spot.arena
+
+
+@given(lifetimes())
+def test_no_placement_takes_less_than_what_is_alive(buffers: list[Lifetime]) -> None:
+    moments = range(max(b.last for b in buffers) + 1)
+    least = max(sum(b.nbytes for b in buffers if b.first <= t <= b.last) for t in moments)
+    assert most_alive(buffers) == least
+    assert sum(assign_whole(buffers).sizes) >= least
+    assert sum(assign(buffers, 1, 1 << 40).sizes) >= least
+
+
+@pytest.mark.parametrize(
+    ("buffers", "expected"),
+    [
+        ([(8, 0, 1), (8, 1, 2), (2, 2, 3), (4, 3, 4), (4, 4, 5)], 16),  # into the first that is free: 18
+        ([(6, 0, 1), (2, 0, 2), (1, 0, 3), (3, 2, 3)], 9),
+        ([], 0),
+    ],
+)
+def test_whole_buffers_come_close_to_the_least(buffers: list[tuple[int, int, int]], expected: int) -> None:
+    found = [Lifetime(f"b{n}", *b) for n, b in enumerate(buffers)]
+    assert sum(assign_whole(found).sizes) == expected
 
 
 def test_memory_is_reused_along_a_chain() -> None:
