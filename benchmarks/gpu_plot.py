@@ -25,8 +25,8 @@ def plot(report: Report, file: Path) -> bool:
     precisions = list(dict.fromkeys(r.precision for r in rows))
     networks = list(dict.fromkeys(r.network for r in rows))
     batches = sorted({r.batch for r in rows})
-    height = 1.6 + len(networks) * (0.25 + 0.17 * len(batches))
-    figure = Figure(figsize=(1.5 + 3.6 * len(precisions), height), layout="constrained")
+    height = 1.9 + len(networks) * (0.25 + 0.17 * len(batches))
+    figure = Figure(figsize=(2.2 + 3.4 * len(precisions), height), layout="constrained")
     FigureCanvasAgg(figure)
     panels = figure.subplots(1, len(precisions), sharey=True, squeeze=False)[0]
     for axes, precision in zip(panels, precisions, strict=True):
@@ -34,13 +34,13 @@ def plot(report: Report, file: Path) -> bool:
         mean = geometric_mean(r.ratio() or 1.0 for r in rows if r.precision == precision)
         axes.set_title(f"{precision} (geometric mean {mean:.2f})", fontsize=10)
     panels[0].set_yticks(range(len(networks)), networks)
-    panels[0].invert_yaxis()
+    panels[0].set_ylim(len(networks) - 0.5, -0.5)
     handles, labels = panels[0].get_legend_handles_labels()
     figure.legend(handles, labels, loc="outside lower center", ncols=len(batches), frameon=False, fontsize=9)
     machine = report.machine
     figure.suptitle(
-        f"Times as fast as PyTorch in a CUDA graph: {machine.get('device', '')}, driver {machine.get('driver', '')}, "
-        f"{machine.get('date', '')}",
+        "Times as fast as PyTorch in a CUDA graph\n"
+        f"{machine.get('device', '')}, driver {machine.get('driver', '')}, {machine.get('date', '')}",
         fontsize=11,
     )
     file.parent.mkdir(parents=True, exist_ok=True)
@@ -58,8 +58,9 @@ def _panel(axes: Any, rows: Sequence[NetworkRow], networks: Sequence[str], batch
         positions = [networks.index(r.network) + offset for r in chosen]
         colour = COLOURS[place % len(COLOURS)]
         bars = axes.barh(positions, ratios, 0.92 * thickness, color=colour, label=f"batch {batch}")
-        axes.bar_label(bars, labels=[f"{r:.2f}" for r in ratios], padding=2, fontsize=7)
-    axes.axvline(1.0, color="black", linewidth=1.0)
+        for text in axes.bar_label(bars, labels=[f"{r:.2f}" for r in ratios], padding=2, fontsize=7):
+            text.set_bbox({"facecolor": "white", "edgecolor": "none", "pad": 0.4})  # over the line at 1
+    axes.axvline(1.0, color="black", linewidth=1.0, zorder=0.9)
     axes.margins(x=0.14)
     axes.set_xlim(left=0.0)
     axes.set_xlabel("PyTorch's time / tilewright's", fontsize=9)
