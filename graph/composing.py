@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
-from tilewright.dsl import compose
+from tilewright.dsl import compose, precision
 from tilewright.dsl.program import Program, Reduce, Tensor, walk
 from tilewright.graph.steps import Item, References, Step, Steps, merged
 
@@ -83,6 +83,7 @@ def composed(items: Sequence[Item], references: References) -> Item:
         ),
         tuple(h for p in programs for h in p.hints),
         tuple(x for p in programs for x in p.limits),
+        precision=precision.composed(*programs),
     )
     program = merged(_inlined(compose.rename(whole, hidden)))
     ops = tuple(op for i in items for op in i.ops)

@@ -20,8 +20,10 @@ from tilewright.dsl.target import Target
 from tilewright.graph.calls import BufferSpec, Call, Network, Role
 from tilewright.graph.composing import is_map
 from tilewright.graph.folds import Fold, fold, folded
+from tilewright.graph.images import IMAGE_RANKS, channels_last_strides
 from tilewright.graph.joins import Places, places_of_joins
 from tilewright.graph.orders import Order, memory_orders, ordered_strides
+from tilewright.graph.prologues import with_prologues
 from tilewright.graph.steps import Item, JoinStep, Step, Steps, ViewStep
 from tilewright.graph.views import seen
 from tilewright.ops import Reshaped, View
@@ -49,19 +51,9 @@ SPATIAL = frozenset(
 """Operators whose outputs are images: (batch, channel, positions...)."""
 
 
-IMAGE_RANKS = (3, 4, 5)
-"""Ranks that images along one to three dimensions have."""
-
-
-def channels_last_strides(shape: tuple[int, ...]) -> tuple[int, ...]:
-    """Strides of (N, C, positions...) with channels next to one another."""
-    moved = contiguous_strides((shape[0], *shape[2:], shape[1]))
-    return (moved[0], moved[-1], *moved[1:-1])
-
-
 def lay_out(steps: Steps, target: Target) -> Network:
     """Give every value its place; the result's calls are single-kernel programs in order."""
-    steps = _outputs_of_their_own(steps)
+    steps = _outputs_of_their_own(with_prologues(steps, target))
     work = _Layout(steps, channels_last_values(steps), target)
     work.place_roots()
     for step in steps.steps:
