@@ -16,12 +16,25 @@ factors exactly. Programs whose factors were rounded here therefore allow them.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import replace
+from itertools import combinations
 
 from tilewright.dsl.diagnostics import listed
 from tilewright.dsl.dtypes import DType
-from tilewright.dsl.program import Call, Cast, Expr, Program, Reduce, Statement, free_indices, reads, transform, walk
+from tilewright.dsl.program import (
+    Call,
+    Cast,
+    Expr,
+    Program,
+    Read,
+    Reduce,
+    Statement,
+    free_indices,
+    reads,
+    transform,
+    walk,
+)
 from tilewright.errors import InputError
 
 PRECISIONS = ("fp32", "tf32", "fp16", "bf16")
@@ -65,12 +78,21 @@ def factors(statement: Statement) -> list[Expr]:
     return [f for body in found for f in _factors(body)]
 
 
-def rounded(statement: Statement, dtype: DType) -> Statement:
-    """The statement with the f32 factors of its contractions rounded to `dtype`; what is rounded already stays."""
+def rounded(statement: Statement, dtype: DType, stored: bool = True) -> Statement:
+    """The statement with the f32 factors of its contractions rounded to `dtype`; what is rounded already stays.
+
+    Without ``stored`` those factors stay, too, that are elements of a tensor as they lie in memory.
+    """
+
+    def round_factor(e: Expr) -> Expr:
+        narrow = isinstance(e, Cast) and e.arg.dtype in (DType.F16, DType.BF16)
+        if e.dtype is not DType.F32 or narrow or not reads(e) or (isinstance(e, Read) and not stored):
+            return e
+        return Cast(Cast(e, dtype), DType.F32)
 
     def change(e: Expr) -> Expr:
         if isinstance(e, Reduce) and is_contraction(e):
-            return replace(e, body=_rounded_factors(e.body, dtype))
+            return replace(e, body=_with_operands(e.body, round_factor, _is_matrix_product(e.body)))
         return e
 
     return replace(statement, value=transform(statement.value, change))
@@ -93,18 +115,18 @@ def _factors(e: Expr) -> list[Expr]:
             return [e]
 
 
-def _rounded_factors(e: Expr, dtype: DType) -> Expr:
+def _is_matrix_product(e: Expr) -> bool:
+    """Whether two factors of a product have an index of their own each."""
+    used = {free_indices(f) for f in _factors(e) if reads(f)}
+    return any(not (a <= b or b <= a) for a, b in combinations(used, 2))
+
+
+def _with_operands(e: Expr, change: Callable[[Expr], Expr], is_matrix_product: bool) -> Expr:
+    """A product with `change` applied to its operands: in ``(x * gate) * w``, a matrix product, ``x * gate`` is one."""
     match e:
-        case Call(function="mul"):
-            return replace(e, args=tuple(_rounded_factors(a, dtype) for a in e.args))
-        case Cast(arg=Call(function="mul")):
-            return replace(e, arg=_rounded_factors(e.arg, dtype))
-        case _ if e.dtype is DType.F32 and reads(e) and not _is_stored_narrow(e):
-            return Cast(Cast(e, dtype), DType.F32)
+        case Call(function="mul") if not is_matrix_product or _is_matrix_product(e):
+            return replace(e, args=tuple(_with_operands(a, change, is_matrix_product) for a in e.args))
+        case Cast(arg=Call(function="mul")) if not is_matrix_product or _is_matrix_product(e.arg):
+            return replace(e, arg=_with_operands(e.arg, change, is_matrix_product))
         case _:
-            return e
-
-
-def _is_stored_narrow(e: Expr) -> bool:
-    """Whether an f32 factor is the widened element of a 16-bit tensor."""
-    return isinstance(e, Cast) and e.arg.dtype in (DType.F16, DType.BF16)
+            return change(e)

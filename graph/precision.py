@@ -2,8 +2,9 @@
 
 The pass runs on fused steps, so that only what lies in memory between kernels is rounded, once: a residual sum with its
 activation, a softmax, a whole normalisation with its statistics. The programs say it all: reads of narrow tensors are
-widened, results are rounded as they are written, and the factors of contractions, where they are not read from narrow
-tensors as they are, are rounded too, so that instructions for 16 bits can multiply them.
+widened, results are rounded as they are written, and so are operands of contractions that are worked out on the way to
+the product (a gate, a softmax), so that instructions for 16 bits can multiply them. Operands that lie in memory in f32,
+such as the network's input, are not: TF32 is allowed for them, which has as many bits as f16.
 
 What stays f32: the network's inputs and outputs, and what is a view of them; values that 16 bits would spoil
 (`ranges.py`); constants that are no factors of contractions and smaller than the results made with them (biases, scales
@@ -130,7 +131,12 @@ class _Narrowing:
 
         statements = tuple(self._statement(s, names, ranges) for s in program.statements)
         made = replace(program, inputs=tensors(program.inputs), outputs=tensors(program.outputs), statements=statements)
-        return replace(item, program=precision.allowing_tf32(made))
+        is_exact = any(self._is_exact(s, ranges) for s in program.statements)
+        return replace(item, program=made if is_exact else precision.allowing_tf32(made))
+
+    def _is_exact(self, s: Statement, ranges: Ranges) -> bool:
+        """Whether a contraction has factors that rounding would spoil."""
+        return any(map(ranges.is_wide, precision.factors(s)))
 
     def _statement(self, s: Statement, names: set[str], ranges: Ranges) -> Statement:
         def widened(e: Expr) -> Expr:
@@ -138,11 +144,10 @@ class _Narrowing:
                 return Cast(replace(e, dtype=self.dtype), e.dtype)
             return e
 
-        fits = not any(map(ranges.is_wide, precision.factors(s)))
-        s = replace(s, value=transform(s.value, widened))
-        if fits:
-            s = precision.rounded(s, self.dtype)
-        return replace(s, value=_stored(s.value, self.dtype)) if s.target in names else s
+        made = replace(s, value=transform(s.value, widened))
+        if not self._is_exact(s, ranges):
+            made = precision.rounded(made, self.dtype, stored=False)
+        return replace(made, value=_stored(made.value, self.dtype)) if s.target in names else made
 
 
 def _stored(value: Expr, dtype: DType) -> Expr:

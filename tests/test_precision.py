@@ -11,11 +11,12 @@ from targets import CPU
 from tilewright.autotune.checking import tolerance
 from tilewright.dsl.check import Definition
 from tilewright.dsl.compose import fuse
+from tilewright.dsl.dtypes import DType
 from tilewright.dsl.parse import parse_op
-from tilewright.dsl.precision import PRECISIONS, allowing_tf32, contracts
+from tilewright.dsl.precision import PRECISIONS, allowing_tf32, contracts, rounded
 from tilewright.dsl.program import Program
 from tilewright.dsl.stages import split
-from tilewright.dsl.text import program_text
+from tilewright.dsl.text import program_text, statement_text
 from tilewright.errors import InputError, LanguageError
 
 GEMM = "op gemm(a[M,K], b[K,N], bias[N]) -> c[M,N]:\n    c[m,n] = relu(sum(k) a[m,k] * b[k,n] + bias[n])\n"
@@ -68,6 +69,29 @@ def test_what_is_no_contraction_is_the_same_in_all_policies(text: str, shapes: d
         made = parse_op(text).specialise(shapes, precision=precision)
         assert made.statements == plain.statements
         assert [s.signature for s in split(made, CPU)] == [s.signature for s in split(plain, CPU)]
+
+
+@pytest.mark.parametrize(
+    ("body", "expected"),
+    [
+        ("x[n,k] * g[k] * w[k,j]", "f32(f16((x[n, k] * g[k]))) * f32(f16(w[k, j]))"),
+        ("2 * (x[n,k] * w[k,j])", "2.0 * (f32(f16(x[n, k])) * f32(f16(w[k, j])))"),
+        ("exp(x[n,k]) * w[k,j]", "f32(f16(exp(x[n, k]))) * f32(f16(w[k, j]))"),
+        ("x[n,k] * g[k]", "f32(f16(x[n, k])) * f32(f16(g[k]))"),
+    ],
+)
+def test_operands_are_rounded_as_a_matrix_product_takes_them(body: str, expected: str) -> None:
+    left = "y[n,j]" if "j" in body else "y[n]"
+    op = parse_op(f"op f(x[N,K], g[K], w[K,J]) -> y: {left} = sum(k) {body}")
+    text = program_text(op.specialise({"x": (3, 4), "g": (4,), "w": (4, 5)}, precision="fp16"))
+    assert f"({expected})" in text
+
+
+def test_operands_may_be_left_as_they_lie_in_memory() -> None:
+    op = parse_op("op f(x[N,K], w[K,J]) -> y[N,J]: y[n,j] = sum(k) exp(x[n,k]) * w[k,j]")
+    statement = op.specialise({"x": (3, 4), "w": (4, 5)}).statements[0]
+    text = statement_text(rounded(statement, DType.F16, stored=False))
+    assert text == "y[n,j] = (sum(k) (f32(f16(exp(x[n, k]))) * w[k, j]))"
 
 
 def test_narrow_factors_are_not_rounded_again() -> None:
