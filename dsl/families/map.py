@@ -21,11 +21,13 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 
+from tilewright.dsl.affine import Affine
 from tilewright.dsl.dtypes import DType
 from tilewright.dsl.families.shared import (
     Collapsed,
     Dimension,
     aligned,
+    aligned_widths,
     collapse,
     needs_f64,
     power_above,
@@ -176,6 +178,18 @@ class Plan:
                 names[read.tensor] = None
         return tuple(self.program.tensors[name].dtype.itemsize for name in names)
 
+    @property
+    def main_itemsize(self) -> int:
+        """Bytes per element of the tensors that most of the traffic is for: those of at least 1/8 of the elements."""
+        tensors = [self.program.tensors[name] for name in (*self.loops.writes, *(r.tensor for r in self.loops.reads))]
+        return max(t.dtype.itemsize for t in tensors if 8 * t.size >= self.elements)
+
+    @property
+    def addresses(self) -> tuple[Affine, ...]:
+        """Where each output is written and each operand read."""
+        tensors = self.program.tensors
+        return (*self.loops.writes.values(), *(tensors[r.tensor].address(r.index) for r in self.loops.reads))
+
     def widths(self, most: int) -> tuple[int, ...]:
         """Vector widths of a CPU that fit the innermost dimension."""
         widest = min(most, power_below(self.inner.extent))
@@ -254,11 +268,11 @@ def _gpu_widths(plan: Plan) -> tuple[int, ...]:
 
 
 def _gpu_default(plan: Plan, target: Target) -> Configuration:
-    """16 bytes per vector of the largest elements, and several vectors per item once the device is full."""
-    most = max(1, 16 // max(plan.itemsizes))
+    """16 bytes per vector, and several vectors per item once the device is full."""
+    most = max(1, 16 // plan.main_itemsize)
     alone = all(d.extent == 1 for d in plan.outer)
-    fitting = [w for w in _gpu_widths(plan) if w <= most and (alone or plan.inner.extent % w == 0)]
-    lanes = fitting[-1]
+    fitting = [w for w in _gpu_widths(plan) if w <= most]
+    lanes = fitting[-1] if alone else aligned_widths(fitting, plan.inner, plan.addresses)[-1]
     group = min(256, _groups(target)[-1])
     room = max(1, 48 // (lanes * len(plan.itemsizes)))
     filled = max(1, plan.elements // (lanes * 4096 * target.compute_units))

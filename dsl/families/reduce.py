@@ -166,6 +166,19 @@ class Plan:
         return tuple(self.program.tensors[name].dtype.itemsize for name in found) or (4,)
 
     @property
+    def main_itemsize(self) -> int:
+        """Bytes per element of the tensors that most of the traffic is for: those of at least 1/8 of the elements."""
+        tensors = {r.tensor: self.program.tensors[r.tensor] for e in self.reduces for r in reads(e.body)}
+        large = [t.dtype.itemsize for t in tensors.values() if 8 * t.size >= self.outputs * self.length]
+        return max(large, default=max(self.itemsizes))
+
+    @property
+    def addresses(self) -> tuple[Affine, ...]:
+        """Where the operands of the reductions are read."""
+        found = dict.fromkeys(r for e in self.reduces for r in reads(e.body))
+        return tuple(self.program.tensors[r.tensor].address(r.index) for r in found)
+
+    @property
     def number(self) -> Affine:
         """The flat number of an output, in the order of the kept loops."""
         total, step = Affine(), 1

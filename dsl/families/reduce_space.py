@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from tilewright.dsl.families.reduce import WRITTEN_OUT, Plan, accumulator
-from tilewright.dsl.families.shared import ceil_div, power_below
+from tilewright.dsl.families.shared import aligned_widths, ceil_div, power_below
 from tilewright.dsl.space import Configuration, Constraint, Parameter, Space
 from tilewright.dsl.target import Shape, Target
 
@@ -170,9 +170,8 @@ def _gpu_space(plan: Plan, target: Target) -> Space:
 def _gpu_default(plan: Plan, target: Target) -> Configuration:
     """16 bytes per read, four reads under way per item, and every unit's work-items busy several times over."""
     group = power_below(min(256, target.max_work_group))
-    most = max(1, 16 // max(plan.itemsizes))
-    whole = [w for w in plan.widths(most) if plan.vector.extent % w == 0]
-    lanes = whole[-1]
+    most = max(1, 16 // plan.main_itemsize)
+    lanes = aligned_widths(plan.widths(most), plan.vector, plan.addresses)[-1]
     if plan.rows:
         steps = max(1, plan.length // lanes)
         # A work-item should add up a few vectors; short rows share a work-group.

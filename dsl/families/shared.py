@@ -244,6 +244,18 @@ def is_aligned(tensor: Tensor, address: Affine, width: int, multiples: Mapping[s
     return all(step % width == 0 for step in (*steps, start.constant))
 
 
+def aligned_widths(widths: Iterable[int], vector: Dimension, places: Iterable[Affine]) -> tuple[int, ...]:
+    """The widths that divide `vector` and at which all accesses along it start at their multiples (see `is_aligned`).
+
+    ``places`` are addresses; those that are not contiguous along the vector do not count.
+    """
+    steps = [vector.extent]
+    for address in places:
+        if address.coefficient(vector.name) == 1 and address.is_linear:
+            steps += [address.constant, *(c for name, c in address.terms if name != vector.name)]
+    return tuple(w for w in widths if all(step % w == 0 for step in steps))
+
+
 def stored(
     expressions: Expressions,
     source: Source,

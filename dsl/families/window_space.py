@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 
 from tilewright.dsl.families.reduce import accumulator
-from tilewright.dsl.families.shared import ceil_div, power_below
+from tilewright.dsl.families.shared import aligned_widths, ceil_div, power_below
 from tilewright.dsl.families.window import GRAINS, Plan
 from tilewright.dsl.space import Configuration, Constraint, Parameter, Space
 from tilewright.dsl.target import Shape, Target
@@ -208,8 +208,12 @@ def _strips_default(plan: Plan, target: Target) -> Configuration:
 
 
 def _whole_lanes(plan: Plan) -> int:
-    """The widest vectors of up to 16 bytes of which every row holds a whole number."""
-    return max(w for w in plan.widths(max(1, 16 // _itemsize(plan))) if plan.vector.extent % w == 0)
+    """The widest vectors of up to 16 bytes that every access loads or stores as one."""
+    tensors = plan.program.tensors
+    read = [tensors[r.tensor].address(r.index) for r in plan.loops.reads]
+    return aligned_widths(
+        plan.widths(max(1, 16 // _itemsize(plan))), plan.vector, (*plan.loops.writes.values(), *read)
+    )[-1]
 
 
 def _itemsize(plan: Plan) -> int:
