@@ -33,6 +33,7 @@ from tilewright.dsl.families.attention_form import Attention
 from tilewright.dsl.families.attention_fragments import products_of, row_masks, row_registers
 from tilewright.dsl.families.attention_operands import keys_tile, query_tile, values_tile, weights_tile
 from tilewright.dsl.families.attention_plan import Plan, Scores, scores_of
+from tilewright.dsl.families.attention_repair import declare_flag, repair
 from tilewright.dsl.families.attention_staging import keys_block, query_block, stage, values_block
 from tilewright.dsl.families.attention_text import (
     declare_batch,
@@ -102,6 +103,9 @@ def _kernel(p: Plan, body: Source, helpers: dict[str, str]) -> None:
             with body.block(f"if (first_key + {slot * p.tile_n} < end_key)"):
                 _fetch_values(p, body, helpers, str(slot), f"first_key + {slot * p.tile_n}")
             body.line("TW_COMMIT();")
+    if p.products.splits:
+        declare_flag(body)
+        body.line(BARRIER)
     if p.held:
         body.line(f"TW_WAIT({max(1, 2 * (p.stages - 1))});")
         body.line(BARRIER)
@@ -118,6 +122,8 @@ def _kernel(p: Plan, body: Source, helpers: dict[str, str]) -> None:
     if p.split > 1:
         combine_split(p, body)
     finish(p, scores, body, helpers)
+    if p.products.splits:
+        repair(p, body, helpers)
 
 
 def _steepness(a: Attention, scores: Scores) -> float:
