@@ -260,6 +260,25 @@ def test_tune_and_show_a_network(model: str, capsys: pytest.CaptureFixture[str])
     assert "candidates in" in capsys.readouterr().out
 
 
+def test_precisions_are_tuned_apart(model: str, capsys: pytest.CaptureFixture[str]) -> None:
+    half = ("--precision", "fp16")
+    plain = run_json(capsys, "run", model, "--repeat", "1")["outputs"][0]
+    narrow = run_json(capsys, "run", model, "--repeat", "1", *half)["outputs"][0]
+    assert 0 < abs(narrow["max"] - plain["max"]) < 1e-2 * abs(plain["max"])
+    assert run_json(capsys, "tune", model, "--evaluations", "1", *half)["evaluations"] == 1
+    shown = run_json(capsys, "show", model, *half)
+    assert "tuned" in {launch["origin"] for launch in shown["launches"]}
+    assert any("half" in launch["source"] for launch in shown["launches"])
+    assert {launch["origin"] for launch in run_json(capsys, "show", model)["launches"]} == {"default"}
+
+
+def test_ops_take_a_precision(capsys: pytest.CaptureFixture[str]) -> None:
+    assert run("show", GEMM, *GEMM_INPUTS, "--precision", "bf16") == 0
+    assert "f32(bf16(a[m, k])) * f32(bf16(b[k, n]))" in capsys.readouterr().out
+    assert run("explain", GEMM, *GEMM_INPUTS, "--stored", "--precision", "fp16") == 0
+    assert "f32(f16(a[m, k]))" in capsys.readouterr().out
+
+
 def test_tune_and_show_an_op(capsys: pytest.CaptureFixture[str]) -> None:
     report = run_json(capsys, "tune", GEMM, *GEMM_INPUTS, "--evaluations", "2")
     assert report["stages"][0]["name"] == "gemm"
@@ -308,6 +327,8 @@ def test_bench_stands_beside_onnxruntime(model: str, capsys: pytest.CaptureFixtu
         (["show", GEMM, "--input", "a=8x16", "--input", "b=15x12", "--input", "bias=12"], "should be K = 16"),
         (["show", "{broken}", "--op", "f"], "error: "),
         (["tune", GEMM, *GEMM_INPUTS, "--budget", "soon"], "'soon' is no time"),
+        (["run", "{model}", "--precision", "half"], "a precision is fp32, tf32, fp16 or bf16, not 'half'"),
+        (["show", GEMM, *GEMM_INPUTS, "--precision", "f16"], "a precision is fp32, tf32, fp16 or bf16, not 'f16'"),
         (["run", "{model}", "--input", "picture=1x3x8x8"], "the model has no input picture"),
         (["run", "{model}", "--device", "abacus"], "there is no device 'abacus'"),
         (["db", "--db", "nonsense://", "ls"], "error: "),
