@@ -215,9 +215,10 @@ def _gpu_space(plan: Plan, target: Target) -> Space:
 
 
 def _widest(plan: Plan) -> int:
-    """Elements of the narrowest operand in 16 bytes: 8 of a half, else 4."""
-    sizes = [plan.program.tensors[r.tensor].dtype.itemsize for r in plan.chain.reads if plan.chain.is_wide(r)]
-    return 8 if max(sizes, default=4) == 2 else 4
+    """Elements of the large operands in 16 bytes: 8 of a half, else 4."""
+    read = [plan.program.tensors[r.tensor] for r in plan.chain.reads if plan.chain.is_wide(r)]
+    largest = max((t.size for t in read), default=0)
+    return 8 if max((t.dtype.itemsize for t in read if 8 * t.size >= largest), default=4) == 2 else 4
 
 
 def _register_bytes(group: int) -> int:
