@@ -35,6 +35,7 @@ from tilewright.dsl.program import (
     transform,
     walk,
 )
+from tilewright.dsl.target import Target
 from tilewright.errors import InputError
 
 PRECISIONS = ("fp32", "tf32", "fp16", "bf16")
@@ -47,6 +48,11 @@ def known(name: str) -> str:
     if name not in PRECISIONS:
         raise InputError(f"a precision is {listed(PRECISIONS)}, not {name!r}")
     return name
+
+
+def has_tf32(target: Target) -> bool:
+    """Whether a device has instructions for TF32; others compute tf32 as fp32."""
+    return target.matrix is not None and any(i.products == "tf32" for i in target.matrix.instructions)
 
 
 def common(*flags: str) -> str:

@@ -17,7 +17,7 @@ from dataclasses import replace
 from tilewright.dsl.affine import Affine
 from tilewright.dsl.compose import hoist, inline, touches, unused
 from tilewright.dsl.families import CHAINS
-from tilewright.dsl.precision import allowing_tf32
+from tilewright.dsl.precision import allowing_tf32, has_tf32
 from tilewright.dsl.program import (
     Index,
     Program,
@@ -41,6 +41,8 @@ def split(program: Program, target: Target) -> tuple[Program, ...]:
     later ones.
     """
     program = hoist(inline(program))
+    if program.precision == "tf32" and not has_tf32(target):
+        program = replace(program, precision="fp32")
     reducing = [n for n, s in enumerate(program.statements) if any(isinstance(e, Reduce) for e in walk(s.value))]
     stages: list[Program] = []
     at = 0

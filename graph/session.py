@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from tilewright.dsl.dtypes import DType
-from tilewright.dsl.precision import ROUNDED_TO, known
+from tilewright.dsl.precision import ROUNDED_TO, has_tf32, known
 from tilewright.errors import InputError
 from tilewright.graph import passes
 from tilewright.graph.calls import Network
@@ -197,7 +197,7 @@ class InferenceSession:
         if self._narrow is not None:
             steps = narrowed(steps, self._narrow)
         network = lay_out(steps, self.device.target)
-        if self.precision == "tf32":
+        if self.precision == "tf32" and has_tf32(self.device.target):
             network = network.with_tf32
         return network.with_fast_math if self._fast_math else network
 

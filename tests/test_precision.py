@@ -6,7 +6,7 @@ import re
 from dataclasses import replace
 
 import pytest
-from targets import CPU
+from targets import CPU, GPU
 
 from tilewright.autotune.checking import tolerance
 from tilewright.dsl.check import Definition
@@ -18,7 +18,9 @@ from tilewright.dsl.program import Program
 from tilewright.dsl.stages import split
 from tilewright.dsl.text import program_text, statement_text
 from tilewright.errors import InputError, LanguageError
+from tilewright.runtime.nvidia import matrix_unit
 
+WITH_TF32 = replace(GPU, matrix=matrix_unit((8, 0)))
 GEMM = "op gemm(a[M,K], b[K,N], bias[N]) -> c[M,N]:\n    c[m,n] = relu(sum(k) a[m,k] * b[k,n] + bias[n])\n"
 SHAPES = {"a": (3, 4), "b": (4, 5), "bias": (5,)}
 
@@ -68,7 +70,8 @@ def test_what_is_no_contraction_is_the_same_in_all_policies(text: str, shapes: d
     for precision in PRECISIONS:
         made = parse_op(text).specialise(shapes, precision=precision)
         assert made.statements == plain.statements
-        assert [s.signature for s in split(made, CPU)] == [s.signature for s in split(plain, CPU)]
+        for target in (CPU, WITH_TF32):
+            assert [s.signature for s in split(made, target)] == [s.signature for s in split(plain, target)]
 
 
 @pytest.mark.parametrize(
@@ -182,6 +185,8 @@ def test_fusion_takes_the_more_precise_of_two_contractions() -> None:
 def test_stages_allow_tf32_where_they_contract() -> None:
     text = "op f(a[M,K], b[K,N]) -> y[M,N]:\n    c[m,n] = sum(k) a[m,k] * b[k,n]\n"
     text += "    t[i] = max(j) c[i,j]\n    y[i,j] = c[i,j] - t[i]\n    precision tf32"
-    stages = split(parse_op(text).specialise({"a": (3, 4), "b": (4, 5)}), CPU)
+    program = parse_op(text).specialise({"a": (3, 4), "b": (4, 5)})
+    stages = split(program, WITH_TF32)
     assert [s.precision for s in stages if contracts(s.statements)] == ["tf32"]
     assert {s.precision for s in stages if not contracts(s.statements)} == {"fp32"}
+    assert {s.precision for s in split(program, CPU)} == {"fp32"}  # there is nothing to allow

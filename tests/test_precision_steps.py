@@ -3,17 +3,19 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import replace
 
 import numpy as np
 import onnx
 import pytest
 from networks import by_numpy, by_onnxruntime, copies, model, planned, random
-from targets import CPU
+from targets import CPU, GPU
 
 from tilewright.dsl.dtypes import DType
 from tilewright.dsl.parse import parse_op
 from tilewright.dsl.precision import factors
 from tilewright.dsl.program import Cast, Program
+from tilewright.dsl.target import Target
 from tilewright.dsl.text import program_text
 from tilewright.graph import passes
 from tilewright.graph.calls import Network, Role
@@ -23,15 +25,18 @@ from tilewright.graph.onnx_import import import_model
 from tilewright.graph.precision import NarrowConstants, narrowed
 from tilewright.graph.ranges import Ranges, exceeds
 from tilewright.graph.steps import steps_of
+from tilewright.runtime.nvidia import matrix_unit
 
 NARROW = pytest.mark.parametrize("dtype", [DType.F16, DType.BF16], ids=["fp16", "bf16"])
 
 
-def narrow_network(proto: onnx.ModelProto, feeds: Mapping[str, np.ndarray], dtype: DType) -> Network:
+def narrow_network(
+    proto: onnx.ModelProto, feeds: Mapping[str, np.ndarray], dtype: DType, target: Target = CPU
+) -> Network:
     graph = passes.simplify(import_model(proto))
     shapes = {v.name: feeds[v.name].shape for v in graph.inputs}
     steps = fuse(steps_of(passes.specialise(graph, shapes)))
-    return lay_out(narrowed(steps, NarrowConstants(dtype)), CPU)
+    return lay_out(narrowed(steps, NarrowConstants(dtype)), target)
 
 
 def stored(network: Network, role: Role) -> set[DType]:
@@ -66,7 +71,10 @@ def test_convolutions_store_narrow_and_keep_their_biases(dtype: DType) -> None:
     assert stored(network, Role.TEMPORARY) == {dtype}
     constants = {tuple(s.shape): s.dtype for s in network.buffers.values() if s.role is Role.CONSTANT}
     assert constants == {(6, 3, 3, 3): dtype, (6,): DType.F32, (4, 6, 1, 1): dtype}
-    first, second = (c.program for c in network.calls)
+    with_tf32 = replace(GPU, matrix=matrix_unit((8, 0)))
+    proto = model(text, w0=random(6, 3, 3, 3), b0=random(6), w1=random(4, 6, 1, 1))
+    calls = narrow_network(proto, {"x": random(1, 3, 8, 8)}, dtype, with_tf32).calls
+    first, second = (c.program for c in calls)
     assert (first.precision, second.precision) == ("tf32", "fp32")  # an input in f32 and nothing in f32
     for program in (first, second):  # what lies in memory is multiplied as it is
         assert f"f32({dtype.value}(" not in program_text(program)
