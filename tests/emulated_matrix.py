@@ -1,7 +1,7 @@
 """Matrix instructions for devices that have none: NVIDIA's layouts, with everything exchanged through local memory.
 
-Every macro is called by all items of a work-group, as barriers demand; a kernel that calls one from some groups of lanes
-alone hangs or fails here, though it may run on a GPU.
+Every macro is called by all items of a work-group, as barriers demand; a kernel that calls one from some groups of
+lanes alone hangs or fails here, though it may run on a GPU.
 """
 
 from __future__ import annotations
