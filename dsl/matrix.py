@@ -11,6 +11,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from tilewright.dsl.dtypes import DType
+from tilewright.dsl.warpgroup import WarpgroupUnit
 
 Step = tuple[int, int]
 """What a bit adds to (outer, depth) of an operand, or to (row, column) of the accumulators."""
@@ -131,3 +132,5 @@ class MatrixUnit:
     number differs in the bits of `mask`, a constant; empty if there is none."""
     setup: str = ""
     """Declarations that `shuffle`, `load` and `copy` need at the top of a kernel, with ITEMS as above."""
+    warpgroup: WarpgroupUnit | None = None
+    """Instructions of several sub-groups together."""

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from tilewright.dsl.dtypes import DType
 from tilewright.dsl.matrix import AsyncCopy, Fragment, MatrixInstruction, MatrixLoad, MatrixUnit
+from tilewright.runtime.nvidia_wgmma import warpgroup_unit
 
 _ACCUMULATORS = Fragment(((0, 1), (8, 0)), ((0, 2), (0, 4), (1, 0), (2, 0), (4, 0)))
 
@@ -94,4 +95,4 @@ def matrix_unit(capability: tuple[int, int]) -> MatrixUnit | None:
         return None
     half = _narrow("TW_MMA_F16", "fp16", DType.F16, "f16")
     brain = _narrow("TW_MMA_BF16", "bf16", DType.BF16, "bf16")
-    return MatrixUnit((_TF32, half, brain), _COPY, _LOAD, _SHUFFLE)
+    return MatrixUnit((_TF32, half, brain), _COPY, _LOAD, _SHUFFLE, warpgroup=warpgroup_unit(capability))

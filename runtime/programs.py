@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, cast
 from tilewright.errors import KernelError
 from tilewright.runtime import border
 from tilewright.runtime.cache import ProgramCache
+from tilewright.runtime.nvidia_wgmma import needs_retargeting, retargeted
 
 if TYPE_CHECKING:
     import pyopencl
@@ -59,9 +60,35 @@ def build_program(
         program._build(options.encode(), [device])
     except border.opencl().Error as error:
         raise KernelError(_failure(program, device, source, border.describe(error))) from None
-    if keep:
+    if needs_retargeting(source):
+        program, binary = _retarget(program, context, device, source, options)
+        if keep:
+            cache.write(key, binary)
+    elif keep:
         _store(program, cache, key)
     return Module(program, key, False)
+
+
+def _retarget(
+    program: pyopencl._cl._Program, context: pyopencl.Context, device: pyopencl.Device, source: str, options: str
+) -> tuple[pyopencl._cl._Program, bytes]:
+    """The program with the instructions that the compiler took for comments, and its binary; KernelError without."""
+    found = _binary(program)
+    binary = None if found is None else retargeted(found)
+    if binary is None:
+        names = ", ".join(kernel_names(source))
+        raise KernelError(
+            f"kernel {names} needs instructions that {device.name.strip()} has no compiler for: the driver's binary is "
+            f"not the PTX text that they could be put into; choose another family"
+        )
+    low = border.opencl()._cl
+    with border.guard("hand a program to the driver", KernelError):
+        ready = low._Program(context, [device], [binary])
+    try:
+        ready._build(options.encode(), [device])
+    except border.opencl().Error as error:
+        raise KernelError(_failure(ready, device, source, border.describe(error))) from None
+    return ready, binary
 
 
 def _load(
@@ -79,13 +106,19 @@ def _load(
 
 def _store(program: pyopencl._cl._Program, cache: ProgramCache, key: str) -> None:
     """Keep the binary; a driver that gives none is no error."""
+    binary = _binary(program)
+    if binary is not None:
+        cache.write(key, binary)
+
+
+def _binary(program: pyopencl._cl._Program) -> bytes | None:
+    """The driver's binary of a built program for one device, or None if it gives none."""
     cl = border.opencl()
     try:
         binaries = cast("list[bytes]", program.get_info(cl.program_info.BINARIES))
     except cl.Error:
-        return
-    if len(binaries) == 1 and binaries[0]:
-        cache.write(key, binaries[0])
+        return None
+    return binaries[0] if len(binaries) == 1 and binaries[0] else None
 
 
 def _failure(program: pyopencl._cl._Program, device: pyopencl.Device, source: str, status: str) -> str:

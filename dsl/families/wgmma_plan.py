@@ -1,0 +1,224 @@
+"""One configuration of a contraction for the warpgroup instructions, with everything that its kernel needs to know."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from tilewright.dsl.dtypes import DType
+from tilewright.dsl.families.contraction import Contraction
+from tilewright.dsl.families.shared import ceil_div
+from tilewright.dsl.families.wgmma_form import PIECE, Products, Side, Tiles, products, sides, tiles
+from tilewright.dsl.families.wgmma_pack import Panels
+from tilewright.dsl.lowering import Scratch
+from tilewright.dsl.matrix import MatrixUnit
+from tilewright.dsl.program import Program
+from tilewright.dsl.space import Configuration
+from tilewright.dsl.target import Target
+from tilewright.dsl.warpgroup import GROUP_ITEMS, GROUP_ROWS, ROW_BYTES, TILE_ALIGNMENT, WarpgroupUnit
+from tilewright.dsl.writer import argument, index_type
+
+CHUNK = 32
+"""Columns of results that a sub-group lays out in local memory at a time before it stores them."""
+PITCH = CHUNK + 8
+"""Elements between rows there: four rows of eight columns lie in different banks."""
+MAP_WORDS = 16
+"""64-bit words of a tensor map."""
+
+
+@dataclass(frozen=True)
+class Plan:
+    """A contraction with the numbers of one configuration."""
+
+    c: Contraction
+    program: Program
+    target: Target
+    products: Products
+    tile_m: int
+    tile_n: int
+    teams: int
+    """Groups of 128 work-items that compute; another group, or a sub-group, loads."""
+    stages: int
+    load_a: str
+    load_b: str
+    band: int
+    resident: int
+    """Work-groups per compute unit that go through the tiles; 0 for a work-group per tile."""
+    configuration: Configuration
+
+    @staticmethod
+    def of(c: Contraction, program: Program, target: Target, configuration: Configuration) -> Plan:
+        """The numbers of a configuration."""
+        found = products(c, program)
+        assert isinstance(found, Products)
+        number = configuration.integer
+        return Plan(
+            c,
+            program,
+            target,
+            found,
+            number("tile_m"),
+            number("tile_n"),
+            number("teams"),
+            number("stages"),
+            str(configuration["load_a"]),
+            str(configuration["load_b"]),
+            number("band"),
+            number("resident"),
+            configuration,
+        )
+
+    @property
+    def unit(self) -> WarpgroupUnit:
+        """The device's instructions."""
+        return warpgroups(self.target)[1]
+
+    @property
+    def ctype(self) -> str:
+        """Type of addresses and flattened indices."""
+        return index_type(self.program)
+
+    @property
+    def sides(self) -> tuple[Side, Side]:
+        """Both operands."""
+        return sides(self.c, self.products)
+
+    @property
+    def parts(self) -> int:
+        """Tiles of B per stage: two where its elements are split."""
+        return 2 if self.products.splits else 1
+
+    @property
+    def blocks(self) -> int:
+        """Instructions of 64 rows per team, one below the other."""
+        return self.tile_m // (GROUP_ROWS * self.teams)
+
+    @property
+    def a_bytes(self) -> int:
+        """Bytes of A per stage."""
+        return self.tile_m * ROW_BYTES
+
+    @property
+    def b_bytes(self) -> int:
+        """Bytes of B per stage."""
+        return self.parts * self.tile_n * ROW_BYTES
+
+    @property
+    def stage_bytes(self) -> int:
+        """Bytes of a stage."""
+        return self.a_bytes + self.b_bytes
+
+    @property
+    def computing(self) -> int:
+        """Work-items that compute."""
+        return GROUP_ITEMS * self.teams
+
+    @property
+    def loading(self) -> int:
+        """Work-items that load: a whole group where they copy, a sub-group where one of them starts copies."""
+        return GROUP_ITEMS if self.load_a == "pieces" else 32
+
+    @property
+    def items(self) -> int:
+        """Work-items of a work-group."""
+        return self.computing + self.loading
+
+    @property
+    def steps(self) -> int:
+        """Tiles of the depth."""
+        return ceil_div(self.c.k, self.products.depth)
+
+    @property
+    def grid(self) -> tuple[int, int]:
+        """Tiles along rows and columns."""
+        return ceil_div(self.c.m, self.tile_m), ceil_div(self.c.n, self.tile_n)
+
+    @property
+    def tiles(self) -> int:
+        """Tiles of all groups."""
+        rows, columns = self.grid
+        return rows * columns * self.c.g
+
+    @property
+    def groups(self) -> int:
+        """Work-groups of the launch."""
+        return min(self.tiles, self.resident * self.target.compute_units) if self.resident else self.tiles
+
+    @property
+    def registers(self) -> int:
+        """Sums that a work-item holds."""
+        return (self.blocks + (1 if self.products.splits else 0)) * self.tile_n // 2
+
+    @property
+    def pipeline_bytes(self) -> int:
+        """Bytes of all stages, of what aligns them, and of their barriers."""
+        return self.stages * (self.stage_bytes + 16) + TILE_ALIGNMENT
+
+    @property
+    def local_bytes(self) -> int:
+        """Local memory of a work-group."""
+        return self.pipeline_bytes + self.computing // 32 * 16 * PITCH * 4
+
+    def panels(self, which: str) -> Panels:
+        """An operand's panels."""
+        if which == "a":
+            return Panels(self.sides[0], self.program, "panels_a", self.tile_m, 1, self.ctype)
+        return Panels(self.sides[1], self.program, "panels_b", self.tile_n, self.parts, self.ctype)
+
+    def boxes(self, which: str) -> Tiles | None:
+        """An operand as boxes, if it is loaded that way."""
+        if (self.load_a if which == "a" else self.load_b) != "tiles":
+            return None
+        return tiles(self.sides[0 if which == "a" else 1])
+
+    @property
+    def mapped(self) -> tuple[str, ...]:
+        """The operands that have tensor maps."""
+        return tuple(which for which in "ab" if self.boxes(which) is not None)
+
+    @property
+    def maps(self) -> Scratch | None:
+        """Memory for the tensor maps of every work-group."""
+        size = self.groups * len(self.mapped) * MAP_WORDS
+        return Scratch("tensor_maps", DType.U64, size) if size else None
+
+    @property
+    def tensors(self) -> tuple[str, ...]:
+        """The buffers of the kernel, in order: what the epilogue reads, what is loaded, what is written."""
+        read = [r.tensor for r in self.c.epilogue_reads()]
+        for which, way, side in zip("ab", (self.load_a, self.load_b), self.sides, strict=True):
+            read.append(f"panels_{which}" if way == "panels" else side.place().tensor.name)
+        return tuple(dict.fromkeys([*read, self.c.statement.target, *(["tensor_maps"] if self.maps else [])]))
+
+    @property
+    def parameters(self) -> tuple[str, ...]:
+        """The kernel's parameters in C."""
+        texts = []
+        for name in self.tensors:
+            const = "" if name in (self.c.statement.target, "tensor_maps") else "const "
+            if name == "tensor_maps":
+                ctype = DType.U64.opencl
+            elif name.startswith("panels_"):
+                ctype = self.products.operand.opencl
+            else:
+                ctype = self.program.tensors[name].dtype.opencl
+            texts.append(f"__global {const}{ctype}* restrict {argument(name)}")
+        return tuple(texts)
+
+    @property
+    def b_depth_major(self) -> bool:
+        """Whether B's rows in local memory are columns of the product."""
+        boxes = self.boxes("b")
+        return boxes is None or boxes.depth_major
+
+    @property
+    def piece(self) -> int:
+        """Elements of 16 bytes."""
+        return PIECE // self.products.operand.itemsize
+
+
+def warpgroups(target: Target) -> tuple[MatrixUnit, WarpgroupUnit]:
+    """What the device has for matrices, where it has instructions for groups of sub-groups."""
+    unit = target.matrix
+    assert unit is not None
+    assert unit.warpgroup is not None
+    return unit, unit.warpgroup
