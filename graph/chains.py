@@ -82,7 +82,14 @@ def _chained(work: Work, group: list[int]) -> Item | None:
         names[work.steps.references[item.output.name].value] = item.output.name
     whole = all_of(work, group)
     program = hoist(inline(whole.program))
-    return whole if len(program.statements) == 1 or not isinstance(chain_of(program), str) else None
+    joined = len(program.statements) == 1 and _ranges(program) == 1
+    return whole if joined or not isinstance(chain_of(program), str) else None
+
+
+def _ranges(program: Program) -> int:
+    """How many different ranges the program's reductions run over."""
+    every = (n for s in program.statements for n in walk(s.value) if isinstance(n, Reduce))
+    return len({tuple(i.extent for i in n.indices) for n in every})
 
 
 def _take_operands(work: Work, position: int) -> None:

@@ -119,3 +119,14 @@ def test_tensor_of_a_step_that_splits_a_row() -> None:
     (call,) = network.calls
     x: Tensor = call.program.inputs[0]
     assert (x.shape, x.strides) == ((3, 2, 4), (8, 4, 1))
+
+
+def test_windows_of_different_sizes_are_no_chain() -> None:
+    """Two depthwise convolutions of one input that are added: each is a kernel, the sum an epilogue."""
+    text = """g (float[2, 8, 9, 10] x) => (float[2, 8, 9, 10] y) {
+        a = Conv <group = 8> (x, w1)
+        b = Conv <group = 8, pads = [1, 1, 1, 1]> (x, w3)
+        y = Add (a, b)
+    }"""
+    network = check(text, {"x": random(2, 8, 9, 10)}, w1=random(8, 1, 1, 1), w3=random(8, 1, 3, 3))
+    assert [c.ops for c in network.calls] == [("Conv",), ("Conv", "Add")]
