@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+from collections import deque
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -13,7 +14,7 @@ from tilewright.errors import DeviceError
 from tilewright.graph.calls import BufferSpec, Call, Network, Role
 from tilewright.graph.memory import Arenas
 from tilewright.graph.planned import PlannedCall, PlannedLaunch
-from tilewright.runtime import BoundLaunch, Buffer, Context
+from tilewright.runtime import BoundLaunch, Buffer, Context, Mark
 
 Feeds = Mapping[str, "np.ndarray[Any, Any] | Buffer"]
 
@@ -34,6 +35,14 @@ class ProfileRow:
     """Of the stage that the launch belongs to: its arithmetic over the time of all its launches."""
     gbytes_per_second: float
     """Likewise for the bytes that the stage reads and writes at least."""
+
+
+@dataclass(eq=False)
+class _OwnInputs:
+    """Memory of inputs that are arrays of the caller, and when it was used last."""
+
+    buffers: dict[str, Buffer]
+    last_use: Mark | None = None
 
 
 class Plan:
@@ -68,6 +77,8 @@ class Plan:
         self._places = {name: _places(launches, bound, name) for name in (*self.inputs, *self.outputs)}
         self._set: dict[str, Any] = {}
         """What the arguments of each input and output are set to: OpenCL's memory objects."""
+        self._own: deque[_OwnInputs] = deque(maxlen=2)
+        """Where arrays are copied to while the device is at work on an earlier run; used longest ago first."""
         self._lock = threading.Lock()
 
     @property
@@ -94,19 +105,28 @@ class Plan:
         with self._lock:
             outputs = self._allocated(self.outputs)
             inputs = self._connect(feeds, outputs)
-            sent = [self._ctx.send(inputs[name], array) for name, array in self._arrays(feeds)]
+            sent = [self._ctx.transfers.send(inputs[name], array) for name, array in self._arrays(feeds)]
             self._ctx.enqueue(self._bound)
             wanted = [(outputs[name], spec.shape, spec.dtype) for name, spec in specs.items()]
-            results = self._ctx.receive(wanted)
+            results = self._ctx.transfers.receive(wanted)
         del sent  # only now: what was sent had to stay as it was
         return dict(zip(specs, results, strict=True))
 
     def run_on_device(self, feeds: Feeds) -> dict[str, Buffer]:
-        """Run once and leave the outputs on the device, in buffers of their own; returns before the device is done."""
+        """Run once and leave the outputs on the device, in buffers of their own; returns before the device is done.
+
+        Arrays may be changed once it has returned. They are copied while the device does what came before, where it
+        can do both.
+        """
         with self._lock:
             outputs = self._allocated(self.outputs)
-            self._load(feeds, outputs)
+            arrays = dict(self._arrays(feeds))
+            own = self._own_inputs(arrays)
+            self._connect({**feeds, **own.buffers}, outputs)
+            for name, array in arrays.items():
+                self._ctx.transfers.upload(own.buffers[name], array, own.last_use)
             self._ctx.enqueue(self._bound)
+            own.last_use = self._ctx.transfers.mark()
             return outputs
 
     def time(self, feeds: Feeds, repeats: int, warmup: int = 1) -> list[float]:
@@ -156,6 +176,22 @@ class Plan:
 
     def _allocated(self, specs: Mapping[str, BufferSpec]) -> dict[str, Buffer]:
         return {name: self._ctx.allocate(spec.nbytes) for name, spec in specs.items()}
+
+    def _own_inputs(self, names: Collection[str]) -> _OwnInputs:
+        """Memory for inputs that no run under way reads, or that of the run before the last."""
+        if not names or not self._ctx.transfers.overlap:
+            return _OwnInputs({name: self._ctx.allocate(self.inputs[name].nbytes) for name in names})
+        own = next((o for o in self._own if o.last_use is not None and o.last_use.is_passed), None)
+        if own is None:
+            own = self._own.popleft() if len(self._own) == self._own.maxlen else _OwnInputs({})
+        else:
+            self._own.remove(own)
+        self._own.append(own)
+        missing = [name for name in names if name not in own.buffers]
+        if missing:
+            own.buffers.update({name: self._ctx.allocate(self.inputs[name].nbytes) for name in missing})
+            own.last_use = self._ctx.transfers.mark()  # the pool gives what launches under way may still read
+        return own
 
     def _arrays(self, feeds: Feeds) -> Iterator[tuple[str, np.ndarray[Any, Any]]]:
         """What has to be copied to the device."""

@@ -9,6 +9,7 @@ from tilewright.runtime.discovery import Device, devices, select_device
 from tilewright.runtime.execution import BoundLaunch, Context, context
 from tilewright.runtime.pool import Buffer
 from tilewright.runtime.programs import Module
+from tilewright.runtime.transfers import Mark
 from tilewright.runtime.verification import SelfTest, selftest
 
 __all__ = [
@@ -20,6 +21,7 @@ __all__ = [
     "Context",
     "Device",
     "Diagnosis",
+    "Mark",
     "Module",
     "ProgramCache",
     "SelfTest",

@@ -10,7 +10,8 @@ import hashlib
 import math
 import threading
 from collections import OrderedDict
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from enum import Enum
 from typing import TYPE_CHECKING, Any
@@ -27,6 +28,7 @@ from tilewright.runtime.launching import Call, Launcher, LaunchRefused
 from tilewright.runtime.pool import Buffer, Pool
 from tilewright.runtime.programs import Module, build_program
 from tilewright.runtime.targets import driver_of, source_prelude, splits_buffers
+from tilewright.runtime.transfers import Transfers, bytes_of, check_range
 
 if TYPE_CHECKING:
     import pyopencl
@@ -100,6 +102,7 @@ class Context:
         self.splits_buffers = splits_buffers(driver_of(device.platform, device.kind))
         """Whether `view` may be used for parts that overlap and come and go."""
         self.pool = Pool(self._context, device.name, device.global_memory, device.max_allocation)
+        self.transfers = Transfers(self._context, self._queue, self._handle.host_unified_memory, self._synchronising)
         self.cache = ProgramCache()
         self._modules: OrderedDict[str, Module] = OrderedDict()
         self._turns: dict[str, threading.Lock] = {}
@@ -128,7 +131,7 @@ class Context:
         `offset_bytes` must be a multiple of `alignment`; DeviceError otherwise, or where the part leaves the buffer.
         """
         border.refuse_after_fork()
-        _check_range(buffer, offset_bytes, nbytes)
+        check_range(buffer, offset_bytes, nbytes)
         if offset_bytes % self.alignment:
             raise DeviceError(
                 f"a view starts at byte {offset_bytes}, but {self.device.name} needs a multiple of {self.alignment}"
@@ -143,58 +146,11 @@ class Context:
 
     def write(self, buffer: Buffer, array: np.ndarray[Any, Any], offset_bytes: int = 0) -> None:
         """Copy an array into a buffer in C order and native byte order; returns when the array may be changed."""
-        border.refuse_after_fork()
-        self._wait([self._send(buffer, array, offset_bytes)], "copy an array to the device")
-
-    def send(self, buffer: Buffer, array: np.ndarray[Any, Any]) -> object:
-        """Start to copy an array into a buffer, in C order and native byte order.
-
-        The array must not be changed, and the result be kept, until something enqueued later has been waited for.
-        """
-        border.refuse_after_fork()
-        return self._send(buffer, array, 0)
-
-    def _send(self, buffer: Buffer, array: np.ndarray[Any, Any], offset_bytes: int) -> pyopencl.Event | None:
-        source = np.asarray(array)
-        if source.dtype.hasobject:
-            raise DeviceError(f"an array of dtype {source.dtype} has no bytes to copy to a device")
-        source = np.ascontiguousarray(source, dtype=source.dtype.newbyteorder("="))
-        _check_range(buffer, offset_bytes, source.nbytes)
-        if not source.nbytes:
-            return None
-        with self._synchronising(f"copy {source.nbytes} bytes to the device"):
-            write = border.opencl()._cl._enqueue_write_buffer
-            event: pyopencl.Event = write(self._queue, buffer.memory, _bytes(source), offset_bytes, None, False)
-            return event
+        self.transfers.write(buffer, array, offset_bytes)
 
     def read(self, buffer: Buffer, shape: Sequence[int], dtype: object, offset_bytes: int = 0) -> np.ndarray[Any, Any]:
         """A new array of `shape` and `dtype` (NumPy's or the language's) with a buffer's content in C order."""
-        return self.receive([(buffer, shape, dtype)], offset_bytes)[0]
-
-    def receive(
-        self, parts: Sequence[tuple[Buffer, Sequence[int], object]], offset_bytes: int = 0
-    ) -> list[np.ndarray[Any, Any]]:
-        """What `read` gives, for several buffers with one wait for all; other threads may use the device meanwhile."""
-        border.refuse_after_fork()
-        results, events = [], []
-        for buffer, shape, dtype in parts:
-            wanted = dtype.numpy if isinstance(dtype, DType) else np.dtype(dtype)  # type: ignore[call-overload]
-            result: np.ndarray[Any, Any] = np.empty(tuple(shape), wanted)
-            _check_range(buffer, offset_bytes, result.nbytes)
-            results.append(result)
-            if result.nbytes:
-                with self._synchronising(f"copy {result.nbytes} bytes from the device"):
-                    read = border.opencl()._cl._enqueue_read_buffer
-                    events.append(read(self._queue, buffer.memory, _bytes(result), offset_bytes, None, False))
-        self._wait(events, f"copy {sum(r.nbytes for r in results)} bytes from the device")
-        return results
-
-    def _wait(self, events: Sequence[pyopencl.Event | None], action: str) -> None:
-        """Wait for events of the queue, which runs in order: for the last one; DeviceError if something failed."""
-        last = next((event for event in reversed(events) if event is not None), None)
-        if last is not None:
-            with self._synchronising(action, exclusive=False):
-                last.wait()
+        return self.transfers.receive([(buffer, shape, dtype)], offset_bytes)[0]
 
     def fill(self, buffer: Buffer, value: float, dtype: DType) -> None:
         """Set every element of a buffer, without waiting; bytes that make no whole element at the end stay."""
@@ -203,7 +159,7 @@ class Context:
         if size:
             pattern = np.array([value]).astype(dtype.numpy)
             with self._lock, border.guard(f"fill {size} bytes"):
-                border.opencl()._cl._enqueue_fill_buffer(self._queue, buffer.memory, _bytes(pattern), 0, size, None)
+                border.opencl()._cl._enqueue_fill_buffer(self._queue, buffer.memory, bytes_of(pattern), 0, size, None)
 
     def build(self, source: str, options: str = "") -> Module:
         """Compile OpenCL C, or find it in memory or on disk; KernelError with the trimmed log if that fails.
@@ -330,7 +286,7 @@ class Context:
     def finish(self) -> None:
         """Wait until everything enqueued is done; DeviceError if a kernel failed meanwhile."""
         border.refuse_after_fork()
-        with self._synchronising("finish the work on the device", exclusive=False):
+        with self._synchronising("finish the work on the device"):
             self._queue.finish()
 
     def time(self, launches: Sequence[BoundLaunch], repeats: int, warmup: int = 1) -> list[float]:
@@ -340,7 +296,7 @@ class Context:
         which is what a user sees. Short sequences are run several times per sample and the mean is returned.
         """
         border.refuse_after_fork()
-        with self._synchronising("time kernels"):
+        with self._lock, self._synchronising("time kernels"):
             if self.device.kind == "gpu":
                 return timing.by_events(self, launches, repeats, warmup)
             return timing.by_clock(self, launches, repeats, warmup)
@@ -348,7 +304,7 @@ class Context:
     def profile(self, launches: Sequence[BoundLaunch]) -> list[float]:
         """Seconds per launch by device events, from one run; 0.0 for a launch without work-items."""
         border.refuse_after_fork()
-        with self._synchronising("profile kernels"):
+        with self._lock, self._synchronising("profile kernels"):
             return timing.each(self, launches)
 
     def enqueue_profiled(self, launches: Sequence[BoundLaunch]) -> list[Any]:
@@ -370,46 +326,21 @@ class Context:
         """Wait for the profiling queue."""
         self._profiling_queue.finish()
 
-    def _synchronising(self, action: str, exclusive: bool = True) -> _Synchronising:
-        return _Synchronising(self, action, exclusive)
+    @contextmanager
+    def _synchronising(self, action: str) -> Iterator[None]:
+        """Errors of calls that may wait as DeviceError; a fault of an earlier kernel shows up at these."""
+        try:
+            yield
+        except self._error as error:
+            code = border.error_code(error)
+            fault = code in border.LOST_CODES or (code == border.OUT_OF_RESOURCES and self.device.kind == "gpu")
+            self.lost = self.lost or fault
+            raise DeviceError(f"cannot {action}: {border.describe(error)}{self._advice()}") from error
 
     def _advice(self) -> str:
         if not self.lost:
             return ""
         return "; the device stopped after a fault (a kernel left its memory or ran too long), its buffers are lost"
-
-
-class _Synchronising:
-    """Errors of blocking calls as DeviceError; a fault of an earlier kernel shows up at these."""
-
-    def __init__(self, owner: Context, action: str, exclusive: bool) -> None:
-        self._owner = owner
-        self._action = action
-        self._exclusive = exclusive
-
-    def __enter__(self) -> None:
-        if self._exclusive:
-            self._owner._lock.acquire()
-
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, _trace: object) -> None:
-        owner = self._owner
-        if self._exclusive:
-            owner._lock.release()
-        if isinstance(error, owner._error):
-            code = border.error_code(error)
-            fault = code in border.LOST_CODES or (code == border.OUT_OF_RESOURCES and owner.device.kind == "gpu")
-            owner.lost = owner.lost or fault
-            raise DeviceError(f"cannot {self._action}: {border.describe(error)}{owner._advice()}") from error
-
-
-def _bytes(array: np.ndarray[Any, Any]) -> np.ndarray[Any, np.dtype[np.uint8]]:
-    """The bytes of a contiguous array, for dtypes that have no buffer interface of their own."""
-    return array.reshape(-1).view(np.uint8)
-
-
-def _check_range(buffer: Buffer, offset: int, nbytes: int) -> None:
-    if offset < 0 or nbytes < 0 or offset + nbytes > buffer.nbytes:
-        raise DeviceError(f"{nbytes} bytes at offset {offset} do not fit into a buffer of {buffer.nbytes} bytes")
 
 
 def _check_sizes(launch: Launch) -> None:

@@ -32,6 +32,7 @@ from tilewright.graph.views import reshaped_strides, seen
 from tilewright.ops import Permuted, Sliced
 from tilewright.runtime import Array, Buffer, Context, Device, asarray
 from tilewright.runtime.pool import size_class
+from tilewright.runtime.transfers import Transfers
 from tilewright.tuning_db import Store
 
 # --- memory -----------------------------------------------------------------------------------------------------------
@@ -432,9 +433,9 @@ def test_only_the_named_outputs_are_copied(device: Device, ctx: Context, monkeyp
     plan = plan_program(parse_op(text).specialise({"x": (5,)}), device)
     x = random(5)
     copied: list[int] = []
-    receive = Context.receive
+    receive = Transfers.receive
     monkeypatch.setattr(
-        Context, "receive", lambda self, parts, offset=0: copied.append(len(parts)) or receive(self, parts, offset)
+        Transfers, "receive", lambda self, parts, offset=0: copied.append(len(parts)) or receive(self, parts, offset)
     )
     found = plan.run({"x": x}, ["z"])
     assert list(found) == ["z"]
@@ -542,6 +543,23 @@ def test_arrays_in_and_out_of_a_session(session: InferenceSession, device: Devic
         x[:] = np.nan  # the caller may do so once the call has returned
         np.testing.assert_array_equal(y, wanted)
     assert [r.op for r in session.profile({"x": given[0]})] == [r.op for r in session.profile({"x": batches[0]})]
+
+
+def test_uploads_overlap_runs_where_the_device_has_memory_of_its_own(
+    session: InferenceSession, ctx: Context, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    batches = [random(2, 3, 6, 8, seed=n) for n in range(12)]
+    expected = [session.run(None, {"x": x})[0] for x in batches]
+    staged = Transfers(ctx._context, ctx._queue, False, ctx._synchronising)
+    monkeypatch.setattr(ctx, "transfers", staged)
+    assert staged.overlap
+    results = []
+    for x in batches:
+        results += session.run_on_device(None, {"x": x})
+        x[:] = np.nan
+    for y, wanted in zip(results, expected, strict=True):
+        np.testing.assert_array_equal(y, wanted)
+    assert len(session.plan(batch=2)._own) <= 2
 
 
 def test_wrong_arrays_are_named(session: InferenceSession, device: Device) -> None:

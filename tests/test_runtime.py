@@ -29,6 +29,7 @@ from tilewright.runtime import (
     execution,
     launching,
     selftest,
+    transfers,
 )
 from tilewright.runtime import programs as programs_module
 from tilewright.runtime.pool import Pool, size_class
@@ -166,7 +167,7 @@ def test_arguments_may_be_set_anew_while_launches_wait(ctx: Context) -> None:
         ctx.rebind(bound, 1, other)
         ctx.enqueue([bound])
     expected = 2 * np.arange(256, dtype=np.float32) + 1
-    for found in ctx.receive([(other, (256,), np.float32) for other in others]):
+    for found in ctx.transfers.receive([(other, (256,), np.float32) for other in others]):
         np.testing.assert_array_equal(found, expected)
     assert ctx.read(y, (256,), np.float32)[1] == 1
 
@@ -192,12 +193,12 @@ def test_both_ways_to_launch_do_the_same(ctx: Context, monkeypatch: pytest.Monke
 def test_what_is_sent_and_received_together(ctx: Context) -> None:
     arrays = [np.arange(n, dtype=np.float32).reshape(-1, 2).T for n in (0, 2, 1000, 100_000)]
     buffers = [ctx.allocate(a.nbytes) for a in arrays]
-    sent = [ctx.send(b, a) for b, a in zip(buffers, arrays, strict=True)]
-    found = ctx.receive([(b, a.shape, DType.F32) for b, a in zip(buffers, arrays, strict=True)])
+    sent = [ctx.transfers.send(b, a) for b, a in zip(buffers, arrays, strict=True)]
+    found = ctx.transfers.receive([(b, a.shape, DType.F32) for b, a in zip(buffers, arrays, strict=True)])
     del sent
     for result, expected in zip(found, arrays, strict=True):
         np.testing.assert_array_equal(result, expected)
-    assert ctx.receive([]) == []
+    assert ctx.transfers.receive([]) == []
 
 
 def test_every_dtype_survives_a_round_trip(ctx: Context) -> None:
@@ -359,6 +360,44 @@ def test_size_classes_waste_at_most_an_eighth() -> None:
 def test_a_tensor_larger_than_the_device_is_refused(ctx: Context) -> None:
     with pytest.raises(DeviceError, match=r"bytes are needed in one buffer, but .* allows \d+ bytes"):
         ctx.allocate(1 << 45)
+
+
+@pytest.mark.parametrize("threads", [1, 3])
+def test_pinned_memory_is_used_in_turns(ctx: Context, monkeypatch: pytest.MonkeyPatch, threads: int) -> None:
+    monkeypatch.setattr(transfers, "PIECE", 1000)
+    monkeypatch.setattr(transfers, "PIECES", 5)
+    monkeypatch.setattr(transfers, "WORTH_A_THREAD", 500)
+    staged = transfers.Transfers(ctx._context, ctx._queue, False, ctx._synchronising)
+    wrong: list[int] = []
+
+    def work(number: int) -> None:
+        for size in (0, 1, 250, 999, 1000, 1001, 5000, 33_333):
+            array = np.random.default_rng(number * size).integers(0, 255, size, np.uint8)
+            kept, buffer = array.copy(), ctx.allocate(size)
+            staged.write(buffer, array)
+            array[:] = 0
+            other = ctx.allocate(size)
+            staged.upload(other, kept, staged.mark())
+            for found in staged.receive([(buffer, (size,), np.uint8), (other, (size,), np.uint8)]):
+                if not np.array_equal(found, kept):
+                    wrong.append(size)
+
+    workers = [threading.Thread(target=work, args=(n,)) for n in range(threads)]
+    for worker in workers:
+        worker.start()
+    for worker in workers:
+        worker.join()
+    assert wrong == []
+
+
+def test_marks_are_passed_in_order(ctx: Context) -> None:
+    bound, _, _ = saxpy(ctx)
+    marks = []
+    for _ in range(5):
+        ctx.enqueue([bound])
+        marks.append(ctx.transfers.mark())
+    ctx.finish()
+    assert all(mark.is_passed for mark in marks)
 
 
 # Programs

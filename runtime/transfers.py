@@ -1,0 +1,270 @@
+"""Copies between arrays and device memory that wait for the device only where the host needs what it computes.
+
+A device with memory of its own is fed by way of pinned memory. What a driver copies from ordinary memory it first
+copies to pinned memory itself, by one thread and with the caller waiting; here several threads copy pieces of an array
+into a ring of pinned memory, from where the device fetches each piece while the next ones are copied.
+"""
+
+from __future__ import annotations
+
+import functools
+import os
+import threading
+from collections import deque
+from collections.abc import Callable, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import AbstractContextManager
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from tilewright.dsl.dtypes import DType
+from tilewright.errors import DeviceError
+from tilewright.runtime import border
+from tilewright.runtime.pool import Buffer
+
+if TYPE_CHECKING:
+    import pyopencl
+
+PIECE = 1 << 20
+"""Bytes of a piece."""
+PIECES = 32
+"""Pieces in the ring."""
+WORTH_A_THREAD = 128 << 10
+"""Bytes from which on another thread copies; before that the caller does it in the time of asking one."""
+COPIERS = 4
+"""Threads that copy at most; more do not help where one reaches a fifth of what the bus takes."""
+
+AnyArray = np.ndarray[Any, Any]
+Bytes = np.ndarray[Any, np.dtype[np.uint8]]
+
+_UPLOADS_KEPT = 16
+"""Copies of arrays that wait for a device that shares the host's memory; one more waits for the first of them."""
+
+
+@dataclass(frozen=True, eq=False)
+class Mark:
+    """A place in a queue."""
+
+    event: pyopencl.Event
+
+    @property
+    def is_passed(self) -> bool:
+        """True once the device has done everything before it, well or badly."""
+        return int(self.event.command_execution_status) <= 0
+
+
+class Transfers:
+    """Copies to and from the buffers of one context, in order with what its queue does."""
+
+    def __init__(
+        self,
+        context: pyopencl.Context,
+        queue: pyopencl.CommandQueue,
+        shares_memory: bool,
+        guard: Callable[[str], AbstractContextManager[None]],
+    ) -> None:
+        """`shares_memory`: the device's memory is the host's. `guard` turns errors of what it is told of into ours."""
+        self._queue = queue
+        self._guard = guard
+        self._staging = None if shares_memory else Staging(context)
+        self._uploads = queue if shares_memory else border.opencl().CommandQueue(context)
+        self._sent: deque[pyopencl.Event] = deque(maxlen=_UPLOADS_KEPT)
+
+    @property
+    def overlap(self) -> bool:
+        """Whether `upload` copies while kernels run."""
+        return self._staging is not None
+
+    def write(self, buffer: Buffer, array: AnyArray, offset_bytes: int = 0) -> None:
+        """Copy an array into a buffer in C order and native byte order; returns when the array may be changed."""
+        border.refuse_after_fork()
+        self._wait([self._send(buffer, array, offset_bytes)], "copy an array to the device")
+
+    def send(self, buffer: Buffer, array: AnyArray) -> object:
+        """Start to copy an array into a buffer, in C order and native byte order.
+
+        The array must not be changed, and the result be kept, until something enqueued later has been waited for.
+        """
+        border.refuse_after_fork()
+        return self._send(buffer, array, 0)
+
+    def upload(self, buffer: Buffer, array: AnyArray, after: Mark | None) -> None:
+        """Copy an array into a buffer for what is enqueued from now on, while the device does what came before.
+
+        ``after``: a mark behind the last use of the buffer, which devices need that `overlap`. Returns when the array
+        may be changed, mostly long before the device has it.
+        """
+        border.refuse_after_fork()
+        source = _source(array)
+        check_range(buffer, 0, source.nbytes)
+        if not source.nbytes:
+            return
+        low = border.opencl()._cl
+        with self._guard(f"copy {source.nbytes} bytes to the device"):
+            if self._staging is None:  # a copy in the host's memory is what pinned memory would be
+                self._sent.append(low._enqueue_write_buffer(self._queue, buffer.memory, source.copy(), 0, None, False))
+            else:
+                events = () if after is None else (after.event,)
+                event = self._staging.send(self._uploads, buffer.memory, source, 0, events)
+                low._enqueue_barrier_with_wait_list(self._queue, [event])
+
+    def mark(self) -> Mark:
+        """A mark behind everything enqueued so far, which the device begins now if it has not."""
+        border.refuse_after_fork()
+        with self._guard("mark a place in the queue"):
+            event = border.opencl()._cl._enqueue_marker_with_wait_list(self._queue)
+            self._queue.flush()
+        return Mark(event)
+
+    def receive(
+        self, parts: Sequence[tuple[Buffer, Sequence[int], object]], offset_bytes: int = 0
+    ) -> list[np.ndarray[Any, Any]]:
+        """New arrays with the content of buffers, given with shapes and dtypes (NumPy's or the language's).
+
+        Waits once for all; other threads may use the device meanwhile.
+        """
+        border.refuse_after_fork()
+        results, events = [], []
+        for buffer, shape, dtype in parts:
+            wanted = dtype.numpy if isinstance(dtype, DType) else np.dtype(dtype)  # type: ignore[call-overload]
+            result: np.ndarray[Any, Any] = np.empty(tuple(shape), wanted)
+            check_range(buffer, offset_bytes, result.nbytes)
+            results.append(result)
+            if result.nbytes:
+                with self._guard(f"copy {result.nbytes} bytes from the device"):
+                    read = border.opencl()._cl._enqueue_read_buffer
+                    events.append(read(self._queue, buffer.memory, bytes_of(result), offset_bytes, None, False))
+        self._wait(events, f"copy {sum(r.nbytes for r in results)} bytes from the device")
+        return results
+
+    def _send(self, buffer: Buffer, array: AnyArray, offset_bytes: int) -> pyopencl.Event | None:
+        """The event until which the array must stay as it is, if it must at all."""
+        source = _source(array)
+        check_range(buffer, offset_bytes, source.nbytes)
+        if not source.nbytes:
+            return None
+        with self._guard(f"copy {source.nbytes} bytes to the device"):
+            if self._staging is not None:
+                self._staging.send(self._queue, buffer.memory, source, offset_bytes)
+                return None
+            write = border.opencl()._cl._enqueue_write_buffer
+            event: pyopencl.Event = write(self._queue, buffer.memory, source, offset_bytes, None, False)
+            return event
+
+    def _wait(self, events: Sequence[pyopencl.Event | None], action: str) -> None:
+        """Wait for events of the queue, which runs in order: for the last one; DeviceError if something failed."""
+        last = next((event for event in reversed(events) if event is not None), None)
+        if last is not None:
+            with self._guard(action):
+                last.wait()
+
+
+@dataclass(frozen=True)
+class _Piece:
+    """A piece of an array on its way: the part of the ring that it is copied to, and where it goes on the device."""
+
+    slot: int
+    pinned: Bytes
+    offset: int
+    copied: Future[None] | None
+    """None where the caller has copied it."""
+
+
+class Staging:
+    """A ring of pinned memory in front of a device. Safe to use from several threads."""
+
+    def __init__(self, context: pyopencl.Context) -> None:
+        self._context = context
+        self._lock = threading.Lock()
+        self._ring: Bytes | None = None
+        self._busy: list[pyopencl.Event | None] = [None] * PIECES
+        """The transfer that read each part of the ring last."""
+        self._next = 0
+
+    def send(
+        self,
+        queue: pyopencl.CommandQueue,
+        memory: pyopencl.Buffer,
+        source: Bytes,
+        offset: int,
+        after: Sequence[pyopencl.Event] = (),
+    ) -> pyopencl.Event | None:
+        """Copy bytes to `memory` from `offset` on by a queue; the event of the last piece, None if there are no bytes.
+
+        ``after`` are events that the device must wait for. The caller waits for it only where the ring is full.
+        """
+        with self._lock:
+            event = None
+            on_their_way: deque[_Piece] = deque()
+            for start in range(0, len(source), PIECE):
+                if len(on_their_way) >= min(2 * COPIERS, PIECES):
+                    event = self._hand_over(queue, memory, on_their_way.popleft(), after)
+                on_their_way.append(self._copy(queue, source[start : start + PIECE], offset + start))
+            for piece in on_their_way:
+                event = self._hand_over(queue, memory, piece, after)
+            return event
+
+    def _copy(self, queue: pyopencl.CommandQueue, source: Bytes, offset: int) -> _Piece:
+        slot, self._next = self._next, (self._next + 1) % PIECES
+        busy = self._busy[slot]
+        if busy is not None:
+            busy.wait()
+        pinned = self._memory(queue)[slot * PIECE : slot * PIECE + len(source)]
+        if len(source) >= WORTH_A_THREAD:
+            return _Piece(slot, pinned, offset, _copiers().submit(np.copyto, pinned, source))
+        np.copyto(pinned, source)
+        return _Piece(slot, pinned, offset, None)
+
+    def _hand_over(
+        self,
+        queue: pyopencl.CommandQueue,
+        memory: pyopencl.Buffer,
+        piece: _Piece,
+        after: Sequence[pyopencl.Event],
+    ) -> pyopencl.Event:
+        """Have the device fetch a piece, once it is copied."""
+        if piece.copied is not None:
+            piece.copied.result()
+        write = border.opencl()._cl._enqueue_write_buffer
+        event: pyopencl.Event = write(queue, memory, piece.pinned, piece.offset, list(after) or None, False)
+        queue.flush()
+        self._busy[piece.slot] = event
+        return event
+
+    def _memory(self, queue: pyopencl.CommandQueue) -> Bytes:
+        """The ring, made on first use: memory that drivers allocate for the host is pinned, and stays while mapped."""
+        if self._ring is None:
+            cl = border.opencl()
+            flags = cl.mem_flags.READ_WRITE | cl.mem_flags.ALLOC_HOST_PTR
+            buffer = cl.Buffer(self._context, flags, PIECE * PIECES)
+            modes = cl.map_flags.READ | cl.map_flags.WRITE
+            self._ring, _ = cl.enqueue_map_buffer(queue, buffer, modes, 0, (PIECE * PIECES,), np.uint8)
+        return self._ring
+
+
+@functools.cache
+def _copiers() -> ThreadPoolExecutor:
+    """Threads that copy, in this process."""
+    threads = max(1, min(COPIERS, (os.cpu_count() or 1) // 2))
+    return ThreadPoolExecutor(threads, "tilewright-copy")
+
+
+def bytes_of(array: AnyArray) -> Bytes:
+    """The bytes of a contiguous array, for dtypes that have no buffer interface of their own."""
+    return array.reshape(-1).view(np.uint8)
+
+
+def check_range(buffer: Buffer, offset: int, nbytes: int) -> None:
+    """DeviceError where a part is not within its buffer."""
+    if offset < 0 or nbytes < 0 or offset + nbytes > buffer.nbytes:
+        raise DeviceError(f"{nbytes} bytes at offset {offset} do not fit into a buffer of {buffer.nbytes} bytes")
+
+
+def _source(array: AnyArray) -> Bytes:
+    """The bytes of an array in C order and native byte order; DeviceError where it has none."""
+    source = np.asarray(array)
+    if source.dtype.hasobject:
+        raise DeviceError(f"an array of dtype {source.dtype} has no bytes to copy to a device")
+    return bytes_of(np.ascontiguousarray(source, dtype=source.dtype.newbyteorder("=")))
