@@ -20,6 +20,7 @@ import sys
 import time
 from collections import Counter
 from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -178,23 +179,31 @@ def _milliseconds(session: tw.InferenceSession, feeds: dict[str, Any]) -> float:
 def tune_all(
     todo: Sequence[Combination], device: tw.Device, store: Store, models: Path | None, shares: Shares, watch: Watch
 ) -> Iterator[Result]:
-    """Tune one after another; sessions are kept for all batches of a network and precision."""
+    """Tune one after another; sessions are kept for all batches of a network and precision.
+
+    Files of networks that come later are made meanwhile: the measuring has a process of its own.
+    """
+    maker = ThreadPoolExecutor(1)
+    files = {name: maker.submit(source, name, models) for name in dict.fromkeys(c.network for c in todo)}
     session: tw.InferenceSession | None = None
     loaded: tuple[str, str] | None = None
-    for number, combination in enumerate(todo):
-        key = (combination.network, combination.precision)
-        try:
-            if session is None or key != loaded:
-                session = None
-                context(device).trim()
-                with watch.phase("load"):
-                    file = source(combination.network, models).file
-                    session = tw.InferenceSession(file, device, store, precision=combination.precision)
-                    loaded = key
-            yield tuned(combination, session, todo[number + 1 :], shares, watch)
-        except Exception as error:  # what fails with one network must not end the tuning of the others
-            watch.lap()
-            say(f"{combination} failed: {reason(error)}")
+    try:
+        for number, combination in enumerate(todo):
+            key = (combination.network, combination.precision)
+            try:
+                if session is None or key != loaded:
+                    session = None
+                    context(device).trim()
+                    with watch.phase("load"):
+                        file = files[combination.network].result().file
+                        session = tw.InferenceSession(file, device, store, precision=combination.precision)
+                        loaded = key
+                yield tuned(combination, session, todo[number + 1 :], shares, watch)
+            except Exception as error:  # what fails with one network must not end the tuning of the others
+                watch.lap()
+                say(f"{combination} failed: {reason(error)}")
+    finally:
+        maker.shutdown(wait=False, cancel_futures=True)
 
 
 def shown(r: Result) -> str:
