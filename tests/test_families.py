@@ -19,7 +19,7 @@ from tilewright.dsl.families.naive import NAIVE
 from tilewright.dsl.families.reduce import REDUCE
 from tilewright.dsl.families.window import WINDOW
 from tilewright.dsl.parse import parse_op
-from tilewright.dsl.program import Program, rename_tensors
+from tilewright.dsl.program import Program, Tensor, contiguous_strides, rename_tensors
 from tilewright.dsl.space import Configuration
 from tilewright.dsl.target import Shape, Target
 from tilewright.errors import UnsupportedError
@@ -373,3 +373,53 @@ def test_nothing_from_names_reaches_the_kernel() -> None:
         assert not any(sign in line for line in code for sign in ('"', "\\", "#"))
         assert "\\" not in launch.source
         assert launch.arguments == (x.name, "b", "y")
+
+
+# --- grouped convolutions on GPUs -----------------------------------------------------------------------------------
+
+GROUPED = """op grouped(x[N,G,C,H,W]: T, w[G,O,C,R,S]: T, b[G,O]; stride: int, pad: int) -> y[N,G,O,P,Q]: T:
+    P = (H + 2*pad - R) / stride + 1
+    Q = (W + 2*pad - S) / stride + 1
+    y[n,g,o,p,q] = relu(sum(c,r,s) f32(x[n,g,c,p*stride+r-pad,q*stride+s-pad]) * f32(w[g,o,c,r,s]) + b[g,o])"""
+
+
+def grouped(sizes: tuple[int, ...], dtype: str, stride: int) -> Program:
+    """A convolution of `sizes` = (images, groups, channels in, out, height, width, window), channels last in memory."""
+    n, g, c, o, high, wide, k = sizes
+    shapes = {"x": (n, g, c, high, wide), "w": (g, o, c, k, k), "b": (g, o)}
+    made = parse_op(GROUPED.replace(": T", f": {dtype}")).specialise(
+        shapes, parameters={"stride": stride, "pad": k // 2}
+    )
+    orders = {"x": (0, 3, 4, 1, 2), "y": (0, 3, 4, 1, 2), "w": (2, 3, 4, 0, 1), "b": (0, 1)}
+
+    def placed(t: Tensor) -> Tensor:
+        moved = contiguous_strides(tuple(t.shape[d] for d in orders[t.name]))
+        return replace(t, strides=tuple(moved[orders[t.name].index(d)] for d in range(len(t.shape))))
+
+    return replace(made, inputs=tuple(map(placed, made.inputs)), outputs=tuple(map(placed, made.outputs)))
+
+
+@pytest.mark.parametrize("stride", [1, 2])
+@pytest.mark.parametrize(
+    ("sizes", "dtype"),
+    [
+        ((2, 5, 4, 4, 7, 9, 3), "f32"),
+        ((1, 3, 8, 8, 6, 5, 3), "f16"),
+        ((1, 2, 24, 24, 5, 4, 3), "f32"),
+        ((2, 3, 1, 2, 8, 7, 5), "f32"),
+        ((1, 4, 3, 5, 6, 6, 3), "bf16"),
+        ((1, 2, 32, 16, 4, 5, 3), "f16"),
+    ],
+)
+def test_window_convolves_within_narrow_groups(ctx: Context, sizes: tuple[int, ...], dtype: str, stride: int) -> None:
+    made = grouped(sizes, dtype, stride)
+    assert fitting(made, shaped(ctx.device.target, Shape.GPU))[0] is WINDOW
+    check(ctx, WINDOW, made, Shape.GPU, count=2)
+
+
+def test_window_leaves_wide_groups_and_cpus_to_contractions(ctx: Context) -> None:
+    wide = grouped((1, 2, 40, 40, 5, 5, 3), "f32", 1)
+    reason = WINDOW.refusal(wide, shaped(ctx.device.target, Shape.GPU))
+    assert reason == "it is a contraction: its operands have output indices of their own"
+    narrow = grouped((1, 2, 4, 4, 5, 5, 3), "f32", 1)
+    assert WINDOW.refusal(narrow, shaped(ctx.device.target, Shape.CPU)) == reason

@@ -12,7 +12,8 @@ without checks. What remains is a check per row of the window, which holds for t
 The taps along the tile are written out in the order of the memory they read, so that each element is loaded once for
 all outputs of the tile that use it, and few registers are live.
 
-On GPUs channels-last windows have a kernel of their own (`window_strips.py`).
+On GPUs channels-last windows have a kernel of their own (`window_strips.py`), which also takes convolutions within
+groups of few channels.
 """
 
 from __future__ import annotations
@@ -25,6 +26,7 @@ from tilewright.dsl.families.shared import (
     Collapsed,
     Dimension,
     aligned,
+    ceil_div,
     collapse,
     computes_indices,
     needs_f64,
@@ -39,6 +41,8 @@ GRAINS = (2, 4, 8, 16, 32, 64, 128, 256)
 """KiB of output that one work-item of a CPU may compute."""
 WRITTEN_OUT = 192
 """Most taps of one tile that are written out; with more, loops run over them."""
+NARROW = 32
+"""Most channels of a group, in and out, that GPUs convolve directly."""
 
 
 class Window:
@@ -68,10 +72,12 @@ class Window:
             return "no reduction slides along an output index"
         own = {i.name for i in s.indices}
         slides = {n for e in found for r in _places(e) for a in r.index if own & set(a.names) for n in a.names}
-        if lone := [i.name for e in found for i in e.indices if i.name not in slides]:
+        lone = [i.name for e in found for i in e.indices if i.name not in slides and i.extent > 1]
+        contracts = any(_contracts(e) for e in found)
+        if (lone or contracts) and not (target.shape is Shape.GPU and plan.has_narrow_groups):
+            if contracts:
+                return "it is a contraction: its operands have output indices of their own"
             return f"its reduction over {', '.join(lone)} does not slide along an output index"
-        if any(_contracts(e) for e in found):
-            return "it is a contraction: its operands have output indices of their own"
         return needs_f64(program, target)
 
     def space(self, program: Program, target: Target) -> Space:
@@ -158,6 +164,34 @@ class Plan:
         return math.prod(d.extent for d in self.down)
 
     @property
+    def inner(self) -> tuple[Dimension, ...]:
+        """The reduced dimensions that slide along nothing: the channels within a group."""
+        slide = {name for names in self.sliding.values() for name in names}
+        return tuple(d for d in self.loops.reduced if d.name not in slide)
+
+    @property
+    def side(self) -> Dimension | None:
+        """The output dimension that goes on where the vector's ends: groups of channels."""
+        address = next(iter(self.loops.writes.values()))
+        wanted = address.coefficient(self.vector.name) * self.vector.extent
+        return next((d for d in self.outer if address.coefficient(d.name) == wanted and d != self.high), None)
+
+    @property
+    def has_narrow_groups(self) -> bool:
+        """Whether it is a convolution within groups of few channels, images with channels last.
+
+        One operand moves with the group and the window and has no index of the vector's, which is contiguous.
+        """
+        if self.tile is None or self.side is None or len(self.reduces) != 1 or self.reduces[0].kind != "sum":
+            return False
+        if math.prod(d.extent for d in self.inner) > NARROW or self.vector.extent > NARROW:
+            return False
+        (total,) = self.reduces
+        moving = [r for r in reads(total.body) if any(a.coefficient(self.tile.name) for a in r.index)]
+        names = [{n for a in r.index for n in a.names} for r in moving]
+        return bool(moving) and all(self.side.name in own and self.vector.name not in own for own in names)
+
+    @property
     def step(self) -> int:
         """How far the window moves in memory from one output of the tile to the next, in positions: its stride."""
         if self.across is None:
@@ -183,6 +217,10 @@ class Plan:
     def widths(self, most: int) -> tuple[int, ...]:
         """Vector widths that fit the vector's dimension."""
         return tuple(w for w in (1, 2, 4, 8, 16) if w <= min(most, power_below(self.vector.extent)))
+
+    def pieces(self, lanes: int) -> int:
+        """Vectors of this many elements side by side in memory: along the vector's dimension and `side`."""
+        return ceil_div(self.vector.extent, lanes) * (self.side.extent if self.side else 1)
 
     def span(self, configuration: Configuration) -> int:
         """Outputs of one tile along `across`."""

@@ -187,10 +187,10 @@ def _strips_space(plan: Plan, target: Target) -> Space:
 def _strips_default(plan: Plan, target: Target) -> Configuration:
     """Whole accesses of 16 bytes, and the tile with the fewest reads among those that leave the device busy."""
     lanes = _whole_lanes(plan)
-    pieces = ceil_div(plan.vector.extent, lanes)
+    pieces = plan.pieces(lanes)
     group = power_below(max(1, min(128, target.max_work_group)))
     tile, high = plan.tile_extent, plan.high.extent if plan.high else 1
-    others = plan.outputs // (plan.vector.extent * tile * high)
+    others = plan.outputs // (plan.vector.extent * (plan.side.extent if plan.side else 1) * tile * high)
 
     def items(pixels: int, rows: int) -> int:
         return others * pieces * ceil_div(tile, pixels) * ceil_div(high, rows)
@@ -202,7 +202,7 @@ def _strips_default(plan: Plan, target: Target) -> Configuration:
         if p <= min(tile, 8) and r <= min(high, 4) and _registers(plan, lanes, p, r) <= STRIP_REGISTERS
     ] or [(1, 1)]
     busy = [s for s in shapes if items(*s) >= ITEMS * target.compute_units] or [max(shapes, key=lambda s: items(*s))]
-    pixels, rows = min(busy, key=lambda s: items(*s) * _reads(plan, *s))
+    pixels, rows = min(busy, key=lambda s: items(*s) * _reads(plan, lanes, *s))
     values = {"lanes": lanes, "pixels": pixels, "rows": rows, "work_group": group}
     return Configuration.of({**values, "channels": _beside(pieces, group)})
 
@@ -229,11 +229,12 @@ def _registers(plan: Plan, lanes: int, pixels: int, rows: int) -> int:
     return lanes * (pixels * rows * len(plan.reduces) + along * rows) + ceil_div(lanes * inputs * plan.item_bytes, 4)
 
 
-def _reads(plan: Plan, pixels: int, rows: int) -> float:
+def _reads(plan: Plan, lanes: int, pixels: int, rows: int) -> float:
     """Vectors that a tile reads and writes, the window's weights among them."""
     along, down = plan.taps_along, plan.taps_down
-    inputs = (plan.step * (pixels - 1) + along) * (plan.step * (rows - 1) + down)
-    return inputs + along * down + pixels * rows
+    inner = math.prod(d.extent for d in plan.inner)
+    inputs = (plan.step * (pixels - 1) + along) * (plan.step * (rows - 1) + down) * ceil_div(inner, lanes)
+    return inputs + along * down * inner + pixels * rows
 
 
 def _beside(pieces: int, group: int) -> int:

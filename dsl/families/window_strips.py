@@ -11,6 +11,9 @@ A work-group owns `channels` vectors side by side and a run of neighbouring tile
 input (its rim) is read from memory once and comes from the nearest cache after that; a row of 8 vectors of 16 bytes
 is a cache line. Tiles at the end of a dimension start early and compute some outputs twice.
 
+In grouped convolutions the vector are output channels of one group, and the work-items beside each other take the
+next groups. The channels of the input that a group sums over are loaded as vectors and used one by one.
+
 Positions that may lie outside the image are known while generating, tap by tap: within a tile these are its first and
 last columns and rows. They are read at the nearest position inside and replaced by the pad value, so that no load
 waits for a branch.
@@ -25,6 +28,7 @@ from contextlib import ExitStack
 from dataclasses import replace
 
 from tilewright.dsl.affine import Affine
+from tilewright.dsl.dtypes import DType
 from tilewright.dsl.families.reduce import accumulator
 from tilewright.dsl.families.settle import Check, checks_of, settle
 from tilewright.dsl.families.shared import (
@@ -41,7 +45,7 @@ from tilewright.dsl.families.shared import (
 from tilewright.dsl.families.window import Plan
 from tilewright.dsl.families.window_kernels import accumulate, order
 from tilewright.dsl.lowering import Launch
-from tilewright.dsl.program import Expr, Read, substitute_indices
+from tilewright.dsl.program import Expr, Read, Tensor, substitute_indices
 from tilewright.dsl.space import Configuration
 from tilewright.dsl.target import Target
 from tilewright.dsl.writer import (
@@ -56,7 +60,7 @@ from tilewright.dsl.writer import (
     vector_type,
 )
 
-WRITTEN_OUT = 320
+WRITTEN_OUT = 512
 """Most taps of a tile that are written out; with more, loops run over the window's rows, or over all of it."""
 
 
@@ -88,6 +92,7 @@ class _Strips:
         self.places: dict[tuple[Affine, int], tuple[str, str]] = {}
         self.looped = self._looped()
         self.loads = 0
+        self.chunks: dict[Read, str] = {}
 
     def _looped(self) -> tuple[str, ...]:
         """The reduced dimensions that loops run over, outermost first; the others are written out."""
@@ -108,9 +113,10 @@ class _Strips:
         """The whole kernel; returns the number of work-groups."""
         plan, body, ctype = self.plan, self.body, self.ctype
         extent, high = plan.vector.extent, plan.high
-        pieces = ceil_div(extent, self.lanes)
+        side = [(self.names[d.name], d.extent) for d in plan.outer if d == plan.side]
+        pieces = plan.pieces(self.lanes)
         blocks = ceil_div(pieces, self.beside)
-        parts = [(self.names[d.name], d.extent) for d in plan.outer if d != high]
+        parts = [(self.names[d.name], d.extent) for d in plan.outer if d not in (high, plan.side)]
         parts += [("down", ceil_div(high.extent, self.rows))] if high else []
         parts.append(("along", ceil_div(self.tile.extent, self.pixels)))
         tiles = math.prod(n for _, n in parts)
@@ -125,7 +131,8 @@ class _Strips:
         tests += [f"local_id < {each * self.beside}"] if each * self.beside < self.group else []
         with body.block(f"if ({' && '.join(tests)})" if tests else ""):
             decode(body, "flat", parts, ctype)
-            self._start(plan.vector.name, "piece", self.lanes, extent)
+            decode(body, "piece", [*side, ("part", ceil_div(extent, self.lanes))], ctype)
+            self._start(plan.vector.name, "part", self.lanes, extent)
             self._start(self.tile.name, "along", self.pixels, self.tile.extent)
             if high:
                 self._start(high.name, "down", self.rows, high.extent)
@@ -181,13 +188,24 @@ class _Strips:
             for taps in itertools.product(*(range(d.extent) for d in written)):
                 where = self._where(row, pixel)
                 where.update({d.name: Affine((), n) for d, n in zip(written, taps, strict=True)})
-                steps.append((order(plan, where), row, pixel, where))
+                steps.append((self._turn(where, row), row, pixel, where))
         for _, row, pixel, where in sorted(steps, key=lambda step: step[:3]):
             for j, e in enumerate(plan.reduces):
                 known = {c: True for c in checks[e] if self._is_inside(c, where)}
                 result = settle(e.body, plan.program, plan.loops.checks, where, known, self.lanes)
                 left.update(result.checks)
                 accumulate(self.body, expressions, e, self._acc(j, row, pixel), result.value, self.target.fma)
+
+    def _turn(self, where: Mapping[str, Affine], row: int) -> tuple[int, ...]:
+        """When the tap of one output has its turn: row by row of the input, then channel by channel of a group.
+
+        So few of the weights, each of which a row of outputs uses, are live at once.
+        """
+        plan = self.plan
+        inner = tuple(where[d.name].constant for d in plan.inner if d.name in where)
+        along = {d.name: Affine() for d in (*plan.taps, *plan.inner)}
+        start = {**where, **along, self.tile.name: Affine.index(self.tile.name)}
+        return (order(plan, start) if inner else 0, *inner, order(plan, where), row)
 
     def _is_inside(self, check: Check, where: Mapping[str, Affine]) -> bool:
         """Whether a position lies inside wherever the tile starts."""
@@ -230,10 +248,28 @@ class _Strips:
             self.plan.program, self.names, checks, self.lanes, self.helpers, source, prefix, {}, self.multiples
         )
         made.read = lambda e: self._read(e, checks[e])
-        self.places = {}
+        self.places, self.chunks = {}, {}
         return made
 
     def _read(self, e: Read, checks: tuple[int, ...]) -> str:
+        """C text of what one vector of outputs reads: a vector, or one number for all lanes."""
+        tensor = self.plan.program.tensors[e.tensor]
+        if self.lanes == 1 or any(a.coefficient(LANE) or a.atoms for a in e.index):
+            return self._loaded(e, checks, self.lanes)
+        d, width = _chunk(e, tensor)
+        if width == 1 or d in checks:
+            return self._loaded(e, checks, self.lanes)
+        component = e.index[d].constant % width
+        index = list(e.index)
+        index[d] = Affine.of({LANE: 1}, index[d].constant - component)
+        chunk = replace(e, index=tuple(index))
+        if chunk not in self.chunks:
+            text = self._loaded(chunk, checks, width)
+            self.chunks[chunk] = f"chunk{len(self.chunks)}"
+            self.body.line(f"const {vector_type(e.dtype, width)} {self.chunks[chunk]} = {text};")
+        return f"({vector_type(e.dtype, self.lanes)})({self.chunks[chunk]}.s{component:x})"
+
+    def _loaded(self, e: Read, checks: tuple[int, ...], width: int) -> str:
         """C text of a load; where it may lie outside, that of its place nearest to it, and the pad value instead."""
         tensor = self.plan.program.tensors[e.tensor]
         index = list(e.index)
@@ -241,22 +277,22 @@ class _Strips:
         tests = []
         for d in checks:
             if index[d].coefficient(LANE) or index[d].atoms:
-                whole = is_aligned(tensor, tensor.address(e.index), self.lanes, self.multiples)
-                return lanes_read(e, tensor, names, checks, self.lanes, whole)
+                whole = is_aligned(tensor, tensor.address(e.index), width, self.multiples)
+                return lanes_read(e, tensor, names, checks, width, whole)
             at, inside = self._nearest(index[d], tensor.shape[d])
             tests.append(inside)
             index[d] = Affine.index(at)
             names[at] = at
         moved = replace(e, index=tuple(index))
-        whole = is_aligned(tensor, tensor.address(moved.index), self.lanes, self.multiples)
-        value = lanes_read(moved, tensor, names, (), self.lanes, whole)
+        whole = is_aligned(tensor, tensor.address(moved.index), width, self.multiples)
+        value = lanes_read(moved, tensor, names, (), width, whole)
         if not tests:
             return value
         self.loads += 1
         loaded = f"at{self.loads}"
-        self.body.line(f"const {vector_type(e.dtype, self.lanes)} {loaded} = {value};")
+        self.body.line(f"const {vector_type(e.dtype, width)} {loaded} = {value};")
         pad = literal(tensor.pad, tensor.dtype)
-        return f"(({' && '.join(tests)}) ? {loaded} : {_splat(pad, e, self.lanes)})"
+        return f"(({' && '.join(tests)}) ? {loaded} : {_splat(pad, e, width)})"
 
     def _nearest(self, position: Affine, size: int) -> tuple[str, str]:
         """C variables of the position inside ``0 .. size-1`` nearest to one, and of whether that is it."""
@@ -278,3 +314,15 @@ def _splat(scalar: str, e: Read, lanes: int) -> str:
         return scalar
     kind = vector_type(e.dtype, lanes)
     return f"({kind})(-({scalar}))" if e.dtype.value == "bool" else f"({kind})({scalar})"
+
+
+def _chunk(e: Read, tensor: Tensor) -> tuple[int, int]:
+    """A dimension in which a read stands at a fixed place and memory is contiguous, and how many are loaded at once.
+
+    The read is one number for all lanes. A width of 1 if there is no such dimension, or nothing is gained.
+    """
+    for d, (position, n, stride) in enumerate(zip(e.index, tensor.shape, tensor.strides, strict=True)):
+        if stride == 1 and not position.terms and 0 <= position.constant < n and e.dtype is not DType.BOOL:
+            widths = [w for w in (8, 4, 2) if n % w == 0 and w * tensor.dtype.itemsize <= 16]
+            return d, next(iter(widths), 1)
+    return 0, 1
