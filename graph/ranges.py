@@ -7,7 +7,8 @@ The analysis follows expressions, not data. A value counts as *wide* if it is ma
 * squares, powers, exponentials, and sums that are not divided.
 
 Functions with a bounded or slowly growing result, normalisations (a division by something summed), means, contractions
-and limits (``min(x, c)``) end that. Activations are taken to fit, as everywhere in mixed precision.
+and limits (``min(x, c)``) end that; ``expm1`` is taken to stand in an ELU, where it is below 0. Activations are taken to
+fit, as everywhere in mixed precision.
 """
 
 from __future__ import annotations
@@ -25,7 +26,7 @@ from tilewright.dsl.program import Call, Cast, Const, Expr, IndexValue, Program,
 LARGEST = {DType.F16: (2 - 2.0**-10) * 2.0**15, DType.BF16: (2 - 2.0**-7) * 2.0**127}
 """Largest finite number of a type."""
 
-_GROWS = frozenset({"pow", "square", "reciprocal", "exp", "exp2", "expm1", "sinh", "cosh", "tgamma", "lgamma", "ldexp"})
+_GROWS = frozenset({"pow", "square", "reciprocal", "exp", "exp2", "sinh", "cosh", "tgamma", "lgamma", "ldexp"})
 _KEEPS = frozenset((
     "add", "sub", "mul", "neg", "abs", "mod", "fmod", "copysign", "floor", "ceil", "trunc", "round", "relu", "silu",
     "mish", "gelu", "gelu_tanh", "elu", "celu", "selu", "leaky_relu", "hardswish", "softplus", "hypot", "deg2rad",
@@ -94,11 +95,16 @@ class Ranges:
     def _is_wide_reduction(self, e: Reduce) -> bool:
         if e.kind in ("max", "min"):
             return self.is_wide(e.body)
+        match e.body:
+            case Call(function="where", args=(Call(function="eq"), chosen, Const(value=0))):  # one term of the sum
+                return self.is_wide(chosen)
         return not is_contraction(e)
 
     def _is_wide_call(self, e: Call) -> bool:
         if e.function in _GROWS or (e.function == "mul" and e.args[0] == e.args[1]):
             return True
+        if e.function == "mul" and any(map(self._normalises, e.args)):
+            return False
         if e.function == "where":
             return any(map(self.is_wide, e.args[1:]))
         if e.function in _LIMITS:
@@ -106,6 +112,14 @@ class Ranges:
         if e.function == "div":
             return self._is_wide_quotient(*e.args)
         return e.function in _KEEPS and any(map(self.is_wide, e.args))
+
+    def _normalises(self, e: Expr) -> bool:
+        """Whether an expression divides by something summed: a factor that brings magnitudes back."""
+        match e:
+            case Call(function="div", args=(_, divisor)) | Call(function="rsqrt" | "reciprocal", args=(divisor,)):
+                return self.reduces(divisor)
+            case _:
+                return False
 
     def _is_wide_quotient(self, numerator: Expr, denominator: Expr) -> bool:
         if self.reduces(denominator):

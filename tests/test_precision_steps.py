@@ -198,6 +198,8 @@ def wide(body: str, wide_inputs: tuple[str, ...] = (), dtype: DType = DType.F16)
         "y = pow(x, 3.5)",
         "y[n] = sum(k) x[n,k]",
         "y[n] = (sum(k) x[n,k] * x[n,k]) / 4",
+        "y[n] = sum(k) where(k < n, x[n,k], 0)",
+        "y[n] = sum(k) where(k == n, x[n,k] * 1e9, 0)",
         "t = x * 1e9\n    y = t - 1",
     ],
 )
@@ -220,6 +222,10 @@ def test_wide_expressions(body: str) -> None:
         "y[n,j] = sum(k) x[n,k] * w[k,j]",
         "e[n,k] = exp(x[n,k])\n    y[n,k] = e[n,k] / sum(j) e[n,j]",
         "v[n] = sum(k) x[n,k] * x[n,k]\n    y[n,k] = x[n,k] / sqrt(v[n])",
+        "v[n] = sum(k) x[n,k] * x[n,k]\n    y[n,k] = x[n,k] * 1e9 * (1 / sqrt(v[n]))",
+        "v[n] = sum(k) x[n,k] * x[n,k]\n    y[n,k] = x[n,k] * 1e9 * rsqrt(v[n] + 1)",
+        "y[n] = sum(k) where(k == n, x[n,k], 0)",
+        "y = where(x < 0, expm1(x), x)",
     ],
 )
 def test_expressions_that_fit(body: str) -> None:
