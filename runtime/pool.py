@@ -1,12 +1,13 @@
-"""Device memory: buffers from a pool with size classes.
+"""Device memory: buffers from a pool.
 
-Networks and tuners ask for the same few sizes again and again, and drivers take up to milliseconds to make a buffer,
-so released memory is kept for the next request of its size class.
+Networks and tuners ask for about the same sizes again and again, and drivers take up to milliseconds to make a buffer,
+so released memory is kept for the next request of nearly its size.
 """
 
 from __future__ import annotations
 
 import threading
+from bisect import bisect_left, insort
 from collections import deque
 from typing import TYPE_CHECKING, Any
 
@@ -16,16 +17,15 @@ from tilewright.runtime import border
 if TYPE_CHECKING:
     import pyopencl
 
-SMALLEST_CLASS = 256
-_STEPS = 8
+GRANULE = 256
+"""Bytes of which every block is a multiple."""
+_WASTE = 8
+"""A request takes a block that waits for reuse if it is larger by an eighth at most, or by a few granules."""
 
 
-def size_class(nbytes: int) -> int:
-    """The bytes really allocated for a request: eight classes per power of two (at most 1/8 more), 256 at least."""
-    if nbytes <= SMALLEST_CLASS:
-        return SMALLEST_CLASS
-    step = max(SMALLEST_CLASS, (1 << (nbytes - 1).bit_length() - 1) // _STEPS)
-    return -(-nbytes // step) * step
+def block_size(nbytes: int) -> int:
+    """The bytes really allocated for a request."""
+    return max(GRANULE, -(-nbytes // GRANULE) * GRANULE)
 
 
 class Buffer:
@@ -87,6 +87,8 @@ class Pool:
         self.limit = global_memory // 16
         self._lock = threading.Lock()
         self._free: dict[int, list[pyopencl.Buffer]] = {}
+        self._sizes: list[int] = []
+        """The keys of `_free` in order."""
         # `__del__` may run at any point, also while this thread holds the lock, so it only appends here (atomic)
         self._returned: deque[tuple[Any, int]] = deque()
         self._kept = 0
@@ -115,13 +117,13 @@ class Pool:
                 f"{nbytes} bytes are needed in one buffer, but {self._name} allows {self._max_allocation} bytes; "
                 "use smaller tensors or another device"
             )
-        block = min(size_class(nbytes), max(self._max_allocation, SMALLEST_CLASS))
+        block = min(block_size(nbytes), max(self._max_allocation, GRANULE))
         with self._lock:
             self._collect()
-            free = self._free.get(block)
-            if free:
-                self._kept -= block
-                return Buffer(free.pop(), nbytes, self, block)
+            found = self._fitting(block)
+            if found is not None:
+                self._kept -= found
+                return Buffer(self._taken(found), nbytes, self, found)
             handle = self._create(block)
             self._allocated += block
         return Buffer(handle, nbytes, self, block)
@@ -137,6 +139,22 @@ class Pool:
         # In a forked child the list only keeps the object alive: releasing it would call the driver, which hangs.
         self._returned.append((handle, block))
 
+    def _fitting(self, block: int) -> int | None:
+        """The size of the smallest block that waits for reuse and is not much larger than `block`."""
+        at = bisect_left(self._sizes, block)
+        if at == len(self._sizes) or self._sizes[at] > block + max(block // _WASTE, 4 * GRANULE):
+            return None
+        return self._sizes[at]
+
+    def _taken(self, size: int) -> pyopencl.Buffer:
+        """A block of this size, which waits for reuse no longer."""
+        handles = self._free[size]
+        handle = handles.pop()
+        if not handles:
+            del self._free[size]
+            del self._sizes[bisect_left(self._sizes, size)]
+        return handle
+
     def _collect(self) -> None:
         """Sort returned blocks into the free lists, and let go of those above the limit."""
         while True:
@@ -148,7 +166,10 @@ class Pool:
                 handle.release()
                 self._allocated -= block
             else:
-                self._free.setdefault(block, []).append(handle)
+                if block not in self._free:
+                    self._free[block] = []
+                    insort(self._sizes, block)
+                self._free[block].append(handle)
                 self._kept += block
 
     def _drop(self) -> int:
@@ -157,6 +178,7 @@ class Pool:
             for handle in handles:
                 handle.release()
         self._free.clear()
+        self._sizes.clear()
         self._allocated -= freed
         self._kept = 0
         return freed

@@ -31,7 +31,7 @@ from tilewright.graph.steps import steps_of
 from tilewright.graph.views import reshaped_strides, seen
 from tilewright.ops import Permuted, Sliced
 from tilewright.runtime import Array, Buffer, Context, Device, asarray
-from tilewright.runtime.pool import size_class
+from tilewright.runtime.pool import block_size
 from tilewright.runtime.transfers import Transfers
 from tilewright.tuning_db import Store
 
@@ -420,11 +420,11 @@ def test_runs_hold_no_memory_for_inputs_and_outputs(device: Device, ctx: Context
     result = plan.run({"x": x})["y"]
     assert ctx.pool.in_use == before
     kept = plan.run_on_device({"x": x})["y"]
-    assert ctx.pool.in_use == before + size_class(x.nbytes)
+    assert ctx.pool.in_use == before + block_size(x.nbytes)
     for seed in range(5):
         plan.run_on_device({"x": random(64, 90, seed=seed)})
     np.testing.assert_array_equal(ctx.read(kept, (64, 90), "float32"), result)
-    assert ctx.pool.in_use == before + size_class(x.nbytes)
+    assert ctx.pool.in_use == before + block_size(x.nbytes)
     assert plan.io_bytes == 2 * x.nbytes
 
 

@@ -32,7 +32,7 @@ from tilewright.runtime import (
     transfers,
 )
 from tilewright.runtime import programs as programs_module
-from tilewright.runtime.pool import Pool, size_class
+from tilewright.runtime.pool import GRANULE, Pool, block_size
 
 SAXPY = """
 __kernel void saxpy(__global const float* x, __global float* y) {
@@ -315,15 +315,38 @@ def test_released_memory_is_used_again(ctx: Context) -> None:
     first = ctx.allocate(100_000)
     memory = first.memory
     first.release()
-    assert ctx.pool.kept == size_class(100_000)
-    second = ctx.allocate(100_001)
+    assert ctx.pool.kept == block_size(100_000)
+    second = ctx.allocate(90_000)
     assert second.memory is memory
     before = ctx.pool.in_use
     del second
     gc.collect()
-    assert ctx.pool.in_use == before - size_class(100_001)
-    assert ctx.trim() >= size_class(100_001)
+    assert ctx.pool.in_use == before - block_size(100_000)
+    assert ctx.allocate(80_000).memory is not memory, "more than an eighth would be wasted"
+    assert ctx.trim() >= block_size(100_000)
     assert ctx.pool.kept == 0
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_the_pool_counts_what_is_there(ctx: Context, seed: int) -> None:
+    rng = np.random.default_rng(seed)
+    pool = Pool(ctx._context, "here", 1 << 26, 1 << 22)
+    pool.limit = 40_000
+    held: list[Buffer] = []
+    for _ in range(300):
+        if held and rng.random() < 0.5:
+            held.pop(rng.integers(len(held))).release()
+        else:
+            held.append(pool.allocate(int(rng.integers(0, 9000))))
+        assert sum(b.nbytes for b in held) <= pool.in_use
+        assert pool.in_use <= sum(b.nbytes + b.nbytes // 8 + 5 * GRANULE for b in held)
+        assert pool.kept <= pool.limit
+        assert len({id(b.memory) for b in held}) == len(held)
+    for buffer in held:
+        buffer.release()
+    assert pool.in_use == 0
+    pool.trim()
+    assert (pool.kept, pool._sizes, pool._free) == (0, [], {})
 
 
 def test_memory_above_the_limit_goes_back_to_the_driver(ctx: Context) -> None:
@@ -349,12 +372,10 @@ def test_exhausted_memory_is_an_error_with_numbers(ctx: Context) -> None:
         pool.allocate(-1)
 
 
-def test_size_classes_waste_at_most_an_eighth() -> None:
-    for nbytes in [*range(1, 5000), 2**20 - 1, 2**20, 2**20 + 1, 2**33 + 12345]:
-        block = size_class(nbytes)
-        assert block >= nbytes
-        assert block <= max(256, nbytes * 9 // 8 + 256)
-        assert size_class(block) == block
+def test_blocks_are_as_large_as_asked_for() -> None:
+    for nbytes in [0, *range(1, 5000), 2**20 - 1, 2**20, 2**20 + 1, 2**33 + 12345]:
+        assert max(nbytes, 1) <= block_size(nbytes) < nbytes + GRANULE + (nbytes == 0)
+        assert block_size(nbytes) % GRANULE == 0
 
 
 def test_a_tensor_larger_than_the_device_is_refused(ctx: Context) -> None:
