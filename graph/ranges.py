@@ -7,8 +7,8 @@ The analysis follows expressions, not data. A value counts as *wide* if it is ma
 * squares, powers, exponentials, and sums that are not divided.
 
 Functions with a bounded or slowly growing result, normalisations (a division by something summed), means, contractions
-and limits (``min(x, c)``) end that; ``expm1`` is taken to stand in an ELU, where it is below 0. Activations are taken to
-fit, as everywhere in mixed precision.
+and limits (``min(x, c)``) end that; ``expm1`` is taken to stand in an ELU, where it is below 0. Activations are taken
+to fit, as everywhere in mixed precision.
 """
 
 from __future__ import annotations
