@@ -134,3 +134,5 @@ class MatrixUnit:
     """Declarations that `shuffle`, `load` and `copy` need at the top of a kernel, with ITEMS as above."""
     warpgroup: WarpgroupUnit | None = None
     """Instructions of several sub-groups together."""
+    together: bool = False
+    """True if all groups of lanes of a work-group must execute what stands above at the same time."""

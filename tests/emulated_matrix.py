@@ -98,6 +98,7 @@ def emulated_unit() -> MatrixUnit:
         copy=AsyncCopy(copies + "#define TW_COMMIT()\n#define TW_WAIT(n)\n"),
         load=replace(unit.load, text=_load(unit.load.name, straight) + _load(unit.load.transposed, turned)),
         shuffle=_macro("TW_SHUFFLE_XOR(to, from, mask)", shuffle),
+        together=True,
         setup="__local float tw_shuffled[ITEMS]; __local const ushort* __local tw_addresses[ITEMS];",
     )
 

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from tilewright.dsl.families.attention_algebra import captured, scaled
 from tilewright.dsl.families.attention_form import Attention
 from tilewright.dsl.families.attention_fragments import Products, row_registers
-from tilewright.dsl.families.shared import round_up
+from tilewright.dsl.families.shared import ceil_div, round_up
 from tilewright.dsl.matrix import Fragment, MatrixInstruction, MatrixUnit
 from tilewright.dsl.program import Call, Const, Expr
 from tilewright.dsl.target import Target
@@ -76,6 +76,8 @@ class Plan:
     held: bool
     """True if the rows of q stay in registers."""
     ctype: str
+    taken: int = 0
+    """Keys of a block that are computed, where the last block has fewer than others; 0 for all."""
 
     @property
     def instruction(self) -> MatrixInstruction:
@@ -113,7 +115,12 @@ class Plan:
     @property
     def keys(self) -> int:
         """Keys of a block that one lane's sums are over, together with the lanes of its instruction."""
-        return self.tile_n // self.split
+        return (self.taken or self.tile_n) // self.split
+
+    @property
+    def idles(self) -> bool:
+        """Whether some group of lanes has no row."""
+        return ceil_div(self.a.m, self.tiles_m * self.instruction.m) % self.groups_m != 0
 
     @property
     def tiles_n(self) -> int:
@@ -174,3 +181,11 @@ class Plan:
         text = f"row0 + (down * {self.tiles_m} + i) * {self.instruction.m} + lane_row"
         text += f" + {offset}" if offset else ""
         return f"min({text}, ({self.ctype}){self.a.m - 1})" if clamped and self.a.m % self.tile_m else text
+
+
+def last_keys(p: Plan) -> int:
+    """Keys of the last block that are computed: what is left, in whole instructions; all where parts share a block."""
+    left = p.a.n % p.tile_n
+    if p.split > 1 or not left:
+        return p.tile_n
+    return min(p.tile_n, round_up(left, max(2 * p.instruction.n, p.instruction.k)))
