@@ -126,7 +126,10 @@ class Plan:
             for name, array in arrays.items():
                 self._ctx.transfers.upload(own.buffers[name], array, own.last_use)
             self._ctx.enqueue(self._bound)
-            own.last_use = self._ctx.transfers.mark()
+            if arrays:
+                own.last_use = self._ctx.transfers.mark()
+            else:
+                self._ctx.flush()
             return outputs
 
     def time(self, feeds: Feeds, repeats: int, warmup: int = 1) -> list[float]:
