@@ -5,11 +5,13 @@ from __future__ import annotations
 import random
 import re
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pytest
 from running import run
 from targets import CPU, GPU
+from warpgroup_emulation import available, emulate, emulated
 from wgmma_cases import H100, Case, convolution, gemm
 
 from tilewright.dsl.dtypes import DType
@@ -197,3 +199,16 @@ def test_numbers(ctx: Context, device: Device, case: Case) -> None:
     for configuration in [WGMMA.default(case.program, target), *(c for c in drawn if c is not None)]:
         found = run(ctx, WGMMA, case.program, target, configuration, case.arrays)
         case.check(found[case.program.outputs[0].name], str(configuration))
+
+
+@pytest.mark.skipif(not available(), reason="no clang")
+@EVERY_CASE
+def test_numbers_by_emulated_instructions(case: Case, tmp_path: Path) -> None:
+    target = emulated(H100)
+    space, rng = WGMMA.space(case.program, target), random.Random(5)
+    for number, configuration in enumerate([WGMMA.default(case.program, target), space.sample(rng)]):
+        folder = tmp_path / str(number)
+        folder.mkdir()
+        if configuration is not None and configuration["split_k"] == 1:
+            found = emulate(WGMMA, case.program, target, configuration, case.arrays, folder)
+            case.check(found, str(configuration))
