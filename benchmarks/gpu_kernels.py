@@ -111,24 +111,23 @@ def measure(case: Case, options: Options, with_torch: bool) -> KernelRow:
     feeds = {name: tw.asarray(a, device=options.device) for name, a in case.arrays.items()}
     if options.tune:
         op.tune(**feeds, budget=options.tune)
-    results = {OURS: op(**feeds).numpy()}
+    result = op(**feeds).numpy()
     plan, buffers = op.plan(**feeds), {name: a.buffer for name, a in feeds.items()}
     timers: dict[str, Callable[[], float]] = {OURS: lambda: plan.time(buffers, 1)[0]}
     if with_torch:
         torch_peer.set_precision(case.precision)
         torch = torch_peer.torch_module()
         inputs = [torch_peer.on_device(a, "cuda") for a in case.arrays.values()]
-        results[case.peer] = case.torch(torch, inputs).float().cpu().numpy()
         timers[case.peer] = torch_timer(torch, lambda: case.torch(torch, inputs))
-        reference = case.torch(torch, [x.double() for x in inputs]).cpu().numpy()
+        errors = torch_errors(case, torch, inputs, result)
     else:
-        reference = reference_rows(case)
+        errors = numpy_errors(case, result)
     return KernelRow(
         case.name,
         case.precision,
         {name: timing(t) for name, t in in_turns(timers, options.seconds, burst=4).items()},
         case.operations,
-        {name: error(result, reference) for name, result in results.items()} if reference.size else {},
+        errors,
         "; ".join(f"{c.choice.family} {c.choice.configuration} ({c.choice.origin})" for c in plan.calls),
         options.date,
     )
@@ -154,15 +153,19 @@ def torch_timer(torch: Any, function: Callable[[], object]) -> Callable[[], floa
     return run
 
 
-def reference_rows(case: Case) -> np.ndarray:
-    """The first rows of a product of matrices in f64; an empty array for other kernels."""
+def torch_errors(case: Case, torch: Any, inputs: Sequence[Any], result: np.ndarray) -> dict[str, float]:
+    """The largest errors of ours and the peer, as a part of the largest element of PyTorch's product in f64."""
+    reference = case.torch(torch, [x.double() for x in inputs])
+    largest = reference.abs().max()
+    results = {OURS: torch_peer.on_device(result, "cuda"), case.peer: case.torch(torch, inputs)}
+    return {name: float((y.double() - reference).abs().max() / largest) for name, y in results.items()}
+
+
+def numpy_errors(case: Case, result: np.ndarray) -> dict[str, float]:
+    """The largest error of ours in the first rows of a product of matrices by NumPy; nothing for other kernels."""
     if case.text != GEMM:
-        return np.zeros(0)
+        return {}
     a, b = (x.astype(np.float64) for x in case.arrays.values())
-    return np.asarray(a[:ROWS_WITHOUT_TORCH] @ b)
-
-
-def error(result: np.ndarray, reference: np.ndarray) -> float:
-    """The largest difference from as many rows as the reference has, as a part of its largest element."""
-    difference = np.abs(result[: len(reference)].astype(np.float64) - reference)
-    return float(difference.max() / np.abs(reference).max())
+    reference = a[:ROWS_WITHOUT_TORCH] @ b
+    difference = np.abs(result[:ROWS_WITHOUT_TORCH].astype(np.float64) - reference)
+    return {OURS: float(difference.max() / np.abs(reference).max())}

@@ -277,7 +277,29 @@ def network_tables(report: Report) -> str:
     if found:
         columns = ["precision", "batch", "geometric mean", "least", "networks"]
         parts.append("graph/ours\n\n" + markdown(columns, [_mean_cells(m) for m in found]))
+    if len({r.precision for r in report.networks}) > 1:
+        parts.append(f"milliseconds, ours / graph = times as fast\n\n{overview(report)}")
     return "\n\n".join(parts)
+
+
+def overview(report: Report) -> str:
+    """One table of all precisions: per network and batch "ours / graph = ratio", and our memory over PyTorch's."""
+    precisions = list(dict.fromkeys(r.precision for r in report.networks))
+    rows = {(r.network, r.batch, r.precision): r for r in report.networks}
+    cells = []
+    for network, batch in dict.fromkeys((r.network, r.batch) for r in report.networks):
+        found = [rows.get((network, batch, precision)) for precision in precisions]
+        memory = next((r.memory_ratio for r in found if r is not None), None)
+        cells.append([network, str(batch), *map(_brief, found), _figure(memory, 2)])
+    return markdown(["network", "batch", *precisions, f"memory, {precisions[0]}"], cells) if cells else ""
+
+
+def _brief(row: NetworkRow | None) -> str:
+    if row is None:
+        return "-"
+    ratio = row.ratio()
+    ours = f"{row.wall[OURS].median:.2f}"
+    return ours if ratio is None else f"{ours} / {row.wall[GRAPH].median:.2f} = {ratio:.2f}"
 
 
 def _network_cells(r: NetworkRow) -> list[str]:

@@ -31,7 +31,7 @@ from gpu_networks import reason, say
 
 import tilewright as tw
 from tilewright import torch_peer
-from tilewright.autotune import Budget, TuningReport
+from tilewright.autotune import Budget, Event, TuningReport
 from tilewright.bench import device_runner
 from tilewright.feeds import network_feeds
 from tilewright.output import to_json
@@ -43,8 +43,9 @@ LEAST = 2.0
 """Seconds that a combination is given at least."""
 DEFAULT = 30.0
 """Seconds for each where neither budget nor total is given."""
-RUNS = 9
-PHASES = ("load", "plan", "tune", "time", "write")
+RUNS, WARM_UP = 9, 3
+PHASES = ("load", "plan", "start", "tune", "time", "write")
+"""Of which `start` is until the first candidate is measured: the measuring process, the first stage's reference."""
 
 
 @dataclass(frozen=True)
@@ -94,6 +95,12 @@ class Watch:
             spent = time.perf_counter() - start
             self.current[name] += spent
             self.total[name] += spent
+
+    def shift(self, seconds: float, source: str, to: str) -> None:
+        """Count seconds for another phase."""
+        for counter in (self.current, self.total):
+            counter[source] -= seconds
+            counter[to] += seconds
 
     def lap(self) -> dict[str, float]:
         """The current combination's seconds; the next one begins."""
@@ -145,8 +152,15 @@ def tuned(
         before = _milliseconds(session, feeds)
     overhead = sum(watch.total.values()) - watch.total["tune"]
     budget = shares.seconds(combination, stages, left, overhead)
+    start, first = time.perf_counter(), []
+
+    def note(event: Event) -> None:
+        if not first:
+            first.append(time.perf_counter())
+
     with watch.phase("tune"):
-        report: TuningReport = session.tune(budget, batch=batch)
+        report: TuningReport = session.tune(budget, batch=batch, progress=note)
+    watch.shift((first or [time.perf_counter()])[0] - start, "tune", "start")
     if report.interrupted:
         raise KeyboardInterrupt
     with watch.phase("plan"):
@@ -169,11 +183,11 @@ def tuned(
 def _milliseconds(session: tw.InferenceSession, feeds: dict[str, Any]) -> float:
     run = device_runner(session, feeds)
     times = []
-    for _ in range(RUNS + 1):
+    for _ in range(WARM_UP + RUNS):
         start = time.perf_counter()
         run()
         times.append(time.perf_counter() - start)
-    return 1e3 * statistics.median(times[1:])
+    return 1e3 * statistics.median(times[WARM_UP:])
 
 
 def tune_all(

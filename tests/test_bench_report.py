@@ -23,6 +23,7 @@ from gpu_report import (
     markdown,
     means,
     network_tables,
+    overview,
     resume,
     timing,
     to_json,
@@ -140,6 +141,15 @@ def test_tables_in_markdown() -> None:
     assert "geometric mean" in tables
     assert "| GEMM 1000 |" in kernel_table(Report(MACHINE, (), (KERNEL,)))
     assert network_tables(Report(MACHINE)) == ""
+
+
+def test_an_overview_has_a_column_per_precision() -> None:
+    lines = overview(Report(MACHINE, ROWS)).splitlines()
+    rows = [[cell.strip() for cell in line.strip("| ").split("|")] for line in lines]
+    assert rows[0] == ["network", "batch", "fp32", "fp16", "memory, fp32"]
+    assert rows[2] == ["resnet50", "1", "1.00 / 2.00 = 2.00", "-", "0.75"]
+    assert rows[4] == ["vit_b_16", "1", "1.00 / 8.00 = 8.00", "1.00", "0.75"]
+    assert overview(Report(MACHINE)) == ""
 
 
 def test_the_picture_has_a_panel_per_precision(tmp_path: Path) -> None:

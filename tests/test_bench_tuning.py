@@ -68,8 +68,9 @@ def test_seconds_are_told_apart_by_phase(monkeypatch: pytest.MonkeyPatch) -> Non
     assert watch.lap()["load"] == 2.0
     with watch.phase("tune"):
         pass
-    assert watch.lap() == {"load": 0.0, "plan": 0.0, "tune": 1.0, "time": 0.0, "write": 0.0}
-    assert str(watch).startswith("load 2.0 s, plan 0.0 s, tune 1.0 s")
+    watch.shift(0.25, "tune", "start")
+    assert watch.lap() == {"load": 0.0, "plan": 0.0, "start": 0.25, "tune": 0.75, "time": 0.0, "write": 0.0}
+    assert str(watch).startswith("load 2.0 s, plan 0.0 s, start 0.2 s, tune 0.8 s")
 
 
 def test_networks_are_tuned_and_kept_and_not_tuned_again(
