@@ -150,7 +150,7 @@ def tuned(
         stages = len({(c.program, c.constants) for c in plan.calls})
     with watch.phase("time"):
         before = _milliseconds(session, feeds)
-    overhead = sum(watch.total.values()) - watch.total["tune"]
+    overhead = sum(watch.total.values()) - watch.total["start"] - watch.total["tune"]
     budget = shares.seconds(combination, stages, left, overhead)
     start, first = time.perf_counter(), []
 
