@@ -212,6 +212,7 @@ def _cpu_default(c: Contraction, target: Target) -> Configuration:
     checked = _a_is_checked(c)
     in_place = c.m <= 2 * rows and _reads_b_in_place(c, vectors * lanes)
     inner = c.depth[-1].extent if c.depth else 1
+    pack = c.a.read is None or c.a.read.dtype.itemsize < c.dtype.itemsize  # f16 is widened once, not per column tile
     return Configuration.of(
         {
             "view": 0,
@@ -219,9 +220,9 @@ def _cpu_default(c: Contraction, target: Target) -> Configuration:
             "item_n": vectors,
             "tiles_m": 1,
             "unroll_k": 4,
-            "pack_a": int(c.a.read is None),
+            "pack_a": int(pack),
             "pack_b": int(not in_place),
-            "interior": int(checked and c.a.read is not None and inner < 32),
+            "interior": int(checked and not pack and inner < 32),
             "order": "m",
         }
     )
