@@ -133,21 +133,26 @@ def network_of_file(model: Path) -> Any:
 
 
 def export(name: str, file: Path) -> None:
-    """Write a network of torchvision as ONNX, opset 13, with an open batch size; InputError without torchvision."""
+    """Write a network of torchvision as ONNX, opset 17, with an open batch size; InputError without torchvision."""
     torch = torch_module()
     module = torchvision_network(name)
     file.parent.mkdir(parents=True, exist_ok=True)
-    with torch.inference_mode():
-        torch.onnx.export(
-            module,
-            (torch.zeros(1, 3, 224, 224),),
-            str(file),
-            opset_version=13,
-            input_names=["input"],
-            output_names=["output"],
-            dynamic_axes={"input": {0: "N"}, "output": {0: "N"}},
-            dynamo=False,
-        )
+    fast_attention = torch.backends.mha.get_fastpath_enabled()
+    torch.backends.mha.set_fastpath_enabled(False)  # one operator of PyTorch's own, which ONNX lacks
+    try:
+        with torch.no_grad():
+            torch.onnx.export(
+                module,
+                (torch.zeros(1, 3, 224, 224),),
+                str(file),
+                opset_version=17,
+                input_names=["input"],
+                output_names=["output"],
+                dynamic_axes={"input": {0: "N"}, "output": {0: "N"}},
+                dynamo=False,
+            )
+    finally:
+        torch.backends.mha.set_fastpath_enabled(fast_attention)
 
 
 # --- running ----------------------------------------------------------------------------------------------------------
