@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 
 from tilewright.dsl.matrix import MatrixUnit
 from tilewright.dsl.target import Shape, Target
+from tilewright.runtime import halves
 from tilewright.runtime.nvidia import matrix_unit
 from tilewright.runtime.prelude import prelude
 from tilewright.runtime.processor import Processor, processor
@@ -106,8 +107,14 @@ def target_of(device: pyopencl.Device, driver: Driver, kind: str) -> Target:
 
 
 def source_prelude(device_name: str, source: str) -> str:
-    """What a driver needs before a source: PoCL calls its built-in functions and never inlines them."""
-    return prelude(source) if device_name.partition(":")[0] == "pocl" else ""
+    """What a driver needs before a source.
+
+    PoCL calls its built-in functions and never inlines them; NVIDIA's `vloada_half8` loads one half after the other.
+    """
+    driver = device_name.partition(":")[0]
+    if driver == "nvidia":
+        return halves.prelude(source)
+    return prelude(source) if driver == "pocl" else ""
 
 
 def _vector_bytes(device: pyopencl.Device, host: Processor) -> int:

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from tilewright.dsl.lowering import Launch
-from tilewright.runtime import Context
+from tilewright.runtime import Context, halves
 from tilewright.runtime.prelude import prelude
 
 _VALUES = [0.0, -0.0, np.inf, -np.inf, np.nan, 1, -1, 0.5, 1.5, 2.5, -2.5, 88.7, 89, -103, -105, 1e-38, 1e-40, 1e-45,
@@ -124,3 +124,25 @@ def test_a_source_gets_only_the_functions_it_calls() -> None:
     assert "double" not in text
     assert "double twp_tanh(double x) { return tanh(x); }" in prelude("double f(double x) { return tanh(x); }")
     assert text.endswith("#line 1\n"), "errors must name the lines of the source"
+
+
+def test_aligned_halves_are_moved_at_once(ctx: Context) -> None:
+    """What NVIDIA's driver is given for aligned vectors of halves does what the built-in functions do."""
+    lines = []
+    for width, (x, y) in {2: "ab", 4: "cd", 8: "ef"}.items():
+        lines.append(f"vstorea_half{width}(vloada_half{width}(i, {x}) * 1.5f, i, {y});")
+    parameters = ", ".join(f"__global const half* {x}, __global half* {y}" for x, y in ("ab", "cd", "ef"))
+    plain = f"__kernel void k({parameters}) {{ const int i = get_global_id(0); {' '.join(lines)} }}"
+    text = halves.prelude(plain)
+    assert text.count("#define") == 6
+    assert halves.prelude("vload_half8(0, x); vstore_half(1.0f, 0, x);") == ""
+    random = np.random.default_rng(5)
+    given = {x: random.standard_normal(32 * width).astype(np.float16) for x, width in (("a", 2), ("c", 4), ("e", 8))}
+    buffers = {name: ctx.allocate(2 * 32 * 8) for name in "abcdef"}
+    for name, array in given.items():
+        ctx.write(buffers[name], array)
+    ctx.enqueue([ctx.bind(Launch("k", text + plain, (32,), (1,), tuple("abcdef"), tuple("bdf")), buffers)])
+    ctx.finish()
+    for x, y in ("ab", "cd", "ef"):
+        expected = (given[x].astype(np.float32) * np.float32(1.5)).astype(np.float16)
+        np.testing.assert_array_equal(ctx.read(buffers[y], given[x].shape, np.float16), expected)
