@@ -259,6 +259,14 @@ def test_one_row_and_one_of_everything(plainly: Context) -> None:
     check(plainly, program_of(TEXTS["plain"], ones, DType.F16), configuration())
 
 
+@pytest.mark.parametrize("slope", ["0.1", "2", "-1"])
+def test_maxima_that_creep_leap_and_fall(plainly: Context, slope: str) -> None:
+    """Sums are scaled only where the maximum has grown by much: after every few blocks, after each, and never."""
+    sizes = {"B": 1, "H": 2, "M": 18, "N": 150, "D": 8, "E": 8}
+    made = program_of(scored(f"{slope} * j + {DOT}"), sizes)
+    check(plainly, made, configuration(), "tf32")
+
+
 def test_one_row_of_grouped_heads(plainly: Context) -> None:
     text = TEXTS["grouped heads"].replace("s[b,h,i,j] = ", "s[b,h,i,j] = 0.1 * j + h - i + ")
     made = laid_out(program_of(text, {"B": 2, "H": 6, "M": 1, "N": 77, "D": 16, "E": 16}), "scattered")
