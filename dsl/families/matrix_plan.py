@@ -1,0 +1,214 @@
+"""One configuration of a contraction for matrix instructions, with everything that its kernel needs to know."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from tilewright.dsl.dtypes import DType
+from tilewright.dsl.families.contraction import Contraction
+from tilewright.dsl.families.matrix_pack import Panels
+from tilewright.dsl.families.shared import ceil_div
+from tilewright.dsl.families.wgmma_form import PIECE, Products, Side, products, sides
+from tilewright.dsl.matrix import MatrixInstruction, MatrixUnit
+from tilewright.dsl.program import Program, reads
+from tilewright.dsl.space import Configuration
+from tilewright.dsl.target import Target
+from tilewright.dsl.writer import argument, index_type
+
+CHUNK = 32
+"""Columns of results that a sub-group lays out in local memory at a time before it stores them."""
+PITCH = CHUNK + 8
+"""Elements between rows there."""
+
+
+@dataclass(frozen=True)
+class Loaded:
+    """One operand: how its tiles get to local memory, and how they lie there."""
+
+    side: Side
+    which: str
+    """a or b."""
+    way: str
+    """``pieces`` of 16 bytes along the depth or ``lines`` of them across it, packed ``panels``, or ``elements``."""
+    rows: int
+    """Rows of A or columns of B in a tile."""
+    depth: int
+    """Depth of a tile."""
+
+    @property
+    def by_depth(self) -> bool:
+        """Whether the depth is contiguous in local memory."""
+        return self.way != "lines"
+
+    @property
+    def itemsize(self) -> int:
+        """Bytes of an element in local memory."""
+        return self.side.products.operand.itemsize
+
+    @property
+    def vector(self) -> int:
+        """Elements of a piece."""
+        return PIECE // self.itemsize
+
+    @property
+    def pitch(self) -> int:
+        """Bytes between lines in local memory, such that what a sub-group reads at once lies in different banks."""
+        if self.by_depth:
+            return self.depth * self.itemsize + 16
+        return self.rows * self.itemsize + (32 if self.itemsize == 4 else 16)
+
+    @property
+    def nbytes(self) -> int:
+        """Local memory of a tile."""
+        return self.pitch * (self.rows if self.by_depth else self.depth)
+
+    @property
+    def pieces(self) -> int:
+        """Pieces of a line."""
+        return (self.depth if self.by_depth else self.rows) // self.vector
+
+    def place(self, row: str, depth: str) -> str:
+        """Byte offset of an element within the tile."""
+        line, inner = (row, depth) if self.by_depth else (depth, row)
+        return f"({line}) * {self.pitch} + ({inner}) * {self.itemsize}"
+
+
+@dataclass(frozen=True)
+class Tile:
+    """A contraction with the numbers of one configuration."""
+
+    c: Contraction
+    program: Program
+    target: Target
+    products: Products
+    tile_m: int
+    tile_n: int
+    tile_k: int
+    warps_m: int
+    warps_n: int
+    stages: int
+    load_a: str
+    load_b: str
+    band: int
+    configuration: Configuration
+
+    @staticmethod
+    def of(c: Contraction, program: Program, target: Target, configuration: Configuration) -> Tile:
+        """The numbers of a configuration."""
+        found = products(c, program)
+        assert isinstance(found, Products)
+        number = configuration.integer
+        sizes = (number("tile_m"), number("tile_n"), number("tile_k"), number("warps_m"), number("warps_n"))
+        ways = str(configuration["load_a"]), str(configuration["load_b"])
+        return Tile(c, program, target, found, *sizes, number("stages"), *ways, number("band"), configuration)
+
+    @property
+    def unit(self) -> MatrixUnit:
+        """The device's instructions."""
+        assert self.target.matrix is not None
+        return self.target.matrix
+
+    @property
+    def instruction(self) -> MatrixInstruction:
+        """The instruction for the products."""
+        found = instruction(self.target, self.products)
+        assert found is not None
+        return found
+
+    @property
+    def ctype(self) -> str:
+        """Type of addresses and flattened indices."""
+        return index_type(self.program)
+
+    @property
+    def sides(self) -> tuple[Side, Side]:
+        """Both operands."""
+        return sides(self.c, self.products)
+
+    @property
+    def a(self) -> Loaded:
+        """The operand with the rows."""
+        return Loaded(self.sides[0], "a", self.load_a, self.tile_m, self.tile_k)
+
+    @property
+    def b(self) -> Loaded:
+        """The operand with the columns."""
+        return Loaded(self.sides[1], "b", self.load_b, self.tile_n, self.tile_k)
+
+    @property
+    def items(self) -> int:
+        """Work-items of a work-group."""
+        return self.warps_m * self.warps_n * self.instruction.lanes
+
+    @property
+    def blocks(self) -> tuple[int, int]:
+        """Instructions of a sub-group along rows and columns."""
+        return (
+            self.tile_m // (self.warps_m * self.instruction.m),
+            self.tile_n // (self.warps_n * self.instruction.n),
+        )
+
+    @property
+    def steps(self) -> int:
+        """Tiles of the depth."""
+        return ceil_div(self.c.k, self.tile_k)
+
+    @property
+    def grid(self) -> tuple[int, int]:
+        """Tiles along rows and columns."""
+        return ceil_div(self.c.m, self.tile_m), ceil_div(self.c.n, self.tile_n)
+
+    @property
+    def groups(self) -> int:
+        """Work-groups of the launch."""
+        rows, columns = self.grid
+        return rows * columns * self.c.g
+
+    @property
+    def registers(self) -> int:
+        """(guess) Registers of a work-item beside addresses: sums, and fragments of one step of the instruction."""
+        rows, columns = self.blocks
+        i = self.instruction
+        sums = rows * columns * i.c.count
+        fragments = rows * i.a.count + columns * i.b.count
+        return 2 * (sums + fragments) if self.products.splits else sums + fragments
+
+    @property
+    def stage_bytes(self) -> int:
+        """Local memory of a stage."""
+        return self.a.nbytes + self.b.nbytes
+
+    @property
+    def local_bytes(self) -> int:
+        """Local memory of a work-group; results are laid out where the stages were."""
+        results = self.warps_m * self.warps_n * self.instruction.m * PITCH * 4
+        return max(self.stages * self.stage_bytes, results)
+
+    def panels(self, operand: Loaded) -> Panels:
+        """An operand's panels."""
+        return Panels(operand.side, self.program, f"panels_{operand.which}", operand.rows, operand.depth, self.ctype)
+
+    @property
+    def tensors(self) -> tuple[str, ...]:
+        """The buffers of the kernel, in order: what the epilogue reads, what is loaded, what is written."""
+        found = [r.tensor for r in self.c.epilogue_reads()]
+        for operand in (self.a, self.b):
+            own = [r.tensor for r in reads(operand.side.operand.value)]
+            found += [f"panels_{operand.which}"] if operand.way == "panels" else own
+        return tuple(dict.fromkeys([*found, self.c.statement.target]))
+
+    @property
+    def parameters(self) -> tuple[str, ...]:
+        """The kernel's parameters in C."""
+        texts = []
+        for name in self.tensors:
+            const = "" if name == self.c.statement.target else "const "
+            dtype: DType = self.products.operand if name.startswith("panels_") else self.program.tensors[name].dtype
+            texts.append(f"__global {const}{dtype.opencl}* restrict {argument(name)}")
+        return tuple(texts)
+
+
+def instruction(target: Target, found: Products) -> MatrixInstruction | None:
+    """The device's instruction for a kind of products."""
+    every = target.matrix.instructions if target.matrix is not None else ()
+    return next((i for i in every if i.products == found.instruction and i.operand is found.operand), None)
