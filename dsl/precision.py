@@ -1,7 +1,7 @@
 """Precision policies: what the products of contractions are computed from.
 
 fp32    the f32 factors as they are
-tf32    f32 factors may be rounded to TF32's 10 bits of mantissa, by devices with instructions for that; it is a
+tf32    f32 factors may be cut or rounded to TF32's 10 bits of mantissa, by devices with instructions for that; it is a
         permission (`Program.precision`), which other devices do not use
 fp16    f32 factors are rounded to f16, on every device: the conversions are part of the program
 bf16    the same with bf16
