@@ -7,11 +7,16 @@ local memory. Terms are those of the PTX ISA 8.5, "Asynchronous Warpgroup Level 
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from tilewright.dsl.dtypes import DType
 
+MAP_WORDS = 16
+"""64-bit words of a tensor map."""
+MOST_STRIDE = 1 << 36
+"""Bytes that a stride must lie under."""
 ROW_BYTES = 128
 """Bytes of a row of an operand's tile in local memory, and of its swizzle.
 
@@ -62,7 +67,7 @@ class Field:
 class TensorMapFormat:
     """How a tensor map (the description of a tensor that copies of tiles need) is laid out in its 128 bytes.
 
-    The first word holds the tensor's address. Every value is stored less what `Tiled` says of it.
+    The first word holds the tensor's address.
     """
 
     constant: tuple[int, ...]
@@ -72,29 +77,29 @@ class TensorMapFormat:
     dtypes: Mapping[DType, int]
     sizes: tuple[Field, ...]
     """Elements per dimension, less 1."""
-    strides: tuple[tuple[Field, ...], ...]
-    """Bytes / 16 per dimension but the first, as fields of the lower and the upper bits."""
+    strides: tuple[Field, ...]
+    """Bytes / 16 per dimension but the first."""
     box: tuple[Field, ...]
     """Elements of a tile per dimension, less 1."""
+    box_bytes: Field
 
     def words(self, dtype: DType, sizes: Sequence[int], strides: Sequence[int], box: Sequence[int]) -> list[int]:
         """The map of a tensor of `sizes` (fastest first) with `strides` in bytes of all dimensions but the first."""
         words = list(self.constant)
 
         def put(field: Field, value: int) -> None:
-            words[field.word] |= (value & ((1 << field.width) - 1)) << field.shift
+            assert 0 <= value < 1 << field.width, "a tensor of boxes is too large"
+            words[field.word] |= value << field.shift
 
         put(self.rank, len(sizes) - 1)
         put(self.dtype, self.dtypes[dtype])
         for field, size in zip(self.sizes, [*sizes, *[1] * (5 - len(sizes))], strict=True):
             put(field, size - 1)
-        for parts, stride in zip(self.strides, strides, strict=False):
-            value = stride // 16
-            for part in parts:
-                put(part, value)
-                value >>= part.width
+        for field, stride in zip(self.strides, strides, strict=False):
+            put(field, stride // 16)
         for field, size in zip(self.box, [*box, *[1] * (5 - len(box))], strict=True):
             put(field, size - 1)
+        put(self.box_bytes, math.prod(box) * dtype.itemsize)
         return words
 
 

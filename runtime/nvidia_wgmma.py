@@ -14,7 +14,7 @@ import re
 from functools import cache
 
 from tilewright.dsl.dtypes import DType
-from tilewright.dsl.warpgroup import WarpgroupInstruction, WarpgroupUnit
+from tilewright.dsl.warpgroup import Field, TensorMapFormat, WarpgroupInstruction, WarpgroupUnit
 
 MARK = "//sm_90a "
 _LEAST_VERSION = (8, 3)
@@ -102,6 +102,21 @@ def _instruction(products: str, operand: DType, n: int, depth_major: bool, regis
     return WarpgroupInstruction(name, products, operand, n, k, depth_major, registers, macro + pin)
 
 
+_MAPS = TensorMapFormat(
+    # swizzle of 128 bytes, lines of 128 bytes fetched into L2, alignment in local memory
+    constant=(0, 3 << 13 | 2 << 17, *[0] * 7, 1024, *[0] * 6),
+    rank=Field(1, 4, 3),
+    dtype=Field(1, 7, 4),
+    dtypes={DType.F16: 6, DType.F32: 7, DType.BF16: 10},
+    sizes=(Field(4, 0, 32), Field(4, 32, 32), Field(5, 0, 32), Field(5, 32, 32), Field(6, 0, 32)),
+    strides=(Field(1, 32, 32), Field(2, 0, 32), Field(2, 32, 32), Field(3, 0, 32)),
+    box=(Field(6, 56, 8), Field(7, 0, 8), Field(7, 8, 8), Field(7, 16, 8), Field(7, 24, 8)),
+    box_bytes=Field(8, 0, 32),
+)
+"""The format is not published; it was read off what `cuTensorMapEncodeTiled` writes when one argument changes (driver
+580.159), and is of compute capability 9.0. Elements that lie outside are 0 (no flag), steps between elements 1."""
+
+
 @cache
 def warpgroup_unit(capability: tuple[int, int]) -> WarpgroupUnit | None:
     """The warpgroup instructions of a compute capability; None for any but 9.0, the only one that has them."""
@@ -112,7 +127,7 @@ def warpgroup_unit(capability: tuple[int, int]) -> WarpgroupUnit | None:
     instructions += [
         _instruction("tf32", DType.F32, n, True, registers) for n in _WIDTHS for registers in (False, True)
     ]
-    return WarpgroupUnit(tuple(instructions), _TEXT)
+    return WarpgroupUnit(tuple(instructions), _TEXT, _MAPS)
 
 
 def needs_retargeting(source: str) -> bool:

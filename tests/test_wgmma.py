@@ -141,6 +141,27 @@ def test_binaries_that_cannot_be_retargeted_are_told(binary: bytes) -> None:
     assert retargeted(binary) is None
 
 
+# --- tensor maps ----------------------------------------------------------------------------------------------------
+
+ENCODED = [
+    (DType.F16, [8192, 4096], [16384], [64, 128], "40000046310 0 0 fff00001fff 0 3f00000000000000 7f 4000 400"),
+    (DType.F32, [8192, 4096], [65536], [16, 128], "100000046390 0 0 fff00001fff 0 f00000000000000 7f 2000 400"),
+    (DType.BF16, [8192, 4096], [65536], [16, 128], "100000046510 0 0 fff00001fff 0 f00000000000000 7f 1000 400"),
+    (
+        DType.F16, [8192, 40, 50, 7, 3], [16384, 655360, 32768000, 229376000], [64, 8, 4, 2, 1],
+        "40000046340 1f40000000a000 dac000 2700001fff 600000031 3f00000000000002 10307 2000 400",
+    ),
+]  # fmt: skip
+"""What `cuTensorMapEncodeTiled` wrote, from the second word on, on an H100 with driver 580.159."""
+
+
+@pytest.mark.parametrize(("dtype", "sizes", "strides", "box", "words"), ENCODED)
+def test_tensor_maps_are_those_of_the_driver(dtype, sizes, strides, box, words) -> None:
+    unit = H100.matrix.warpgroup
+    expected = [0, *(int(word, 16) for word in words.split()), *[0] * 6]
+    assert unit.maps.words(dtype, sizes, strides, box) == expected
+
+
 # --- panels, on every device ----------------------------------------------------------------------------------------
 
 

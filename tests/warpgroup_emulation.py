@@ -36,8 +36,9 @@ MAPS = TensorMapFormat(
     dtype=Field(1, 3, 4),
     dtypes={dtype: dtype.itemsize for dtype in DType},
     sizes=tuple(Field(2 + d // 2, 32 * (d % 2), 32) for d in range(5)),
-    strides=tuple((Field(5 + d // 2, 32 * (d % 2), 32),) for d in range(4)),
+    strides=tuple(Field(5 + d // 2, 32 * (d % 2), 32) for d in range(4)),
     box=tuple(Field(8, 8 * d, 8) for d in range(5)),
+    box_bytes=Field(9, 0, 32),
 )
 """Tensor maps as `emulator.c` reads them."""
 

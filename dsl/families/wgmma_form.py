@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from tilewright.dsl.dtypes import DType
 from tilewright.dsl.families.contraction import Access, Contraction, Operand, linear_stride
 from tilewright.dsl.program import Cast, Index, Program, Read
+from tilewright.dsl.warpgroup import MOST_STRIDE
 
 PIECE = 16
 """Bytes that a work-item copies at once, and to whose multiples everything is aligned."""
@@ -129,6 +130,8 @@ def tiles(side: Side) -> Tiles | None:
     groups = tuple(i for i in c.groups if place.address.coefficient(i.name))
     steps = (step, *(place.address.coefficient(i.name) for i in groups))
     if len(groups) > _MOST_GROUPS or min(steps) <= 0 or not side.aligned(*steps, place.address.constant):
+        return None
+    if max(steps) * side.products.operand.itemsize >= MOST_STRIDE:
         return None
     inner = (c.k, side.extent) if depth_major else (side.extent, c.k)
     itemsize = side.products.operand.itemsize

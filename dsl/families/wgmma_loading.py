@@ -10,9 +10,9 @@ from __future__ import annotations
 
 from tilewright.dsl.families.contraction import NAMES, decompose, parted
 from tilewright.dsl.families.wgmma_form import Tiles
-from tilewright.dsl.families.wgmma_plan import MAP_WORDS, Plan
+from tilewright.dsl.families.wgmma_plan import Plan
 from tilewright.dsl.families.wgmma_tiles import each_tile
-from tilewright.dsl.warpgroup import ROW_BYTES
+from tilewright.dsl.warpgroup import MAP_WORDS, ROW_BYTES
 from tilewright.dsl.writer import Source, affine, argument
 
 BOX_ROWS = 256

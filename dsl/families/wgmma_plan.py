@@ -14,15 +14,13 @@ from tilewright.dsl.matrix import MatrixUnit
 from tilewright.dsl.program import Program
 from tilewright.dsl.space import Configuration
 from tilewright.dsl.target import Target
-from tilewright.dsl.warpgroup import GROUP_ITEMS, GROUP_ROWS, ROW_BYTES, TILE_ALIGNMENT, WarpgroupUnit
+from tilewright.dsl.warpgroup import GROUP_ITEMS, GROUP_ROWS, MAP_WORDS, ROW_BYTES, TILE_ALIGNMENT, WarpgroupUnit
 from tilewright.dsl.writer import argument, index_type
 
 CHUNK = 32
 """Columns of results that a sub-group lays out in local memory at a time before it stores them."""
 PITCH = CHUNK + 8
 """Elements between rows there: four rows of eight columns lie in different banks."""
-MAP_WORDS = 16
-"""64-bit words of a tensor map."""
 
 
 @dataclass(frozen=True)
