@@ -12,16 +12,14 @@ from dataclasses import dataclass
 
 from tilewright.dsl.dtypes import DType
 from tilewright.dsl.families.contraction import NAMES, decompose, element
-from tilewright.dsl.families.shared import ceil_div, round_up
+from tilewright.dsl.families.shared import ceil_div
 from tilewright.dsl.families.wgmma_form import Side
 from tilewright.dsl.lowering import Launch, Scratch
 from tilewright.dsl.program import Program, reads
 from tilewright.dsl.warpgroup import ROW_BYTES
 from tilewright.dsl.writer import Source, argument, storing_helpers
 
-_ITEMS = 128
-_SECTOR = 32
-"""Bytes that a work-item writes: a whole sector of the cache, which the swizzle keeps together."""
+_ITEMS = 256
 
 _SPLIT = """static inline float tw_tf32(float v) {
     const uint bits = as_uint(v);
@@ -51,6 +49,11 @@ class Panels:
         return ceil_div(self.side.extent, self.rows)
 
     @property
+    def slab(self) -> int:
+        """Rows that a work-group packs; blocks are whole slabs."""
+        return 64 if self.rows % 64 == 0 else 32
+
+    @property
     def tiles(self) -> int:
         """Tiles of the depth."""
         return ceil_div(self.side.c.k, self.side.products.depth)
@@ -69,33 +72,31 @@ class Panels:
 
 
 def pack(p: Panels, kernel: str) -> Launch:
-    """The kernel that fills the panels."""
+    """The kernel that fills the panels: a work-group per tile of some rows, which goes through local memory."""
     c, side, dtype = p.side.c, p.side, p.side.products.operand
     inputs = tuple(dict.fromkeys(r.tensor for r in reads(side.operand.value)))
     helpers = storing_helpers(dtype, (8,))
     parameters = [f"__global const {p.program.tensors[n].dtype.opencl}* restrict {argument(n)}" for n in inputs]
     parameters.append(f"__global {dtype.opencl}* restrict {argument(p.name)}")
-    rows, sectors = p.blocks * p.rows, p.tiles * ROW_BYTES // _SECTOR
+    slabs = p.blocks * p.rows // p.slab
     body = Source()
     attributes = f"__attribute__((reqd_work_group_size({_ITEMS}, 1, 1)))\n"
     with body.block(f"{attributes}__kernel void {kernel}({', '.join(parameters)})"):
-        body.line(f"const {p.ctype} item = get_global_id(0), group = get_global_id(1);")
-        with body.block(f"if (item >= {rows * sectors})"):
-            body.line("return;")
-        if _along_depth(side):
-            body.line(f"const {p.ctype} sector = item % {sectors}, flat = item / {sectors};")
-        else:
-            body.line(f"const {p.ctype} flat = item % {rows}, sector = item / {rows};")
+        body.line(f"__local float elements[{p.slab}][{side.products.depth + 1}];")
+        body.line("const int item = get_local_id(0);")
+        body.line(f"const {p.ctype} slab = get_group_id(0) % {slabs}, tile = get_group_id(0) / {slabs};")
+        body.line(f"const {p.ctype} group = get_group_id(1);")
         for text in decompose("group", c.groups, lambda i: NAMES[i.name], p.ctype):
             body.line(text)
         _gather(p, body, helpers)
+        body.line("barrier(CLK_LOCAL_MEM_FENCE);")
         _write(p, body)
     src = Source()
     src.line(f"// Operand of {c.m} x {c.n} x {c.k} as swizzled tiles of {p.rows} rows.")
     for text in (*helpers.values(), _SPLIT):
         src.line(text)
     src.line(body.text)
-    size = (round_up(rows * sectors, _ITEMS), c.g)
+    size = (slabs * p.tiles * _ITEMS, c.g)
     return Launch(kernel, src.text, size, (_ITEMS, 1), (*inputs, p.name), (p.name,))
 
 
@@ -111,45 +112,50 @@ def _along_depth(side: Side) -> bool:
 
 
 def _gather(p: Panels, body: Source, helpers: dict[str, str]) -> None:
-    """The elements of a sector into `v`."""
+    """The slab's elements into local memory; neighbouring work-items read neighbours in memory."""
     c, side = p.side.c, p.side
-    count = _SECTOR // side.products.operand.itemsize
-    body.line(f"float v[{count}];")
-    with body.loop("e", count, unroll=True):
-        body.line(f"const {p.ctype} depth = sector * {count} + e;")
-        body.line("v[e] = 0;")
+    depths = side.products.depth
+    body.line("#pragma unroll")
+    with body.block(f"for (int e = item; e < {p.slab * depths}; e += {_ITEMS})"):
+        if _along_depth(side):
+            body.line(f"const int row = e / {depths}, column = e % {depths};")
+        else:
+            body.line(f"const int row = e % {p.slab}, column = e / {p.slab};")
+        body.line(f"const {p.ctype} flat = slab * {p.slab} + row, depth = tile * {depths} + column;")
+        body.line("float value = 0;")
         with body.block(f"if (flat < {side.extent} && depth < {c.k})"):
             for text in decompose("flat", side.indices, lambda i: NAMES[i.name], p.ctype):
                 body.line(text)
             for text in decompose("depth", c.depth, lambda i: NAMES[i.name], p.ctype):
                 body.line(text)
-            body.line(f"v[e] = {element(c, side.operand.value, NAMES, p.program, helpers)};")
+            body.line(f"value = {element(c, side.operand.value, NAMES, p.program, helpers)};")
+        body.line("elements[row][column] = value;")
 
 
 def _write(p: Panels, body: Source) -> None:
-    """The sector's two pieces at their swizzled places."""
+    """The slab's pieces at their swizzled places: neighbouring work-items write a row."""
     dtype = p.side.products.operand
-    row, per_row = f"flat % {p.rows}", ROW_BYTES // _SECTOR
-    body.line(f"const {p.ctype} row = {row}, block = flat / {p.rows}, tile = sector / {per_row};")
-    tile = f"((long)group * {p.blocks} + block) * {p.tiles} + tile"
-    scalar = f"{p.tile_bytes // dtype.itemsize}"
-    body.line(
-        f"__global {dtype.opencl}* to = {argument(p.name)} + ({tile}) * {scalar} + row * {ROW_BYTES // dtype.itemsize};"
-    )
-    piece = 16 // dtype.itemsize
-    for half in range(2):
-        body.line(f"const int at{half} = ((sector % {per_row} * 2 + {half}) ^ (row & 7)) * {piece};")
-        values = [f"v[{half * piece + i}]" for i in range(piece)]
+    scalars, row_scalars = p.tile_bytes // dtype.itemsize, ROW_BYTES // dtype.itemsize
+    per_block = p.rows // p.slab
+    block = f"((long)group * {p.blocks} + slab / {per_block}) * {p.tiles} + tile"
+    start = f"slab % {per_block} * {p.slab * row_scalars}"
+    body.line(f"__global {dtype.opencl}* const to = {argument(p.name)} + ({block}) * {scalars} + {start};")
+    count = 16 // dtype.itemsize
+    with body.block(f"for (int piece = item; piece < {p.slab * 8}; piece += {_ITEMS})"):
+        body.line("const int row = piece / 8;")
+        body.line(f"__local const float* const v = &elements[row][piece % 8 * {count}];")
+        body.line(f"const int at = row * {row_scalars} + ((piece % 8) ^ (row & 7)) * {count};")
+        values = [f"v[{i}]" for i in range(count)]
         if dtype is DType.F16:
-            body.line(f"vstorea_half8((float8)({', '.join(values)}), 0, to + at{half});")
+            body.line(f"vstorea_half8((float8)({', '.join(values)}), 0, to + at);")
         elif dtype is DType.BF16:
-            body.line(f"*(__global ushort8*)(to + at{half}) = tw_bf16_float8((float8)({', '.join(values)}));")
+            body.line(f"*(__global ushort8*)(to + at) = tw_bf16_float8((float8)({', '.join(values)}));")
         elif p.parts == 1:
             # an operand that the kernel itself splits stays as it is
             rounded = ", ".join(v if p.side.products.splits else f"tw_tf32({v})" for v in values)
-            body.line(f"*(__global float4*)(to + at{half}) = (float4)({rounded});")
+            body.line(f"*(__global float4*)(to + at) = (float4)({rounded});")
         else:
             upper = ", ".join(f"tw_upper({v})" for v in values)
             lower = ", ".join(f"tw_tf32({v} - tw_upper({v}))" for v in values)
-            body.line(f"*(__global float4*)(to + at{half}) = (float4)({upper});")
-            body.line(f"*(__global float4*)(to + {p.rows * 32} + at{half}) = (float4)({lower});")
+            body.line(f"*(__global float4*)(to + at) = (float4)({upper});")
+            body.line(f"*(__global float4*)(to + {p.rows * row_scalars} + at) = (float4)({lower});")
