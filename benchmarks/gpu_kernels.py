@@ -110,9 +110,9 @@ def measure(case: Case, options: Options, with_torch: bool) -> KernelRow:
     op = op_of(case.text, case.precision)
     feeds = {name: tw.asarray(a, device=options.device) for name, a in case.arrays.items()}
     if options.tune:
-        op.tune(**feeds, budget=options.tune)
-    result = op(**feeds).numpy()
-    plan, buffers = op.plan(**feeds), {name: a.buffer for name, a in feeds.items()}
+        op.tune(*feeds.values(), budget=options.tune)
+    result = op(*feeds.values()).numpy()
+    plan, buffers = op.plan(*feeds.values()), {name: a.buffer for name, a in feeds.items()}
     timers: dict[str, Callable[[], float]] = {OURS: lambda: plan.time(buffers, 1)[0]}
     if with_torch:
         torch_peer.set_precision(case.precision)

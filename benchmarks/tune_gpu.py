@@ -18,7 +18,7 @@ import signal
 import statistics
 import sys
 import time
-from collections import Counter
+from collections import defaultdict
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
@@ -82,8 +82,8 @@ class Watch:
     """Seconds by phase, of one combination and of all."""
 
     def __init__(self) -> None:
-        self.current: Counter[str] = Counter()
-        self.total: Counter[str] = Counter()
+        self.current: defaultdict[str, float] = defaultdict(float)
+        self.total: defaultdict[str, float] = defaultdict(float)
 
     @contextmanager
     def phase(self, name: str) -> Iterator[None]:
@@ -152,7 +152,8 @@ def tuned(
         before = _milliseconds(session, feeds)
     overhead = sum(watch.total.values()) - watch.total["start"] - watch.total["tune"]
     budget = shares.seconds(combination, stages, left, overhead)
-    start, first = time.perf_counter(), []
+    start = time.perf_counter()
+    first: list[float] = []
 
     def note(event: Event) -> None:
         if not first:
