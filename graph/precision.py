@@ -21,7 +21,7 @@ import numpy as np
 
 from tilewright.dsl import precision
 from tilewright.dsl.dtypes import DType
-from tilewright.dsl.program import Cast, Expr, Read, Statement, Tensor, reads, transform
+from tilewright.dsl.program import Cast, Expr, Program, Read, Reduce, Statement, Tensor, reads, transform, walk
 from tilewright.graph.ranges import Ranges, exceeds
 from tilewright.graph.steps import Item, Steps
 
@@ -125,14 +125,29 @@ class _Narrowing:
         program = item.program
         names = {t.name for t in (*program.inputs, *program.outputs) if self.steps.references[t.name].value in narrow}
         ranges = self._ranges(item)
+        names |= self._narrow_between(program, ranges)
 
         def tensors(group: Iterable[Tensor]) -> tuple[Tensor, ...]:
             return tuple(replace(t, dtype=self.dtype) if t.name in names else t for t in group)
 
         statements = tuple(self._statement(s, names, ranges) for s in program.statements)
-        made = replace(program, inputs=tensors(program.inputs), outputs=tensors(program.outputs), statements=statements)
+        made = replace(
+            program,
+            inputs=tensors(program.inputs),
+            outputs=tensors(program.outputs),
+            intermediates=tensors(program.intermediates),
+            statements=statements,
+        )
         is_exact = any(self._is_exact(s, ranges) for s in program.statements)
         return replace(item, program=made if is_exact else precision.allowing_tf32(made))
+
+    def _narrow_between(self, program: Program, ranges: Ranges) -> set[str]:
+        """Intermediates to be narrow: those that kernels leave in memory, as there is no chain that one could keep."""
+        if not all(
+            precision.is_contraction(e) for s in program.statements for e in walk(s.value) if isinstance(e, Reduce)
+        ):
+            return set()
+        return {t.name for t in program.intermediates if t.dtype is DType.F32 and t.name not in ranges.wide}
 
     def _is_exact(self, s: Statement, ranges: Ranges) -> bool:
         """Whether a contraction has factors that rounding would spoil."""

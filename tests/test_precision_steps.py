@@ -135,6 +135,19 @@ def test_normalisations_and_softmax_are_f32_within(dtype: DType) -> None:
     assert stored(network, Role.TEMPORARY) == {dtype}
 
 
+@NARROW
+def test_what_operators_of_several_kernels_leave_in_memory_is_narrow(dtype: DType) -> None:
+    text = """g (float[1,2,6,5] x) => (float[1,2,14,12] y) {
+        a = Relu (x)
+        b = Resize <mode = "linear"> (a, none, scales)
+        y = Pad <mode = "reflect"> (b, pads)
+    }"""
+    constants = {"none": np.zeros(0, np.float32), "scales": np.array([1, 1, 2, 2], np.float32)}
+    network = check(text, dtype, ERROR[dtype], **constants, pads=np.array([0, 0, 1, 1, 0, 0, 1, 1]))
+    assert stored(network, Role.TEMPORARY) == {dtype}
+    assert len(network.calls) > 3
+
+
 def test_elements_that_are_only_moved_are_not_converted() -> None:
     text = """g (float[2,6,5] x) => (float[2,5,3] y) {
         a = Sigmoid (x)
