@@ -157,7 +157,7 @@ def torch_errors(case: Case, torch: Any, inputs: Sequence[Any], result: np.ndarr
     """The largest errors of ours and the peer, as a part of the largest element of PyTorch's product in f64."""
     reference = case.torch(torch, [x.double() for x in inputs])
     largest = reference.abs().max()
-    results = {OURS: torch_peer.on_device(result, "cuda"), case.peer: case.torch(torch, inputs)}
+    results = {OURS: torch_peer.on_device(result, inputs[0].device), case.peer: case.torch(torch, inputs)}
     return {name: float((y.double() - reference).abs().max() / largest) for name, y in results.items()}
 
 

@@ -306,3 +306,16 @@ def test_bfloat16_arrays_reach_pytorch() -> None:
     tensor = torch_peer.on_device(array, "cpu")
     assert tensor.dtype == torch.bfloat16
     np.testing.assert_array_equal(tensor.float().numpy(), array.astype(np.float32))
+
+
+@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+def test_errors_are_those_from_pytorchs_product_in_f64(precision: str) -> None:
+    torch = pytest.importorskip("torch")
+    for case in (gpu_kernels.gemm_case(9, precision), gpu_kernels.conv_case(True, precision, 1, 4, 5)):
+        inputs = [torch_peer.on_device(a, "cpu") for a in case.arrays.values()]
+        exact = case.torch(torch, [x.double() for x in inputs]).numpy()
+        result = exact.astype(case.arrays[next(iter(case.arrays))].dtype)
+        result[0, 0] += 1
+        found = gpu_kernels.torch_errors(case, torch, inputs, result)
+        assert found["tilewright"] == pytest.approx(1 / np.abs(exact).max(), rel=0.02)
+        assert 0 < found[case.peer] < 0.02

@@ -203,8 +203,8 @@ def forget() -> None:
         torch.cuda.empty_cache()
 
 
-def on_device(array: npt.NDArray[Any], place: str) -> Any:
-    """An array as a tensor on a device, bf16 included (for which PyTorch has no NumPy type)."""
+def on_device(array: npt.NDArray[Any], place: Any) -> Any:
+    """An array as a tensor on one of PyTorch's devices, bf16 included (for which it has no NumPy type)."""
     torch = torch_module()
     host = np.ascontiguousarray(array)
     if host.dtype.name == "bfloat16":
