@@ -2,10 +2,11 @@
 
     python benchmarks/memory_plan.py --batch 64 model.onnx
 
-Networks are planned as for an H100, which need not be there: nothing is built or run. *split* places temporaries in
-parts of one buffer, *whole* in whole buffers, for drivers on which parts are not safe; *total* is constants, inputs and
-outputs with the latter. With PyTorch and a CUDA device, and files named like torchvision's networks, the last columns
-are what PyTorch's allocator has handed out at most during a forward pass in f32, and the ratio to it.
+Networks are planned as for an H100, which need not be there: nothing is built or run. *overlap* places temporaries in
+parts of one buffer wherever they fit, *apart* in parts that never overlap, which is all that some drivers allow;
+*total* is constants, inputs and outputs with the latter. With PyTorch and a CUDA device, and files named like
+torchvision's networks, the last columns are what PyTorch's allocator has handed out at most during a forward pass in
+f32, and the ratio to it.
 """
 
 from __future__ import annotations
@@ -73,14 +74,14 @@ class Row:
     constants: int
     inputs_and_outputs: int
     least: int
-    split: int
-    whole: int
+    overlap: int
+    apart: int
     torch: int | None
 
     @property
     def total(self) -> int:
-        """With whole buffers."""
-        return self.constants + self.inputs_and_outputs + self.whole
+        """With parts that never overlap."""
+        return self.constants + self.inputs_and_outputs + self.apart
 
 
 def planned(path: Path, batch: int, store: Store | None, torch: bool) -> Row:
@@ -89,10 +90,10 @@ def planned(path: Path, batch: int, store: Store | None, torch: bool) -> Row:
     sizes = {v.name: tuple(n if isinstance(n, int) else batch for n in v.shape or ()) for v in graph.inputs}
     network = lay_out(fuse(steps_of(passes.specialise(graph, sizes, {}))), H100.target)
     calls = planned_calls(network, H100, store)
-    split, whole = (footprint(network, calls, cut, ALIGNMENT, H100.max_allocation) for cut in (True, False))
-    io = whole.inputs + whole.outputs
+    overlap, apart = (footprint(network, calls, cut, ALIGNMENT, H100.max_allocation) for cut in (True, False))
+    io = apart.inputs + apart.outputs
     peer = torch_peak(path.stem, batch) if torch else None
-    return Row(path.stem, whole.constants, io, whole.least, split.temporaries, whole.temporaries, peer)
+    return Row(path.stem, apart.constants, io, apart.least, overlap.temporaries, apart.temporaries, peer)
 
 
 def torch_peak(name: str, batch: int) -> int | None:
@@ -118,10 +119,10 @@ def torch_peak(name: str, batch: int) -> int | None:
 
 
 def _table(rows: list[Row], batch: int) -> Table:
-    columns = ("model", "constants", "in and out", "least", "split", "whole", "total", "PyTorch", "ratio")
+    columns = ("model", "constants", "in and out", "least", "overlap", "apart", "total", "PyTorch", "ratio")
     table = Table(*columns, title=f"MiB of device memory at batch {batch}")
     for r in rows:
-        numbers = (r.constants, r.inputs_and_outputs, r.least, r.split, r.whole, r.total)
+        numbers = (r.constants, r.inputs_and_outputs, r.least, r.overlap, r.apart, r.total)
         peer = ("-", "-") if r.torch is None else (f"{r.torch / MIB:.0f}", f"{r.total / r.torch:.2f}")
         table.add_row(r.model, *(f"{n / MIB:.0f}" for n in numbers), *peer)
     return table

@@ -6,7 +6,7 @@ from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 
 from tilewright.graph.calls import Network, Role
-from tilewright.graph.memory import Arenas, Lifetime, assign, assign_whole, most_alive
+from tilewright.graph.memory import Arenas, Lifetime, assign, assign_apart, most_alive
 from tilewright.graph.planned import PlannedCall, launches_of_runs
 
 
@@ -80,5 +80,5 @@ def temporaries(network: Network, calls: Sequence[PlannedCall]) -> list[Lifetime
 
 
 def place(lifetimes: Sequence[Lifetime], splits: bool, alignment: int, limit: int) -> Arenas:
-    """Spots for all; `splits` says whether one buffer of the device may be cut into several."""
-    return assign(lifetimes, alignment, limit) if splits else assign_whole(lifetimes)
+    """Spots for all; `splits` says whether parts of one buffer of the device may overlap, one used after the other."""
+    return assign(lifetimes, alignment, limit) if splits else assign_apart(lifetimes, alignment)

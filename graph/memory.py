@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
 from itertools import accumulate
 
 
@@ -71,74 +71,89 @@ def assign(lifetimes: Sequence[Lifetime], alignment: int, limit: int) -> Arenas:
     return Arenas(spots, tuple(sizes))
 
 
-def assign_whole(lifetimes: Sequence[Lifetime]) -> Arenas:
-    """Spots at offset 0 only, for devices whose buffers should not be split: every arena serves buffers in turn.
+def assign_apart(lifetimes: Sequence[Lifetime], alignment: int) -> Arenas:
+    """Spots for devices on which parts of one buffer must not overlap, even if they are used one after the other.
 
-    The best of three greedy ways (Y. Pisarchyk and J. Lee, "Efficient Memory Management for Deep Neural Net
-    Inference", 2020, section 4): large buffers first, each into the first arena that is free, or into the one that
-    waits the shortest time before or after it; and buffers of the launch with most bytes first.
+    An arena serves buffers in turn as a whole, from offset 0, or cut into parts once and for all, of which each serves
+    buffers in turn. Large buffers are placed first: in the smallest part that is free, else in a part that is cut from
+    the smallest arena with room left, else in a whole arena; a new arena is as large as its first buffer.
     """
-    ways = (_by_size(lifetimes, _first), _by_size(lifetimes, _nearest), _by_breadth(lifetimes))
-    arenas = min(ways, key=lambda found: sum(map(_largest, found)))
-    spots = {b.name: Spot(n, 0) for n, arena in enumerate(arenas) for b in arena}
-    return Arenas(spots, tuple(map(_largest, arenas)))
-
-
-_Arena = list[Lifetime]
-"""The buffers that one arena serves in turn."""
-
-
-def _by_size(lifetimes: Sequence[Lifetime], choose: Callable[[Lifetime, Sequence[_Arena]], _Arena]) -> list[_Arena]:
-    """Largest first, each in one of the free arenas, which are all large enough then."""
     arenas: list[_Arena] = []
+    spots: dict[str, Spot] = {}
     for b in sorted(lifetimes, key=lambda b: (-b.nbytes, b.first, b.name)):
-        free = _free(arenas, b)
-        if free:
-            choose(b, free).append(b)
+        places = [place for n, arena in enumerate(arenas) for place in _places(n, arena, b, alignment)]
+        if not places:
+            arenas.append(_Arena(_room(b)))
+            places = [_Place(2, b.nbytes, len(arenas) - 1, 0)]
+        place = min(places, key=lambda p: (p.rank, p.room, p.arena, p.offset))
+        arenas[place.arena].take(place, b)
+        spots[b.name] = Spot(place.arena, place.offset)
+    return Arenas(spots, tuple(arena.size for arena in arenas))
+
+
+@dataclass
+class _Part:
+    """A part of an arena, and what it serves in turn."""
+
+    offset: int
+    size: int
+    users: list[Lifetime]
+
+    def is_free(self, b: Lifetime) -> bool:
+        return not any(b.meets(user) for user in self.users)
+
+
+@dataclass(frozen=True)
+class _Place:
+    """Where a buffer might go: a part that there is (0), one that would be cut (1), or the whole (2)."""
+
+    rank: int
+    room: int
+    """Bytes of the part, or of the arena."""
+    arena: int
+    offset: int
+
+
+@dataclass
+class _Arena:
+    """A buffer of the device, and what it serves as a whole and in parts, which lie one after the other."""
+
+    size: int
+    whole: list[Lifetime] = field(default_factory=list)
+    parts: list[_Part] = field(default_factory=list)
+
+    def end(self, alignment: int) -> int:
+        """Where the next part would begin."""
+        last = self.parts[-1] if self.parts else _Part(0, 0, [])
+        return -(-(last.offset + last.size) // alignment) * alignment
+
+    def take(self, place: _Place, b: Lifetime) -> None:
+        if place.rank == 2:
+            self.whole.append(b)
+        elif place.rank == 1:
+            self.parts.append(_Part(place.offset, _room(b), [b]))
         else:
-            arenas.append([b])
-    return arenas
+            next(p for p in self.parts if p.offset == place.offset).users.append(b)
 
 
-def _by_breadth(lifetimes: Sequence[Lifetime]) -> list[_Arena]:
-    """By launches, those with most bytes alive first; each buffer in the arena that grows or is left empty least."""
-    alive: dict[int, list[Lifetime]] = {}
-    for b in lifetimes:
-        for t in range(b.first, b.last + 1):
-            alive.setdefault(t, []).append(b)
-    arenas: list[_Arena] = []
-    placed: set[str] = set()
-    for t in sorted(alive, key=lambda t: (-sum(b.nbytes for b in alive[t]), t)):
-        for b in sorted(alive[t], key=lambda b: (-b.nbytes, b.first, b.name)):
-            if b.name in placed:
-                continue
-            placed.add(b.name)
-            free = _free(arenas, b)
-            fitting = [arena for arena in free if _largest(arena) >= b.nbytes]
-            if fitting:
-                min(fitting, key=_largest).append(b)
-            elif free:
-                max(free, key=_largest).append(b)
-            else:
-                arenas.append([b])
-    return arenas
+def _room(b: Lifetime) -> int:
+    """Bytes for a buffer: at least one, so that no two parts begin at one place."""
+    return max(b.nbytes, 1)
 
 
-def _free(arenas: Sequence[_Arena], b: Lifetime) -> list[_Arena]:
-    return [arena for arena in arenas if not any(b.meets(other) for other in arena)]
-
-
-def _first(b: Lifetime, free: Sequence[_Arena]) -> _Arena:
-    return free[0]
-
-
-def _nearest(b: Lifetime, free: Sequence[_Arena]) -> _Arena:
-    """The arena that is not used for the shortest time before or after `b`."""
-    return min(free, key=lambda arena: min(max(b.first - o.last, o.first - b.last) for o in arena))
-
-
-def _largest(arena: _Arena) -> int:
-    return max(b.nbytes for b in arena)
+def _places(number: int, arena: _Arena, b: Lifetime, alignment: int) -> Iterator[_Place]:
+    """Where `b` may go in an arena."""
+    if any(b.meets(user) for user in arena.whole):
+        return
+    for part in arena.parts:
+        if part.size >= _room(b) and part.is_free(b):
+            yield _Place(0, part.size, number, part.offset)
+    end = arena.end(alignment)
+    small = 2 * _room(b) <= arena.size  # a cut beside a larger part would be of little use
+    if end + _room(b) <= arena.size and (arena.parts or small):
+        yield _Place(1, arena.size, number, end)
+    elif all(part.is_free(b) for part in arena.parts):
+        yield _Place(2, arena.size, number, 0)
 
 
 def _lowest(b: Lifetime, placed: Sequence[tuple[int, Lifetime]], alignment: int) -> int:

@@ -14,8 +14,8 @@ from weakref import WeakValueDictionary
 from tilewright.dsl.lowering import Launch, Scratch
 from tilewright.dsl.program import Program
 from tilewright.graph.calls import BufferSpec, Network, Role, network_of
-from tilewright.graph.footprint import place, sizes_of, temporaries
-from tilewright.graph.memory import Arenas
+from tilewright.graph.footprint import place, temporaries
+from tilewright.graph.memory import Arenas, Spot
 from tilewright.graph.planned import PlannedCall, PlannedLaunch, launches_of_runs, planned_calls
 from tilewright.graph.running import Feeds, Plan, ProfileRow
 from tilewright.runtime import BoundLaunch, Buffer, Context, Device, building, context
@@ -156,14 +156,21 @@ class _Builder:
         return buffer
 
     def _place_temporaries(self) -> Arenas:
-        sizes = sizes_of(self.network, self.calls)
         lifetimes = temporaries(self.network, self.calls)
         splits, most = self.ctx.splits_buffers, self.ctx.device.max_allocation
         arenas = place(lifetimes, splits, self.ctx.alignment, most)
-        memory = [self.ctx.allocate(n) for n in arenas.sizes]
-        for name, spot in arenas.spots.items():
+        # where parts must not overlap, those of the plan before may still be in use: such memory is not used again
+        memory = [self.ctx.allocate(n, reuse=splits) for n in arenas.sizes]
+        parts: dict[Spot, Buffer] = {}
+        for b in sorted(lifetimes, key=lambda b: -b.nbytes):
+            spot = arenas.spots[b.name]
             whole = memory[spot.arena]
-            self.buffers[name] = self.ctx.view(whole, spot.offset, sizes[name]) if splits else whole
+            if splits:
+                self.buffers[b.name] = self.ctx.view(whole, spot.offset, b.nbytes)
+            else:  # one view for all that is there in turn, as large as the largest
+                if spot not in parts:
+                    parts[spot] = self.ctx.view(whole, spot.offset, b.nbytes) if spot.offset else whole
+                self.buffers[b.name] = parts[spot]
         return arenas
 
 

@@ -100,7 +100,7 @@ class Context:
             )
             self.alignment = max(int(self._handle.mem_base_addr_align) // 8, 16)
         self.splits_buffers = splits_buffers(driver_of(device.platform, device.kind))
-        """Whether `view` may be used for parts that overlap and come and go."""
+        """Whether `view` may be used for parts that overlap."""
         self.pool = Pool(self._context, device.name, device.global_memory, device.max_allocation)
         self.transfers = Transfers(self._context, self._queue, self._handle.host_unified_memory, self._synchronising)
         self.cache = ProgramCache()
@@ -110,10 +110,13 @@ class Context:
         self._launcher = Launcher(self._queue)
         self._error = cl.Error
 
-    def allocate(self, nbytes: int) -> Buffer:
-        """Uninitialised memory of `nbytes` bytes (0 is allowed); DeviceError if there is not enough."""
+    def allocate(self, nbytes: int, reuse: bool = True) -> Buffer:
+        """Uninitialised memory of `nbytes` bytes (0 is allowed); DeviceError if there is not enough.
+
+        Without ``reuse`` it goes back to the driver, not to the next who asks.
+        """
         border.refuse_after_fork()
-        return self.pool.allocate(nbytes)
+        return self.pool.allocate(nbytes, reuse)
 
     def owns(self, buffer: Buffer) -> bool:
         """Whether a buffer is memory of this device, from after its last fault."""

@@ -35,10 +35,17 @@ class Buffer:
     before that still see it: the queue runs in order.
     """
 
-    __slots__ = ("__weakref__", "_block", "base", "handle", "nbytes", "offset", "pool")
+    __slots__ = ("__weakref__", "_block", "_reuse", "base", "handle", "nbytes", "offset", "pool")
 
     def __init__(
-        self, handle: pyopencl.Buffer, nbytes: int, pool: Pool, block: int, base: Buffer | None = None, offset: int = 0
+        self,
+        handle: pyopencl.Buffer,
+        nbytes: int,
+        pool: Pool,
+        block: int,
+        base: Buffer | None = None,
+        offset: int = 0,
+        reuse: bool = True,
     ) -> None:
         self.handle: pyopencl.Buffer | None = handle
         self.nbytes = nbytes
@@ -49,6 +56,7 @@ class Buffer:
         self.pool = pool
         """Where its memory is from, and goes back to."""
         self._block = block
+        self._reuse = reuse
 
     @property
     def memory(self) -> pyopencl.Buffer:
@@ -62,7 +70,7 @@ class Buffer:
         """Give the memory back; a second call does nothing. A view gives back nothing, its base does."""
         handle, self.handle = self.handle, None
         if handle is not None and self.base is None:
-            self.pool.take_back(handle, self._block)
+            self.pool.take_back(handle, self._block, self._reuse)
 
     def __del__(self) -> None:
         # a failed constructor leaves no handle
@@ -90,7 +98,7 @@ class Pool:
         self._sizes: list[int] = []
         """The keys of `_free` in order."""
         # `__del__` may run at any point, also while this thread holds the lock, so it only appends here (atomic)
-        self._returned: deque[tuple[Any, int]] = deque()
+        self._returned: deque[tuple[Any, int, bool]] = deque()
         self._kept = 0
         self._allocated = 0
 
@@ -108,8 +116,11 @@ class Pool:
             self._collect()
             return self._allocated - self._kept
 
-    def allocate(self, nbytes: int) -> Buffer:
-        """A buffer of `nbytes` bytes (0 is allowed); DeviceError naming needed and available bytes if impossible."""
+    def allocate(self, nbytes: int, reuse: bool = True) -> Buffer:
+        """A buffer of `nbytes` bytes (0 is allowed); DeviceError naming needed and available bytes if impossible.
+
+        ``reuse`` says whether its memory may serve others when it is released.
+        """
         if nbytes < 0:
             raise DeviceError(f"a buffer cannot have {nbytes} bytes")
         if nbytes > self._max_allocation:
@@ -123,10 +134,10 @@ class Pool:
             found = self._fitting(block)
             if found is not None:
                 self._kept -= found
-                return Buffer(self._taken(found), nbytes, self, found)
+                return Buffer(self._taken(found), nbytes, self, found, reuse=reuse)
             handle = self._create(block)
             self._allocated += block
-        return Buffer(handle, nbytes, self, block)
+        return Buffer(handle, nbytes, self, block, reuse=reuse)
 
     def trim(self) -> int:
         """Hand everything that waits for reuse back to the driver; the number of bytes."""
@@ -134,10 +145,10 @@ class Pool:
             self._collect()
             return self._drop()
 
-    def take_back(self, handle: pyopencl.Buffer, block: int) -> None:
-        """Accept the memory of a released buffer."""
+    def take_back(self, handle: pyopencl.Buffer, block: int, reuse: bool = True) -> None:
+        """Accept the memory of a released buffer, to be used again or handed back to the driver."""
         # In a forked child the list only keeps the object alive: releasing it would call the driver, which hangs.
-        self._returned.append((handle, block))
+        self._returned.append((handle, block, reuse))
 
     def _fitting(self, block: int) -> int | None:
         """The size of the smallest block that waits for reuse and is not much larger than `block`."""
@@ -156,13 +167,13 @@ class Pool:
         return handle
 
     def _collect(self) -> None:
-        """Sort returned blocks into the free lists, and let go of those above the limit."""
+        """Sort returned blocks into the free lists, and let go of those above the limit or not to be used again."""
         while True:
             try:
-                handle, block = self._returned.popleft()
+                handle, block, reuse = self._returned.popleft()
             except IndexError:
                 return
-            if self._kept + block > self.limit:
+            if not reuse or self._kept + block > self.limit:
                 handle.release()
                 self._allocated -= block
             else:

@@ -23,7 +23,7 @@ from tilewright.errors import DeviceError, InputError, ModelError, UnsupportedOp
 from tilewright.graph import passes
 from tilewright.graph.calls import Network, Role, network_of
 from tilewright.graph.layout import channels_last_strides
-from tilewright.graph.memory import Lifetime, assign, assign_whole, most_alive
+from tilewright.graph.memory import Lifetime, Spot, assign, assign_apart, most_alive
 from tilewright.graph.onnx_import import import_model
 from tilewright.graph.plan import SharedConstants, build_plan, plan_program
 from tilewright.graph.session import MAX_PLANS, InferenceSession
@@ -63,15 +63,26 @@ def test_what_lives_at_the_same_time_never_overlaps(buffers: list[Lifetime], ali
                 assert spot.offset + a.nbytes <= other.offset or other.offset + b.nbytes <= spot.offset
 
 
-@given(lifetimes())
-def test_without_sub_buffers_each_arena_serves_one_buffer_at_a_time(buffers: list[Lifetime]) -> None:
-    arenas = assign_whole(buffers)
+@given(lifetimes(), st.sampled_from([16, 512]))
+def test_parts_that_must_not_overlap_never_do(buffers: list[Lifetime], alignment: int) -> None:
+    arenas = assign_apart(buffers, alignment)
+    parts: dict[Spot, int] = {}
     for b in buffers:
         spot = arenas.spots[b.name]
-        assert spot.offset == 0
-        assert b.nbytes <= arenas.sizes[spot.arena]
+        assert spot.offset % alignment == 0
+        assert spot.offset + b.nbytes <= arenas.sizes[spot.arena]
+        if spot.offset:
+            parts[spot] = max(parts.get(spot, 1), b.nbytes)
         for other in buffers:
-            assert other is b or not b.meets(other) or arenas.spots[other.name].arena != spot.arena
+            at = arenas.spots[other.name]
+            if other is not b and b.meets(other) and at.arena == spot.arena:
+                assert spot != at
+                low, high = sorted([(spot.offset, b.nbytes), (at.offset, other.nbytes)])
+                assert low[0] + low[1] <= high[0]
+    for spot, size in parts.items():
+        for other, length in parts.items():
+            if other is not spot and other.arena == spot.arena:
+                assert spot.offset + size <= other.offset or other.offset + length <= spot.offset
 
 
 @given(lifetimes())
@@ -79,21 +90,23 @@ def test_no_placement_takes_less_than_what_is_alive(buffers: list[Lifetime]) -> 
     moments = range(max(b.last for b in buffers) + 1)
     least = max(sum(b.nbytes for b in buffers if b.first <= t <= b.last) for t in moments)
     assert most_alive(buffers) == least
-    assert sum(assign_whole(buffers).sizes) >= least
+    assert sum(assign_apart(buffers, 1).sizes) >= least
     assert sum(assign(buffers, 1, 1 << 40).sizes) >= least
 
 
 @pytest.mark.parametrize(
     ("buffers", "expected"),
     [
-        ([(8, 0, 1), (8, 1, 2), (2, 2, 3), (4, 3, 4), (4, 4, 5)], 16),  # into the first that is free: 18
+        ([(8, 0, 1), (8, 1, 2), (2, 2, 3), (4, 3, 4), (4, 4, 5)], 16),
+        ([(12, 0, 1), (4, 1, 4), (4, 2, 3), (4, 3, 5), (4, 4, 5)], 16),  # three parts of what the first has left
         ([(6, 0, 1), (2, 0, 2), (1, 0, 3), (3, 2, 3)], 9),
+        ([(0, 0, 1), (0, 1, 2), (4, 0, 2)], 6),
         ([], 0),
     ],
 )
-def test_whole_buffers_come_close_to_the_least(buffers: list[tuple[int, int, int]], expected: int) -> None:
+def test_parts_come_close_to_the_least(buffers: list[tuple[int, int, int]], expected: int) -> None:
     found = [Lifetime(f"b{n}", *b) for n, b in enumerate(buffers)]
-    assert sum(assign_whole(found).sizes) == expected
+    assert sum(assign_apart(found, 1).sizes) == expected
 
 
 def test_memory_is_reused_along_a_chain() -> None:
@@ -490,6 +503,32 @@ def test_equal_stages_are_lowered_once(device: Device) -> None:
     plan = build_plan(planned(model(text, **weights), X), device)
     assert plan.calls[1].program is plan.calls[2].program or plan.calls[1].program == plan.calls[2].program
     assert plan.calls[1].lowering is plan.calls[2].lowering
+
+
+def test_parts_lie_apart_where_the_driver_needs_it(
+    device: Device, ctx: Context, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pools = "\n".join(
+        f"{y} = MaxPool <kernel_shape = [{k}, {k}], pads = {[k // 2] * 4}, strides = [{s}, {s}]> ({x})"
+        for x, y, k, s in (("x", "a", 3, 1), ("a", "b", 3, 2), ("b", "c", 3, 1), ("b", "d", 5, 1), ("b", "e", 7, 1))
+    )
+    sums = "p = AveragePool <kernel_shape = [1, 1]> (b)\n s = Add(p, c)\n t = Add(s, d)\n y = Add(t, e)"
+    text = f"g (float[1, 8, 16, 16] x) => (float[1, 8, 8, 8] y) {{ {pools}\n {sums} }}"
+    views: list[tuple[int, int]] = []
+    view = Context.view
+    monkeypatch.setattr(ctx, "splits_buffers", False)
+    monkeypatch.setattr(Context, "view", lambda self, b, at, n: views.append((at, at + n)) or view(self, b, at, n))
+    gc.collect()
+    before = ctx.pool.in_use
+    session = InferenceSession(model(text), device, store=False)
+    assert len(views) >= 2
+    assert all(a[1] <= b[0] or b[1] <= a[0] for n, a in enumerate(views) for b in views[:n])
+    x = {"x": random(1, 8, 16, 16)}
+    np.testing.assert_allclose(session.run(None, x)[0], by_onnxruntime(model(text), x)[0], rtol=1e-6)
+    kept = ctx.pool.kept
+    del session
+    gc.collect()
+    assert (ctx.pool.in_use, ctx.pool.kept) == (before, kept), "its memory goes back to the driver"
 
 
 # --- sessions ---------------------------------------------------------------------------------------------------------
