@@ -19,7 +19,12 @@ import numpy as np
 from tilewright.dsl.dtypes import DType
 from tilewright.dsl.program import Call, Cast, Expr, Program, Reduce, Tensor, children, walk
 
+Bytes = np.ndarray[Any, np.dtype[np.uint8]]
+
 GUARD_BYTES = 64 << 10
+PERIOD = 1_000_003
+"""Elements of an input repeat after so many, because drawing takes longer than computing; a prime, so that they do not
+repeat along any dimension."""
 FLOAT_PATTERN = 0xFF
 """As bytes of any float type: NaN, so that elements which were never written, or read from outside, show."""
 INTEGER_PATTERN = 0xA5
@@ -29,7 +34,7 @@ ROUNDING = 64.0
 STORING = 4.0
 """Allowed error in units of the output type's rounding."""
 BETWEEN = 8.0
-"""Allowed error in units of the rounding of values within the program: where they fall between two, candidates differ."""
+"""Allowed error in units of the rounding of values within the program: between two values, candidates differ."""
 _EPSILON = {DType.F16: 2.0**-10, DType.BF16: 2.0**-7, DType.F32: 2.0**-23, DType.F64: 2.0**-52}
 _TF32 = 2.0**-10
 INTEGER_SLACK = 1e-3
@@ -47,11 +52,11 @@ def guarded_bytes(span_bytes: int, alignment: int) -> tuple[int, int]:
     return guard, -(-(2 * guard + span_bytes) // 4) * 4
 
 
-def input_bytes(program: Program, tensor: Tensor, alignment: int) -> np.ndarray[Any, np.dtype[np.uint8]]:
+def input_bytes(program: Program, tensor: Tensor, alignment: int) -> Bytes:
     """The whole allocation of an input: guards around deterministic random elements.
 
     Floats lie in ±[0.25, 1], so that divisions stay tame; integers are small, but where the program also reads floats
-    32- and 64-bit ones run up to the largest extent, because they are mostly indices.
+    32- and 64-bit ones run up to the largest extent, because they are mostly indices. Large inputs repeat (`PERIOD`).
     """
     offset, total = guarded_bytes(tensor.span * tensor.dtype.itemsize, alignment)
     whole = np.full(total, pattern(tensor.dtype), np.uint8)
@@ -63,7 +68,11 @@ def input_bytes(program: Program, tensor: Tensor, alignment: int) -> np.ndarray[
 
 
 def _random(program: Program, tensor: Tensor, rng: np.random.Generator) -> np.ndarray[Any, Any]:
-    size, dtype = tensor.span, tensor.dtype
+    values = _drawn(program, tensor.dtype, min(tensor.span, PERIOD), rng)
+    return values if values.size == tensor.span else np.resize(values, tensor.span)
+
+
+def _drawn(program: Program, dtype: DType, size: int, rng: np.random.Generator) -> np.ndarray[Any, Any]:
     if dtype.is_float:
         magnitude = rng.random(size, np.float32) * np.float32(0.75) + np.float32(0.25)
         signs = rng.integers(0, 2, size, np.int8) * np.int8(2) - np.int8(1)
@@ -76,7 +85,7 @@ def _random(program: Program, tensor: Tensor, rng: np.random.Generator) -> np.nd
     return rng.integers(0, end, size).astype(dtype.numpy)
 
 
-def elements(span: np.ndarray[Any, np.dtype[np.uint8]], tensor: Tensor) -> np.ndarray[Any, Any]:
+def elements(span: Bytes, tensor: Tensor) -> np.ndarray[Any, Any]:
     """The tensor's elements as a (writable) view of its span's bytes; bool as u8."""
     dtype = np.dtype(np.uint8) if tensor.dtype is DType.BOOL else tensor.dtype.numpy
     flat = span[: tensor.span * dtype.itemsize].view(dtype)
@@ -84,19 +93,28 @@ def elements(span: np.ndarray[Any, np.dtype[np.uint8]], tensor: Tensor) -> np.nd
     return np.lib.stride_tricks.as_strided(flat[tensor.offset :], tensor.shape, strides)
 
 
-def overrun(whole: np.ndarray[Any, np.dtype[np.uint8]], offset: int, tensor: Tensor) -> str | None:
+def overrun(whole: Bytes, offset: int, tensor: Tensor) -> str | None:
     """Where a kernel wrote outside the elements of a tensor, or None; ``whole`` is guard, span and guard."""
-    fill = pattern(tensor.dtype)
     end = offset + tensor.span * tensor.dtype.itemsize
-    for zone, place in ((whole[:offset], "before"), (whole[end:], "after")):
-        if not np.all(zone == fill):
-            return f"wrote {int(np.count_nonzero(zone != fill))} bytes {place} {tensor.name}"
+    beside = spoilt(whole[:offset], whole[end:], tensor)
+    if beside:
+        return beside
     if tensor.size < tensor.span:
+        fill = pattern(tensor.dtype)
         found, wanted = whole[offset:end].copy(), np.full(end - offset, fill, np.uint8)
         for span in (found, wanted):
             elements(span, tensor)[...] = 0
         if not np.array_equal(found, wanted):
             return f"wrote between the elements of {tensor.name}"
+    return None
+
+
+def spoilt(before: Bytes, after: Bytes, tensor: Tensor) -> str | None:
+    """Where a kernel wrote into the guard zones of a tensor, or None."""
+    for zone, place in ((before, "before"), (after, "after")):
+        written = int(np.count_nonzero(zone != pattern(tensor.dtype)))
+        if written:
+            return f"wrote {written} bytes {place} {tensor.name}"
     return None
 
 
@@ -175,6 +193,7 @@ def _where(off: np.ndarray[Any, Any], actual: np.ndarray[Any, Any], expected: np
 
 __all__ = [
     "GUARD_BYTES",
+    "Bytes",
     "difference",
     "elements",
     "guarded_bytes",
@@ -182,5 +201,6 @@ __all__ = [
     "overrun",
     "pattern",
     "reduction_length",
+    "spoilt",
     "tolerance",
 ]

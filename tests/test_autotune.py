@@ -20,7 +20,7 @@ import pytest
 from rich.console import Console
 from targets import CPU
 
-from tilewright.autotune import Budget, Event, TuningBar, checking, choose, lower, stage_key, tune, worker
+from tilewright.autotune import Budget, Event, TuningBar, checking, choose, evaluating, lower, stage_key, tune
 from tilewright.autotune.candidates import Candidate, StageSpace, stage_space
 from tilewright.autotune.choosing import DEFAULT, NEAREST, OLDER_GENERATOR, OTHER_DRIVER, TUNED
 from tilewright.autotune.messages import Compared, Outcome
@@ -643,9 +643,9 @@ def test_work_on_constants_is_not_timed() -> None:
     pack = Launch("pack", "", (1,), None, ("w", "packed"), ("packed",))
     main = Launch("main", "", (1,), None, ("x", "packed", "table", "y"), ("y",))
     lowering = Lowering((pack, main), (Scratch("packed", DType.F32, 8), Scratch("table", DType.F32, 8, 0.0)))
-    assert worker.run_once(lowering, frozenset({"w"})) == (pack,)
-    assert worker.run_once(lowering, frozenset()) == ()
-    assert worker.run_once(lowering, frozenset({"x"})) == ()
+    assert evaluating.run_once(lowering, frozenset({"w"})) == (pack,)
+    assert evaluating.run_once(lowering, frozenset()) == ()
+    assert evaluating.run_once(lowering, frozenset({"x"})) == ()
 
 
 # --- the measuring process ----------------------------------------------------------------------------------------
