@@ -49,6 +49,10 @@ def configurations(case: Case, seed: int, count: int) -> list[Configuration]:
     return [WGMMA.default(case.program, H100), *(c for c in drawn if c is not None)]
 
 
+def test_a_target_with_warpgroup_instructions_is_a_key() -> None:
+    assert {H100: "found"}[replace(H100)] == "found"
+
+
 @EVERY_CASE
 def test_every_configuration_is_written_within_the_limits_of_its_plan(case: Case) -> None:
     assert WGMMA.refusal(case.program, H100) is None
