@@ -9,7 +9,8 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
+from dataclasses import field as attribute
 
 from tilewright.dsl.dtypes import DType
 
@@ -74,7 +75,7 @@ class TensorMapFormat:
     """The 16 words of a map with 128-byte swizzle and zeros outside the tensor, all other fields 0."""
     rank: Field
     dtype: Field
-    dtypes: Mapping[DType, int] = field(hash=False)  # a Target is a key, a dict has no hash
+    dtypes: Mapping[DType, int] = attribute(hash=False)  # a Target is a key, a dict has no hash
     sizes: tuple[Field, ...]
     """Elements per dimension, less 1."""
     strides: tuple[Field, ...]
