@@ -13,6 +13,7 @@ from dataclasses import dataclass, field, replace
 from tilewright.dsl import compose
 from tilewright.dsl.affine import Affine
 from tilewright.dsl.dtypes import DType
+from tilewright.dsl.families.squeeze import SQUEEZE
 from tilewright.dsl.program import Index, Program, Read, Statement, Tensor, contiguous_strides, reads
 from tilewright.dsl.splitting import linearised
 from tilewright.dsl.stages import split
@@ -24,6 +25,7 @@ from tilewright.graph.images import IMAGE_RANKS, channels_last_strides
 from tilewright.graph.joins import Places, places_of_joins
 from tilewright.graph.orders import Order, memory_orders, ordered_strides
 from tilewright.graph.prologues import with_prologues
+from tilewright.graph.squeezes import with_squeezes
 from tilewright.graph.steps import Item, JoinStep, Step, Steps, ViewStep
 from tilewright.graph.views import seen
 from tilewright.ops import Reshaped, View
@@ -53,7 +55,7 @@ SPATIAL = frozenset(
 
 def lay_out(steps: Steps, target: Target) -> Network:
     """Give every value its place; the result's calls are single-kernel programs in order."""
-    steps = _outputs_of_their_own(with_prologues(steps, target))
+    steps = _outputs_of_their_own(with_prologues(with_squeezes(steps, target), target))
     work = _Layout(steps, channels_last_values(steps), target)
     work.place_roots()
     for step in steps.steps:
@@ -343,6 +345,8 @@ class _Layout:
     def _input(self, stage: Program, t: Tensor, output: Tensor) -> Tensor:
         reference = self.steps.references[t.name]
         if reference.value in self.steps.graph.constants and reference.value not in self.places:
+            if len(stage.statements) > 1 and SQUEEZE.refusal(stage, self.target) is None:
+                stage, output = _read_by(stage, t)
             return self._constant(reference.value, t.shape, constant_order(stage, t, output))
         direct = folded(self._fold(reference.value), Reshaped(t.shape))
         if direct is not None and direct.tensor is not None:
@@ -362,6 +366,12 @@ class _Layout:
         moved = contiguous_strides(tuple(shape[d] for d in order))
         strides = tuple(moved[order.index(d)] for d in range(len(shape)))
         return Tensor(name, dtype, shape, strides)
+
+
+def _read_by(stage: Program, t: Tensor) -> tuple[Program, Tensor]:
+    """The stage reduced to the first statement that reads a tensor, and what that statement makes."""
+    reader = next(s for s in stage.statements if any(r.tensor == t.name for r in reads(s.value)))
+    return replace(stage, statements=(reader,)), stage.tensors[reader.target]
 
 
 def constant_order(stage: Program, t: Tensor, output: Tensor) -> tuple[int, ...]:

@@ -12,10 +12,13 @@ from typing import Protocol
 from tilewright.dsl.families.attention import ATTENTION
 from tilewright.dsl.families.contract import CONTRACT
 from tilewright.dsl.families.map import MAP
+from tilewright.dsl.families.matrix import MATRIX
 from tilewright.dsl.families.naive import NAIVE
 from tilewright.dsl.families.reduce import REDUCE
 from tilewright.dsl.families.rows import ROWS
 from tilewright.dsl.families.scan import SCAN
+from tilewright.dsl.families.squeeze import SQUEEZE
+from tilewright.dsl.families.wgmma import WGMMA
 from tilewright.dsl.families.window import WINDOW
 from tilewright.dsl.families.winograd import WINOGRAD
 from tilewright.dsl.hints import LineError, narrowed, nearest
@@ -44,10 +47,23 @@ class Family(Protocol):
         """The kernels for one configuration of the space."""
 
 
-FAMILIES: tuple[Family, ...] = (ATTENTION, WINDOW, WINOGRAD, CONTRACT, REDUCE, ROWS, SCAN, MAP, NAIVE)
+FAMILIES: tuple[Family, ...] = (
+    ATTENTION,
+    WINDOW,
+    WINOGRAD,
+    WGMMA,
+    MATRIX,
+    CONTRACT,
+    REDUCE,
+    ROWS,
+    SQUEEZE,
+    SCAN,
+    MAP,
+    NAIVE,
+)
 """Every family, most special first. Depthwise convolution fits `contract` as well, as many products of one row."""
 
-CHAINS: tuple[Family, ...] = (ATTENTION, ROWS)
+CHAINS: tuple[Family, ...] = (ATTENTION, ROWS, SQUEEZE)
 """The families that compute several statements which feed each other in one kernel; `stages.split` asks them."""
 
 
