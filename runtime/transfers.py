@@ -35,8 +35,6 @@ PIECES = 8
 """Pieces in the ring."""
 WORTH_STAGING = 1 << 20
 """Bytes of a result from which on it goes through the ring; drivers are as fast for smaller ones."""
-WORTH_A_THREAD = 128 << 10
-"""Bytes from which on another thread copies; before that the caller does it in the time of asking one."""
 COPIERS = 4
 """Threads that copy at most: as many saturate the host's memory."""
 
@@ -210,10 +208,11 @@ class Staging:
         with self._lock:
             event = None
             on_their_way: deque[_Piece] = deque()
+            alone = len(source) <= PIECE  # asking another thread takes longer than it could save
             for start in range(0, len(source), PIECE):
                 if len(on_their_way) >= min(2 * COPIERS, PIECES):
                     event = self._hand_over(queue, memory, on_their_way.popleft(), after)
-                on_their_way.append(self._copy(queue, source[start : start + PIECE], offset + start))
+                on_their_way.append(self._copy(queue, source[start : start + PIECE], offset + start, alone))
             for piece in on_their_way:
                 event = self._hand_over(queue, memory, piece, after)
             return event
@@ -250,10 +249,10 @@ class Staging:
     def _part(self, queue: pyopencl.CommandQueue, slot: int, nbytes: int) -> Bytes:
         return self._memory(queue)[slot * PIECE : slot * PIECE + nbytes]
 
-    def _copy(self, queue: pyopencl.CommandQueue, source: Bytes, offset: int) -> _Piece:
+    def _copy(self, queue: pyopencl.CommandQueue, source: Bytes, offset: int, alone: bool) -> _Piece:
         slot = self._turn()
         pinned = self._part(queue, slot, len(source))
-        if len(source) >= WORTH_A_THREAD:
+        if not alone:
             return _Piece(slot, pinned, offset, _copiers().submit(np.copyto, pinned, source))
         np.copyto(pinned, source)
         return _Piece(slot, pinned, offset, None)

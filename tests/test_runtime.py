@@ -387,7 +387,6 @@ def test_a_tensor_larger_than_the_device_is_refused(ctx: Context) -> None:
 def test_pinned_memory_is_used_in_turns(ctx: Context, monkeypatch: pytest.MonkeyPatch, threads: int) -> None:
     monkeypatch.setattr(transfers, "PIECE", 1000)
     monkeypatch.setattr(transfers, "PIECES", 5)
-    monkeypatch.setattr(transfers, "WORTH_A_THREAD", 500)
     monkeypatch.setattr(transfers, "WORTH_STAGING", 900)
     staged = transfers.Transfers(ctx._context, ctx._queue, False, ctx._synchronising)
     wrong: list[int] = []
