@@ -2,7 +2,8 @@
 
 A normalisation ahead of a 1x1 convolution (DenseNet) or the scale of squeeze-and-excitation is applied where the
 contraction's kernel reads its operand: once for each tile of columns, which for the narrow products of such networks
-is once or twice. What lay between them is neither written nor read. Windows of more than one tap would compute each
+is once or twice. What lay between them is neither written nor read. That pays where the contraction's family computes
+operands as fast as it reads them (`families.COMPUTING`); asynchronous copies to local memory cannot. Windows of more than one tap would compute each
 element once per tap, and stay apart.
 """
 
@@ -11,7 +12,7 @@ from __future__ import annotations
 from dataclasses import replace
 
 from tilewright.dsl.affine import Affine
-from tilewright.dsl.families import fitting
+from tilewright.dsl.families import COMPUTING, Family, fitting
 from tilewright.dsl.program import Inside, Program, Read, Reduce, Tensor, all_indices, walk
 from tilewright.dsl.stages import split
 from tilewright.dsl.target import Shape, Target
@@ -34,7 +35,8 @@ def with_prologues(steps: Steps, target: Target) -> Steps:
         reader = _reader(work, position)
         if reader is not None:
             whole = composed([item_at(work, position), item_at(work, reader)], steps.references)
-            if _family(whole.program, target) == _family(item_at(work, reader).program, target):
+            family = _family(whole.program, target)
+            if family in COMPUTING and family == _family(item_at(work, reader).program, target):
                 work.absorb(reader, [position], whole)
     return work.finished()
 
@@ -85,7 +87,7 @@ def _reads_rows(program: Program, tensor: Tensor) -> bool:
     return 1 < columns <= COLUMNS
 
 
-def _family(program: Program, target: Target) -> str | None:
+def _family(program: Program, target: Target) -> Family | None:
     """The family that would run a step, its images lying as they will; None if that takes several kernels."""
 
     def placed(t: Tensor) -> Tensor:
@@ -97,4 +99,4 @@ def _family(program: Program, target: Target) -> str | None:
         return None
     (stage,) = stages
     moved = replace(stage, inputs=tuple(map(placed, stage.inputs)), outputs=tuple(map(placed, stage.outputs)))
-    return fitting(moved, target)[0].name
+    return fitting(moved, target)[0]

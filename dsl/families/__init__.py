@@ -66,6 +66,9 @@ FAMILIES: tuple[Family, ...] = (
 CHAINS: tuple[Family, ...] = (ATTENTION, ROWS, SQUEEZE)
 """The families that compute several statements which feed each other in one kernel; `stages.split` asks them."""
 
+COMPUTING: tuple[Family, ...] = (CONTRACT,)
+"""The families of contractions that compute a factor on its way from memory as fast as they read one."""
+
 
 def space(family: Family, stage: Program, target: Target) -> Space:
     """A family's space as the stage's tuning lines narrow it; UnsupportedError if they leave nothing.
