@@ -3,8 +3,8 @@
 A normalisation ahead of a 1x1 convolution (DenseNet) or the scale of squeeze-and-excitation is applied where the
 contraction's kernel reads its operand: once for each tile of columns, which for the narrow products of such networks
 is once or twice. What lay between them is neither written nor read. That pays where the contraction's family computes
-operands as fast as it reads them (`families.COMPUTING`); asynchronous copies to local memory cannot. Windows of more than one tap would compute each
-element once per tap, and stay apart.
+operands as fast as it reads them (`families.COMPUTING`); asynchronous copies to local memory cannot. Windows of more
+than one tap would compute each element once per tap, and stay apart.
 """
 
 from __future__ import annotations
