@@ -85,6 +85,8 @@ class _Builder:
         arenas = self._place_temporaries()
         bound = [self._bound(p) for p in launches]
         self.ctx.finish()
+        if any(call.ahead for call in self.calls):  # constants that were packed are not needed as they were
+            self.ctx.trim()
         return Plan(self.network, self.calls, launches, bound, self.buffers, self.ctx, arenas)
 
     def _bound(self, p: PlannedLaunch) -> BoundLaunch:

@@ -22,6 +22,7 @@ from tilewright.dsl.program import Tensor, contiguous_strides
 from tilewright.errors import DeviceError, InputError, ModelError, UnsupportedOperatorError
 from tilewright.graph import passes
 from tilewright.graph.calls import Network, Role, network_of
+from tilewright.graph.footprint import footprint
 from tilewright.graph.layout import channels_last_strides
 from tilewright.graph.memory import Lifetime, Spot, assign, assign_apart, most_alive
 from tilewright.graph.onnx_import import import_model
@@ -31,7 +32,7 @@ from tilewright.graph.steps import steps_of
 from tilewright.graph.views import reshaped_strides, seen
 from tilewright.ops import Permuted, Sliced
 from tilewright.runtime import Array, Buffer, Context, Device, asarray
-from tilewright.runtime.pool import block_size
+from tilewright.runtime.pool import GRANULE, block_size
 from tilewright.runtime.transfers import Transfers
 from tilewright.tuning_db import Store
 
@@ -493,6 +494,25 @@ def test_constants_are_prepared_once_and_shared_between_plans(device: Device) ->
         np.testing.assert_allclose(
             plan.run(X)["y"], by_onnxruntime(model(SMALL, **WEIGHTS), X)[0], rtol=1e-4, atol=1e-4
         )
+
+
+def test_a_footprint_is_what_a_plan_takes(device: Device, ctx: Context) -> None:
+    rest = "r = MaxPool <kernel_shape = [2, 2]> (c)\n f = Flatten(r)\n y = Gemm(f, v)"
+    text = f"g ({IMAGE}) => (float[2, 5] y) {{ {CONV}\n {rest} }}"
+    network = planned(model(text, w=random(4, 3, 3, 3), v=random(140, 5)), X)
+    gc.collect()
+    before = ctx.pool.in_use
+    plan = build_plan(network, device)
+    found = footprint(network, plan.calls, ctx.splits_buffers, ctx.alignment, device.max_allocation)
+    assert (found.constants, found.temporaries) == (plan.constant_bytes, plan.arena_bytes)
+    assert found.inputs + found.outputs == plan.io_bytes
+    assert found.least <= found.temporaries
+    assert found.total == plan.constant_bytes + plan.arena_bytes + plan.io_bytes
+    slack = GRANULE * (len(plan.constants) + 2)
+    assert (
+        found.constants + found.temporaries <= ctx.pool.in_use - before <= found.constants + found.temporaries + slack
+    )
+    assert any(c.ahead for c in plan.calls) <= (ctx.pool.kept == 0), "constants that were packed are not kept as well"
 
 
 def test_equal_stages_are_lowered_once(device: Device) -> None:
