@@ -237,3 +237,18 @@ def test_numbers_by_emulated_instructions(case: Case, tmp_path: Path) -> None:
         if configuration is not None and configuration["split_k"] == 1:
             found = emulate(WGMMA, case.program, target, configuration, case.arrays, folder)
             case.check(found, str(configuration))
+
+
+@pytest.mark.skipif(not available(), reason="no clang")
+@pytest.mark.parametrize("kind", KINDS)
+def test_infinities_and_nan_are_those_of_plain_products(kind: str, tmp_path: Path) -> None:
+    case, target = gemm(kind, 70, 40, 64), emulated(H100)
+    a, b = (case.arrays[name].copy() for name in "ab")
+    a[3, 5], a[9, 0], b[2, 7], b[8, 0] = np.inf, np.nan, -np.inf, 0
+    with np.errstate(invalid="ignore"):
+        exact = a.astype(np.float64) @ b.astype(np.float64) + case.arrays["bias"].astype(np.float64)
+    configuration = WGMMA.default(case.program, target)
+    found = emulate(WGMMA, case.program, target, configuration, {**case.arrays, "a": a, "b": b}, tmp_path)
+    number = ~np.isnan(exact)
+    assert np.isinf(exact).sum() > 50
+    np.testing.assert_allclose(found[number].astype(np.float64), np.maximum(exact, 0)[number], 2e-2, 2e-2)

@@ -10,7 +10,7 @@
 
 f32 by three TF32 products: with a = a1 + a2 and b = b1 + b2, both parts in TF32, a*b = a2*b1 + a1*b2 + a1*b1 up to
 2^-22 of it. The instructions cut off what they add to a sum, rather than round it, so that sums are carried over to
-ordinary ones after every step. Parts of infinities cancel to NaN.
+ordinary ones after every step. Infinities have no such parts: sums that are not finite are computed again, one by one.
 """
 
 from __future__ import annotations

@@ -11,7 +11,7 @@ from tilewright.dsl.families.wgmma_form import PIECE, Products, Side, Tiles, pro
 from tilewright.dsl.families.wgmma_pack import Panels
 from tilewright.dsl.lowering import Scratch
 from tilewright.dsl.matrix import MatrixUnit
-from tilewright.dsl.program import Program
+from tilewright.dsl.program import Program, reads
 from tilewright.dsl.space import Configuration
 from tilewright.dsl.target import Target
 from tilewright.dsl.warpgroup import GROUP_ITEMS, GROUP_ROWS, MAP_WORDS, ROW_BYTES, TILE_ALIGNMENT, WarpgroupUnit
@@ -183,6 +183,8 @@ class Plan:
     def tensors(self) -> tuple[str, ...]:
         """The buffers of the kernel, in order: what the epilogue reads, what is loaded, what is written."""
         read = [r.tensor for r in self.c.epilogue_reads()]
+        if self.products.splits:
+            read += [r.tensor for side in self.sides for r in reads(side.operand.value)]
         for which, way, side in zip("ab", (self.load_a, self.load_b), self.sides, strict=True):
             read.append(f"panels_{which}" if way == "panels" else side.place().tensor.name)
         return tuple(dict.fromkeys([*read, self.c.statement.target, *(["tensor_maps"] if self.maps else [])]))

@@ -8,7 +8,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from tilewright.dsl.affine import Affine
-from tilewright.dsl.families.contraction import NAMES, Access, LoopNames, conditions, decompose
+from tilewright.dsl.families.contraction import NAMES, Access, LoopNames, conditions, decompose, element
 from tilewright.dsl.families.shared import is_aligned, unrounded
 from tilewright.dsl.families.wgmma_plan import CHUNK, PITCH, Plan
 from tilewright.dsl.program import Index, Read
@@ -74,6 +74,8 @@ def storing_function(p: Plan, helpers: dict[str, str]) -> str:
     """The function that computes the epilogue of 16 rows by 32 columns of results and stores it."""
     d = direction(p)
     source = Source()
+    if p.products.splits:
+        _plain_product(p, source, helpers)
     parameters = [*p.parameters, "__local const float* mine", "const int lane", "const int group"]
     parameters += [f"const {p.ctype} m0", f"const {p.ctype} n0"]
     with source.block(f"static void store_results({', '.join(parameters)})"):
@@ -97,6 +99,39 @@ def storing_function(p: Plan, helpers: dict[str, str]) -> str:
     return source.text
 
 
+def _plain_product(p: Plan, source: Source, helpers: dict[str, str]) -> None:
+    """The function that sums the products of one row and one column as they are."""
+    c, ctype = p.c, p.ctype
+    places = f"const int group, const {ctype} row, const {ctype} column"
+    with source.block(f"static float plain_product({', '.join(p.parameters)}, {places})"):
+        for flat, indices in (("group", c.groups), ("row", c.rows), ("column", c.columns)):
+            for text in decompose(flat, indices, lambda i: NAMES[i.name], ctype):
+                source.line(text)
+        source.line("float sum = 0;")
+        source.line("#pragma unroll 1")
+        with source.loop("depth", c.k, ctype=ctype):
+            for text in decompose("depth", c.depth, lambda i: NAMES[i.name], ctype):
+                source.line(text)
+            a, b = (element(c, side.operand.value, NAMES, p.program, helpers) for side in p.sides)
+            source.line(f"sum += {a} * {b};")
+        source.line("return sum;")
+
+
+def _mend(p: Plan, d: Direction, source: Source) -> None:
+    """Compute sums again that are not finite: infinities have no two parts whose products are theirs."""
+    names = ", ".join(argument(t) for t in p.tensors)
+    place = "row, column + v" if d.by_column else "row + v, column"
+    lanes = [f"sums.s{v}" for v in range(d.width)] if d.width > 1 else ["sums"]
+    zeros = " + ".join(f"({lane} - {lane})" for lane in lanes)
+    with source.block(f"if ({zeros} != 0)"):
+        source.line(f"float each[{d.width}] = {{{', '.join(lanes)}}};")
+        source.line("#pragma unroll 1")
+        with source.block(f"for (int v = 0; v < {d.width}; ++v)"):
+            source.line(f"if (each[v] - each[v] != 0) each[v] = plain_product({names}, group, {place});")
+        mended = ", ".join(f"each[{v}]" for v in range(d.width))
+        source.line(f"sums = ({vector_type(p.c.dtype, d.width)})({mended});")
+
+
 def _one(p: Plan, d: Direction, source: Source, helpers: dict[str, str]) -> None:
     """One vector of results: its epilogue and its store."""
     c, width = p.c, d.width
@@ -105,12 +140,15 @@ def _one(p: Plan, d: Direction, source: Source, helpers: dict[str, str]) -> None
     float_type = vector_type(c.dtype, width)
     local = f"mine + i * {PITCH} + j"
     if width == 1:
-        source.line(f"const float sums = *({local});")
+        source.line(f"float sums = *({local});")
     elif d.by_column:
-        source.line(f"const {float_type} sums = *(__local const {float_type}*)({local});")
+        source.line(f"{float_type} sums = *(__local const {float_type}*)({local});")
     else:
         lanes = ", ".join(f"mine[(i + {n}) * {PITCH} + j]" for n in range(width))
-        source.line(f"const {float_type} sums = ({float_type})({lanes});")
+        source.line(f"{float_type} sums = ({float_type})({lanes});")
+
+    if p.products.splits:
+        _mend(p, d, source)
 
     def read(r: Read) -> str:
         found = c.access(r)
