@@ -15,6 +15,8 @@ from tilewright.dsl.families.attention_text import declare_rows, expressions, ex
 from tilewright.dsl.program import walk
 from tilewright.dsl.writer import Source, literal, multiply_add
 
+LOADED_STEPS = 4
+"""Steps of the depth that are unrolled where q is loaded in each: compilers load ahead as far as they see."""
 SPARE = 8
 """A weight is at most two to this power."""
 
@@ -48,7 +50,10 @@ def compute_scores(p: Plan, body: Source, helpers: dict[str, str]) -> None:
             clear(p, body, name, p.tiles_n)
     slot = "" if p.stages == 1 else f" + slot * {p.tile_n * p.pitch_d}"
     body.line(f"const {_pointer(p)} k_block = keys{slot} + part * {p.keys * p.pitch_d};")
-    with body.loop("k", p.depth // p.instruction.k, unroll=True):
+    steps = p.depth // p.instruction.k
+    if not p.held:
+        body.line(f"#pragma unroll {min(steps, LOADED_STEPS)}")
+    with body.loop("k", steps, unroll=p.held):
         query = "held[k]"
         if not p.held:
             query = "q"
@@ -88,14 +93,12 @@ def _multiply(
         body.line(f"uint b_high[2][{count}], b_low[2][{count}];")
         with body.loop("t", 2, unroll=True), body.loop("r", count, unroll=True):
             split_in_two(body, helpers, "b[t][r]", "b_high[t][r]", "b_low[t][r]")
-    with body.loop("i", p.tiles_m, unroll=True):
-        for t in range(2):
-            if p.products.splits:
-                body.line(f"{name}({small.format(t=t)}, {low}, b_high[{t}]);")
-                body.line(f"{name}({small.format(t=t)}, {high}, b_low[{t}]);")
-                body.line(f"{name}({large.format(t=t)}, {high}, b_high[{t}]);")
-            else:
-                body.line(f"{name}({large.format(t=t)}, {whole}, b[{t}]);")
+    # Sums that wait for one another are far apart.
+    pairs = ((small, low, "b_high"), (small, high, "b_low"), (large, high, "b_high"))
+    for accumulators, a, b in pairs if p.products.splits else ((large, whole, "b"),):
+        with body.loop("i", p.tiles_m, unroll=True):
+            for t in range(2):
+                body.line(f"{name}({accumulators.format(t=t)}, {a}, {b}[{t}]);")
 
 
 def _pointer(p: Plan) -> str:

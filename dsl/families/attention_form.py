@@ -15,8 +15,8 @@ arXiv:1805.02867), with weighted sums from Dao et al., "FlashAttention" (2022, a
 and sums hold for the keys seen so far, and are rescaled by exp(old maximum - new maximum) where the maximum grows.
 
 f16 and bf16 are storage: everything between reads and writes is computed in f32, also where the program would round an
-intermediate; matrix instructions take weights in the values' type (`attention_fragments.products_of`). As in NumPy, a row
-whose every score is -inf is NaN.
+intermediate; matrix instructions take weights in the values' type (`attention_fragments.products_of`). As in NumPy,
+a row whose every score is -inf is NaN.
 """
 
 from __future__ import annotations

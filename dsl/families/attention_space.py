@@ -13,21 +13,32 @@ from tilewright.dsl.target import Target
 LONG_PASS = 384
 """Keys from which on a pass by part of a GPU takes longer than scores in memory: on an H100, 12 passes of one row over
 1024 keys took 124 microseconds against 61 by separate kernels; 12 of 197 rows over 197 keys 34 against 55."""
+LONG_BYTES = 2 << 20
+"""The same for keys and values that matrix instructions pass: 32 passes of one row over 4096 keys of 128 columns in
+f16, 2 MB each, took 51 microseconds on an H100, by separate kernels 55."""
 GROUP_REGISTERS = 60_000
 """(guess) Registers a work-group's items may need together on GPUs (65,536 on NVIDIA's)."""
 ITEM_REGISTERS = 250
 """(guess) Registers that a work-item may need (255 on NVIDIA's)."""
+EASY_REGISTERS = 200
+"""(guess) As many by the same estimate never spilled: compilers take up to 50 more, to load ahead."""
 BLOCKS = tuple(range(16, 257, 16))
 PLAIN_BLOCKS = (16, 32, 64, 128)
 
 
 def refusal(a: Attention, target: Target) -> str | None:
     """Why a GPU should not, or cannot, compute this in one pass."""
-    if a.n > LONG_PASS and a.g * ceil_div(a.m, 32) < target.compute_units:
+    if a.n > LONG_PASS and a.g * ceil_div(a.m, 32) < target.compute_units and _takes_long(a, target):
         return "so few rows leave the device idle while they pass the keys"
     if next(iter(space(a, target)), None) is None:
         return "the smallest block of rows and keys does not fit the device's local memory"
     return None
+
+
+def _takes_long(a: Attention, target: Target) -> bool:
+    """Whether a work-group's keys and values are more than part of a GPU passes in the time of several kernels."""
+    products = products_of(a, target)
+    return products is None or a.n * (a.d + a.e) * products.instruction.operand.itemsize > LONG_BYTES
 
 
 def space(a: Attention, target: Target) -> Space:
@@ -176,17 +187,31 @@ def _matrix_constraints(a: Attention, target: Target) -> tuple[Constraint, ...]:
 
 
 def _matrix_default(a: Attention, target: Target) -> Configuration | None:
-    every = space(a, target)
-    for tile_m, tile_n, item_m, split in (
-        (64, 64, 2, 1),
-        (64, 32, 2, 1),
-        (32, 32, 2, 1),
-        (16, 32, 2, 1),
-        (16, 16, 2, 1),
-    ):
-        values = {"tile_m": tile_m, "tile_n": tile_n, "item_m": item_m, "split": split, "stages": 2}
-        rest = {"item_n": 1, "pad_local": 0, "unit": "matrix", "query": "registers"}
-        found = Configuration.of({**values, **rest})
-        if every.violated(found) is None:
+    """The largest blocks of rows that leave no device idle; where rows are few, lanes share the keys of a block.
+
+    On an H100, 12 heads of 197 rows took 8.7 microseconds in blocks of 32 rows by two parts and 10.2 in blocks of 64;
+    768 heads took 57 in blocks of 128 rows and 60 in blocks of 64 (f16, 64 columns).
+    """
+    products, every = products_of(a, target), space(a, target)
+    assert products is not None
+    tile_n = 64 if products.instruction.operand.itemsize == 2 else 32
+    query = "local" if products.splits else "registers"
+    many = (
+        (128, tile_n, 4, 1, query),
+        (64, tile_n, 2, 1, "registers"),
+        (64, 32, 2, 1, "local"),
+        (64, 16, 2, 1, "local"),
+    )
+    some = ((32, 64, 2, 2, "registers"), (32, 32, 2, 2, "local"), (32, 16, 2, 1, "local"))
+    few = ((16, 64, 2, 4, "registers"), (16, 64, 2, 4, "local"), (16, 32, 2, 2, "local"))
+    for tile_m, keys, item_m, split, where in (*many, *some, *few):
+        waves = a.g * ceil_div(a.m, tile_m) / target.compute_units
+        if (tile_m >= 64 and waves < tile_m / 64) or 2 * a.m <= tile_m > 16:
+            continue
+        chosen = {"tile_m": tile_m, "item_m": item_m, "split": split, "query": where, "stages": 2}
+        chosen["tile_n"] = min(keys, round_up(a.n, 16 * split))
+        found = Configuration.of({**chosen, "item_n": 1, "pad_local": 0, "unit": "matrix"})
+        plan = attention_matrix.plan_of(a, target, found)
+        if plan and plan.registers <= EASY_REGISTERS and every.violated(found) is None:
             return found
     return None

@@ -21,6 +21,8 @@ from tilewright.dsl.writer import Names, Source, affine, argument, storing_helpe
 
 PIECE = 16
 """Bytes of a wide copy."""
+COPIES = 8
+"""Copies of a work-item that are unrolled; compilers keep an address in registers for each."""
 
 
 @dataclass(frozen=True)
@@ -97,7 +99,7 @@ def stage(b: Block, source: Source, helpers: dict[str, str], place: str, first: 
     if even and pieces > 1:
         # Every item stays in its column.
         source.line(f"const int {b.variable} = item % {pieces} * {per};")
-    source.line("#pragma unroll" if size else "#pragma unroll 1")
+    source.line(f"#pragma unroll {min(ceil_div(count, items), COPIES) if size else 1}")
     with source.block(f"for (int t = 0; t < {ceil_div(count, items)}; ++t)"):
         if even:
             start = "item" if pieces == 1 else f"item / {pieces}"
