@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 from tilewright.dsl.dtypes import DType
 from tilewright.dsl.families.contraction import Contraction
-from tilewright.dsl.families.matrix_pack import Panels
+from tilewright.dsl.families.matrix_pack import Panels, along_depth
 from tilewright.dsl.families.shared import ceil_div
 from tilewright.dsl.families.wgmma_form import PIECE, Products, Side, products, sides
 from tilewright.dsl.matrix import MatrixInstruction, MatrixUnit
@@ -47,8 +47,8 @@ class Loaded:
 
     @property
     def vector(self) -> int:
-        """Elements of a piece."""
-        return PIECE // self.itemsize
+        """Elements of a piece: what a work-item copies at once."""
+        return 1 if self.way == "elements" else PIECE // self.itemsize
 
     @property
     def pitch(self) -> int:
@@ -63,9 +63,19 @@ class Loaded:
         return self.pitch * (self.rows if self.by_depth else self.depth)
 
     @property
+    def along(self) -> bool:
+        """Whether neighbouring work-items copy what lies along the depth."""
+        return along_depth(self.side) if self.way == "elements" else self.by_depth
+
+    @property
+    def lines(self) -> int:
+        """Lines of pieces: rows, or steps of the depth."""
+        return self.rows if self.along else self.depth
+
+    @property
     def pieces(self) -> int:
         """Pieces of a line."""
-        return (self.depth if self.by_depth else self.rows) // self.vector
+        return (self.depth if self.along else self.rows) // self.vector
 
     def place(self, row: str, depth: str) -> str:
         """Byte offset of an element within the tile."""
