@@ -1,10 +1,11 @@
 """Choosing and searching configurations.
 
     choosing.py    which configuration a stage runs with, and why
-    tuning.py      searching better ones by measuring
-    search.py      strategies            candidates.py  what may be tried       budget.py   limits
-    supervisor.py  keeps a measuring process alive       worker.py  that process  messages.py  what they say
-    checking.py    inputs, guard zones, comparison       progress.py  a progress bar
+    tuning.py      searching better ones by measuring    stages.py   its stages     reports.py    what it says
+    search.py      strategies                            candidates.py  what may be tried       budget.py   limits
+    compiling.py   candidates compiled ahead             progress.py    a progress bar
+    supervisor.py  keeps a measuring process alive       worker.py  that process    messages.py  what they say
+    evaluating.py  what it does for a candidate          checking.py, comparing.py  whether the numbers are right
 
 Names are imported when they are first asked for: the measuring process needs none of them.
 """
@@ -18,7 +19,8 @@ if TYPE_CHECKING:
     from tilewright.autotune.budget import Budget
     from tilewright.autotune.choosing import Choice, choose, look_up, lower, stage_key
     from tilewright.autotune.progress import TuningBar
-    from tilewright.autotune.tuning import Event, StageReport, TuningReport, tune
+    from tilewright.autotune.reports import Event, StageReport, TuningReport
+    from tilewright.autotune.tuning import tune
 
 __all__ = [
     "Budget",
@@ -38,10 +40,10 @@ __all__ = [
 _PLACES = {
     "Budget": "budget",
     "Choice": "choosing",
-    "Event": "tuning",
-    "StageReport": "tuning",
+    "Event": "reports",
+    "StageReport": "reports",
     "TuningBar": "progress",
-    "TuningReport": "tuning",
+    "TuningReport": "reports",
     "choose": "choosing",
     "look_up": "choosing",
     "lower": "choosing",

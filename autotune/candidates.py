@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import random
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -10,7 +11,7 @@ from functools import cached_property
 from tilewright.dsl import families
 from tilewright.dsl.families import Family
 from tilewright.dsl.program import Program
-from tilewright.dsl.space import Configuration, Space
+from tilewright.dsl.space import Configuration, Space, Value
 from tilewright.dsl.target import Target
 
 FamilySource = Callable[[Program, Target], tuple[Family, ...]]
@@ -60,6 +61,19 @@ class StageSpace:
         found = Configuration.from_json(configuration)
         return Candidate(family, self.spaces[family].completed(found) if family in self.spaces else found)
 
+    def nearest(self, family: str, configuration: str) -> Candidate | None:
+        """A candidate of other sizes as the database names it, its values moved to the nearest that there are here.
+
+        None if that is no candidate.
+        """
+        if family not in self.spaces:
+            return None
+        space = self.spaces[family]
+        found = space.completed(Configuration.from_json(configuration))
+        moved = {p.name: _nearest(found[p.name], p.values) for p in space.parameters if p.name in found}
+        candidate = Candidate(family, Configuration.of(moved))
+        return candidate if space.violated(candidate.configuration) is None else None
+
     def neighbours(self, candidate: Candidate) -> list[Candidate]:
         """Candidates that differ in one parameter by one step."""
         found = self.spaces[candidate.family].neighbours(candidate.configuration)
@@ -77,6 +91,14 @@ class StageSpace:
         if sum(s.raw_size for s in self.spaces.values()) > _ENUMERATE_RAW:
             return None
         return tuple(Candidate(name, c) for name, space in self.spaces.items() for c in space)
+
+
+def _nearest(value: Value, values: tuple[Value, ...]) -> Value:
+    """The value, or of numbers the one with the smallest ratio to it."""
+    numbers = [v for v in values if isinstance(v, int)]
+    if value in values or not isinstance(value, int) or not numbers:
+        return value
+    return min(numbers, key=lambda v: abs(math.log2(max(v, 0.5) / max(value, 0.5))))
 
 
 def stage_space(stage: Program, target: Target, source: FamilySource | None = None) -> StageSpace:

@@ -92,6 +92,11 @@ class LocalSearch:
         """True if every candidate of the space will be asked for."""
         return self._rest is not None
 
+    @property
+    def is_starting(self) -> bool:
+        """True while candidates of the start set have not been asked for."""
+        return any(c.key not in self._asked for c in self._start)
+
     def best(self, count: int = 1) -> list[Candidate]:
         """The fastest candidates told, at most `count`."""
         return [self._candidates[k] for k in self._ranking()[:count]]
@@ -121,7 +126,7 @@ class LocalSearch:
             while self._rest:
                 yield self._rest.pop()
             return
-        if len(self.seconds) < self.settings.explore:
+        if len(self._asked) < self.settings.explore:
             yield from self._explored()
         pattern = self.settings.pattern
         first = self._steps

@@ -1,4 +1,7 @@
-"""Keeps a measuring process alive: deadlines for everything, and a new process after a crash or a hang."""
+"""Keeps a measuring process alive: deadlines for everything, and a new process after a crash or a hang.
+
+Beside it, helper processes compile what is measured next (`compiling.py`).
+"""
 
 from __future__ import annotations
 
@@ -16,6 +19,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import IO
 
+from tilewright.autotune.compiling import Compiled, Compilers
 from tilewright.autotune.messages import (
     Answer,
     Built,
@@ -57,8 +61,8 @@ class Limits:
     """More for the first run until one has been seen: some drivers compile then."""
     bytes_per_second: float = 50e6
     """Speed at which results are read back and checked, at least."""
-    evaluations: int = 500
-    """After so many the process is replaced, because built kernels stay in its memory."""
+    evaluations: int = 5000
+    """After so many the process is replaced, because some drivers keep what was built in its memory."""
 
 
 @dataclass(frozen=True)
@@ -87,12 +91,13 @@ class StageError(Exception):
 class Worker:
     """One measuring process."""
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path, binaries: Path | None = None) -> None:
         self._words = tempfile.TemporaryFile(dir=folder)  # noqa: SIM115 - lives as long as the process
         environment = {
             **os.environ,
             "PYTHONPATH": os.pathsep.join(p for p in sys.path if p),
             "POCL_CACHE_DIR": str(folder),  # this driver keeps every kernel ever built; ours are built once
+            **({"TILEWRIGHT_CACHE": str(binaries)} if binaries is not None else {}),
         }
         self._process = subprocess.Popen(
             [sys.executable, "-m", "tilewright.autotune.worker", str(folder)],
@@ -167,10 +172,11 @@ def _read_answers(stream: IO[bytes], answers: queue.SimpleQueue[Answer | None]) 
 class Supervisor:
     """Measures candidates of stages on one device, in processes that may die.
 
-    Use as a context manager. Not for several threads at once.
+    ``helpers`` is the number of processes that compile ahead. Use as a context manager. Not for several
+    threads at once.
     """
 
-    def __init__(self, device: Device, limits: Limits | None = None) -> None:
+    def __init__(self, device: Device, limits: Limits | None = None, helpers: int = 0) -> None:
         self.device = device
         self.limits = limits or Limits()
         self.started = 0
@@ -181,6 +187,10 @@ class Supervisor:
         self._done = 0
         self._slowest_first_run: float | None = None
         self._folder = Path(tempfile.mkdtemp(prefix="tilewright-"))
+        self._binaries = self._folder / "binaries" if helpers else None
+        self._compilers = Compilers(device, self._folder / "binaries", helpers, self.limits.build)
+        self.look_ahead = self._compilers.look_ahead
+        """So many candidates should be compiled or wait at any time."""
 
     @property
     def process(self) -> int | None:
@@ -196,7 +206,12 @@ class Supervisor:
     def close(self) -> None:
         """End the process and remove its files."""
         self._drop()
+        self._compilers.close()
         shutil.rmtree(self._folder, ignore_errors=True)
+
+    def compile(self, lowering: Lowering) -> Compiled:
+        """Begin to compile a candidate, so that it need not be when it is evaluated."""
+        return self._compilers.submit(lowering)
 
     def prepare(self, job: Job) -> float:
         """Make a stage ready; the seconds of its reference. StageError if it cannot be measured at all.
@@ -316,7 +331,7 @@ class Supervisor:
             return self._worker
         failure = ""
         for _ in range(2):
-            self._worker = Worker(self._folder)
+            self._worker = Worker(self._folder, self._binaries)
             self.started += 1
             try:
                 self._worker.ask(Hello(self.device.name))

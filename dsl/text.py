@@ -44,6 +44,16 @@ def _text(program: Program, sizes: bool) -> str:
     return "\n".join(lines) + "\n"
 
 
+def _order(t: Tensor) -> list[int]:
+    """Dimensions from the largest stride to the smallest; those of size 1, whose strides mean nothing, after the one
+    before them, so that one image lies like a batch of them."""
+    order = sorted((d for d in range(len(t.shape)) if t.shape[d] != 1), key=lambda d: (-t.strides[d], d))
+    for d in range(len(t.shape)):
+        if t.shape[d] == 1:
+            order.insert(order.index(d - 1) + 1 if d else 0, d)
+    return order
+
+
 def statement_text(s: Statement, sizes: bool = False) -> str:
     """One statement; with `sizes`, each index carries its extent (`n:8`)."""
     return f"{s.target}[{_indices(s.indices, sizes)}] = {expression_text(s.value, sizes)}"
@@ -77,8 +87,7 @@ def _indices(indices: tuple[Index, ...], sizes: bool) -> str:
 
 def _tensor(t: Tensor, sizes: bool) -> str:
     if not sizes:
-        order = sorted(range(len(t.shape)), key=lambda d: (-t.strides[d], d))
-        return f"{t.name}[{len(t.shape)}]: {t.dtype.value} pad {t.pad} order {order}"
+        return f"{t.name}[{len(t.shape)}]: {t.dtype.value} pad {t.pad} order {_order(t)}"
     text = f"{t.name}[{', '.join(map(str, t.shape))}]: {t.dtype.value}"
     if t.pad:
         text += f" pad {t.pad}"

@@ -27,7 +27,8 @@ if TYPE_CHECKING:
 PER_HELPER = 4
 """Programs to compile that make one more helper worth its start, about a second."""
 MOST_HELPERS = 8
-"""A helper takes some 200 MB of memory."""
+HELPER_BYTES = 300 << 20
+"""Memory that a helper takes, mostly its driver's."""
 
 
 class Builds:
@@ -89,9 +90,9 @@ class Builds:
                 self._ctx.build(source)
 
     def _compile_elsewhere(self) -> None:
-        with contextlib.suppress(OSError), Helper(self._ctx) as helper:
+        with contextlib.suppress(OSError), Helper(self._ctx.device.name, self._ctx.cache.folder.parent) as helper:
             while (source := self._next()) is not None:
-                if not helper.compile(source):
+                if helper.compile(source) is None:
                     with self._changed:
                         self._sources.append(source)  # whoever is left builds it
                         self._changed.notify()
@@ -112,25 +113,33 @@ def building(ctx: Context) -> Iterator[Builds]:
 
 def helpers_allowed(ctx: Context) -> int:
     """How many processes may compile beside this one: a core each, none where binaries cannot be handed over."""
+    return min(helpers_possible(), MOST_HELPERS) if ctx.keeps_binaries and ctx.cache.is_writable else 0
+
+
+def helpers_possible() -> int:
+    """How many helpers this machine carries: a core each beside this process's, and half of the memory in all."""
     interpreter = Path(sys.executable or "").name
-    is_python = interpreter.startswith(("python", "pypy")) and not getattr(sys, "frozen", False)
-    if not (is_python and ctx.keeps_binaries and ctx.cache.is_writable):
+    if not interpreter.startswith(("python", "pypy")) or getattr(sys, "frozen", False):
         return 0
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    return min(cores - 1, MOST_HELPERS)
+    memory = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") if hasattr(os, "sysconf") else 8 << 30
+    return max(0, min(cores - 1, memory // 2 // HELPER_BYTES))
 
 
 class Helper:
-    """A process that compiles for the cache on disk; ends when its input does."""
+    """A process that compiles for the cache on disk; ends when its input does.
 
-    def __init__(self, ctx: Context) -> None:
+    ``device`` is the device's short name, ``cache`` the cache folder that binaries are left in.
+    """
+
+    def __init__(self, device: str, cache: Path) -> None:
         environment = {
             **os.environ,
             "PYTHONPATH": os.pathsep.join(p for p in sys.path if p),
-            "TILEWRIGHT_CACHE": str(ctx.cache.folder.parent),
+            "TILEWRIGHT_CACHE": str(cache),
         }
         self._process = subprocess.Popen(
-            [sys.executable, "-m", "tilewright.runtime.compiler", ctx.device.name],
+            [sys.executable, "-m", "tilewright.runtime.compiler", device],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=subprocess.DEVNULL,
@@ -150,17 +159,22 @@ class Helper:
         process.stdout.close()
         process.wait()
 
-    def compile(self, source: str) -> bool:
-        """Have a program compiled (or found wrong); False if the process has died."""
+    def kill(self) -> None:
+        """End the process, whatever it does; `compile` then answers None."""
+        self._process.kill()
+
+    def compile(self, source: str) -> str | None:
+        """Have a program compiled: '' if that went well, the complaint if it is wrong, None if the process has died."""
         stdin, stdout = self._process.stdin, self._process.stdout
         assert stdin is not None
         assert stdout is not None
         try:
             stdin.write(json.dumps(source).encode() + b"\n")
             stdin.flush()
-            return bool(stdout.readline())
-        except OSError:
-            return False
+            answer = stdout.readline()
+        except (OSError, ValueError):  # it is gone, or its pipes are closed
+            return None
+        return str(json.loads(answer)) if answer else None
 
 
-__all__ = ["Builds", "Helper", "building", "helpers_allowed"]
+__all__ = ["Builds", "Helper", "building", "helpers_allowed", "helpers_possible"]

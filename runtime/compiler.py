@@ -2,7 +2,8 @@
 
     python -m tilewright.runtime.compiler DEVICE
 
-Standard input holds one source per line, as a JSON string; each is answered by a line, whatever came of it.
+Standard input holds one source per line, as a JSON string; each is answered by a line with another one: what is wrong
+with the program, empty if it is built.
 """
 
 from __future__ import annotations
@@ -22,10 +23,10 @@ def serve(requests: Iterable[bytes], answers: IO[bytes], build: Callable[[str], 
     for line in requests:
         try:
             build(json.loads(line))
-            answer = b"built\n"
-        except TilewrightError:
-            answer = b"failed\n"
-        answers.write(answer)
+            answer = ""
+        except TilewrightError as e:
+            answer = str(e)
+        answers.write(json.dumps(answer).encode() + b"\n")
         answers.flush()
 
 

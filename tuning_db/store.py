@@ -18,7 +18,7 @@ from importlib.resources.abc import Traversable
 from pathlib import Path
 from typing import Any, TypeVar
 
-from sqlalchemy import Connection, Table, delete, exists, func, insert, select
+from sqlalchemy import Connection, Table, delete, exists, func, insert, select, update
 
 from tilewright.errors import DatabaseError
 from tilewright.tuning_db import exchange, queries, shipped
@@ -415,8 +415,10 @@ def _program_id(c: Connection, m: Measurement) -> int:
     row = c.execute(queries.PROGRAM, {"signature": m.signature}).first()
     if row is None:
         return _id_of(c, PROGRAMS, signature=m.signature, structure=m.structure, sizes=sizes, text=m.program)
-    if (row.structure, row.sizes, row.text) != (m.structure, sizes, m.program):
+    if (row.sizes, row.text) != (sizes, m.program):
         raise DatabaseError(f"program signature {m.signature} stands for another program here; the row is not added")
+    if row.structure != m.structure:  # follows from the text, and was derived otherwise by earlier versions
+        c.execute(update(PROGRAMS).where(PROGRAMS.c.id == row.id).values(structure=m.structure))
     return int(row.id)
 
 
