@@ -6,8 +6,9 @@
 
 PyTorch runs in eager mode and captured in a CUDA graph; ours are sessions with inputs and outputs in device memory.
 Prints tables, and writes JSON and a picture where asked to. Results are added to what the JSON file holds of this
-device and driver already, so that a long table can be measured in parts. Without PyTorch (`pip install torch
-torchvision`) or without CUDA there are our figures alone. Status 2, with one line, where there is no GPU.
+device and driver already, so that a long table can be measured in parts; Ctrl-C shows what there is. Without PyTorch
+(`pip install torch torchvision`) or without CUDA there are our figures alone. Status 2, with one line, where there is
+no GPU.
 """
 
 from __future__ import annotations
@@ -17,6 +18,7 @@ import datetime
 import json
 import os
 import platform
+import signal
 import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -65,7 +67,10 @@ def chosen_device(name: str | None) -> tw.Device:
 
 
 def measured(report: Report, options: Options, sizes: tuple[int, ...], keep: Callable[[Report], None]) -> Report:
-    """The report with everything that was asked for; ``keep`` is called after every row."""
+    """The report with everything that was asked for, or that was measured before Ctrl-C.
+
+    ``keep`` is called after every row.
+    """
     skipped: list[str] = []
 
     def skip(reason: str) -> None:
@@ -76,9 +81,12 @@ def measured(report: Report, options: Options, sizes: tuple[int, ...], keep: Cal
         yield from network_rows(options, skip)
         yield from kernel_rows(options, sizes, skip) if sizes else ()
 
-    for row in rows():
-        report = report.with_rows(*(((row,), ()) if isinstance(row, NetworkRow) else ((), (row,))))
-        keep(report)
+    try:
+        for row in rows():
+            report = report.with_rows(*(((row,), ()) if isinstance(row, NetworkRow) else ((), (row,))))
+            keep(report)
+    except KeyboardInterrupt:
+        skip("the rest: stopped")
     return Report(report.machine, report.networks, report.kernels, tuple(skipped))
 
 
@@ -128,6 +136,7 @@ def main() -> None:
     unknown += [p for p in given.precisions if p not in torch_peer.PRECISIONS]
     if unknown:
         parser.error(f"{', '.join(unknown)} is unknown; networks are {', '.join(torch_peer.NETWORKS)}")
+    signal.signal(signal.SIGTERM, lambda *_: signal.raise_signal(signal.SIGINT))
     device = chosen_device(given.device)
     date = datetime.date.today().isoformat()
     try:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from functools import partial
+from functools import lru_cache, partial
 from typing import Any
 
 import ml_dtypes
@@ -49,9 +49,15 @@ class Case:
 
 def gemm_case(n: int, precision: str) -> Case:
     """A product of n×n matrices of standard normal numbers."""
-    rng = np.random.default_rng(n)
-    arrays = {name: _stored(rng.standard_normal((n, n), np.float32), precision) for name in "ab"}
+    arrays = {name: _stored(a, precision) for name, a in zip("ab", _matrices(n), strict=True)}
     return Case(f"GEMM {n}", precision, GEMM, arrays, CUBLAS, lambda torch, x: torch.matmul(*x), 2.0 * n**3)
+
+
+@lru_cache(maxsize=1)
+def _matrices(n: int) -> tuple[np.ndarray, np.ndarray]:
+    """Two n×n matrices; drawing the largest takes as long as measuring."""
+    rng = np.random.default_rng(n)
+    return rng.standard_normal((n, n), np.float32), rng.standard_normal((n, n), np.float32)
 
 
 def conv_case(channels_last: bool, precision: str, batch: int = 16, channels: int = 64, size: int = 56) -> Case:
@@ -85,17 +91,16 @@ def _stored(array: np.ndarray, precision: str) -> np.ndarray:
 def kernel_rows(options: Options, sizes: Sequence[int], skip: Skip) -> Iterator[KernelRow]:
     """A row for every kernel that can be measured; ``skip`` is told what cannot, and why."""
     with_torch = options.peers and torch_peer.has_cuda() and options.device.kind == "gpu"
-    for precision in options.precisions:
-        made = [partial(gemm_case, n, precision) for n in sizes]
-        made += [partial(conv_case, channels_last, precision) for channels_last in (False, True)]
-        for make in made:
-            case = make()
+    made = [(partial(gemm_case, n), f"GEMM {n}") for n in sizes]
+    made += [(partial(conv_case, channels_last), "convolution") for channels_last in (False, True)]
+    for make, what in made:
+        for precision in options.precisions:
             try:
-                row = measure(case, options, with_torch)
+                row = measure(make(precision), options, with_torch)
             except Exception as error:  # what one kernel cannot do must not end the measuring of the others
-                skip(f"{case.name} {precision}: {reason(error)}")
+                skip(f"{what} {precision}: {reason(error)}")
                 continue
-            say(f"{case.name} {precision}: {shown(row)}")
+            say(f"{row.kernel} {precision}: {shown(row)}")
             yield row
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -172,6 +172,7 @@ def test_everything_together_as_tables_and_json(
 ) -> None:  # fmt: skip
     file = tmp_path / "results.json"
     monkeypatch.setattr(gpu_kernels, "conv_case", lambda last, p: gpu_kernels.gemm_case(9 + last, p))
+    monkeypatch.setattr(gpu.signal, "signal", lambda *_: None)
     arguments = ["gpu.py", "--device", device.name, "--networks", "small", "--precisions", "fp32", "--seconds", "0"]
     monkeypatch.setattr(sys, "argv", [*arguments, "--models", str(folder), "--batches", "1", "--gemm", "8",
                                       "--json", str(file)])  # fmt: skip
@@ -190,6 +191,19 @@ def test_everything_together_as_tables_and_json(
     gpu.main()
     assert [r["batch"] for r in json.loads(file.read_text())["networks"]] == [1, 2]
     assert len(gpu_report.from_json(json.loads(file.read_text())).kernels) == 3
+
+
+def test_what_was_measured_before_a_stop_is_shown(device: Device, monkeypatch: pytest.MonkeyPatch) -> None:
+    def rows(*_: object) -> Iterator[gpu_report.KernelRow]:
+        yield gpu_report.KernelRow("GEMM 8", "fp32", {"tilewright": gpu_report.timing([1.0])}, 1024.0, {})
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(gpu, "network_rows", lambda *_: iter(()))
+    monkeypatch.setattr(gpu, "kernel_rows", rows)
+    kept: list[gpu_report.Report] = []
+    found = gpu.measured(gpu_report.Report({}), options(device, Path()), (8,), kept.append)
+    assert [k.kernel for k in found.kernels] == ["GEMM 8"] == [k.kernel for k in kept[-1].kernels]
+    assert found.skipped == ("the rest: stopped",)
 
 
 def test_without_a_gpu_there_is_one_line(monkeypatch: pytest.MonkeyPatch) -> None:
