@@ -43,6 +43,7 @@ def program(sizes: tuple[int, ...], dtype: str = "f32") -> Program:
         ((1, 64, 8, 64, 9, 9), "f16"),
         ((2, 16, 24, 8, 6, 5), "bf16"),
         ((1, 200, 9, 200, 5, 4), "f32"),
+        ((3, 6, 2, 3, 1, 17), "f32"),
     ],
 )
 @pytest.mark.parametrize("splits", [1, 2, 4])
@@ -71,6 +72,8 @@ def test_what_does_not_fit(ctx: Context) -> None:
     large = program((1, 600, 200, 8, 3, 3))
     assert SQUEEZE.refusal(large, target) == "its products are too large for a work-group each"
     assert len(split(large, target)) == 3
+    for empty in ((0, 8, 4, 8, 3, 3), (2, 8, 4, 8, 0, 3)):
+        assert SQUEEZE.refusal(program(empty), target) == "it has an empty range"
     product = """op product(x[N,C], v[C,J], w[J,D]) -> y[N,D]:
     a[n,j] = sum(c) x[n,c] * v[c,j]
     y[n,d] = sum(j) a[n,j] * w[j,d]"""

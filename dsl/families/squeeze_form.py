@@ -58,6 +58,8 @@ def recognise(program: Program) -> Form | str:
     computed = computes_indices(program)
     if computed:
         return computed
+    if any(i.extent == 0 for s in statements for i in all_indices(s)):
+        return "it has an empty range"
     if any(isinstance(n, Inside | IndexValue) for s in statements for n in walk(s.value)):
         return "it uses indices as data"
     bare = [_without_ones(s) for s in statements]
