@@ -76,12 +76,18 @@ def assign_apart(lifetimes: Sequence[Lifetime], alignment: int) -> Arenas:
 
     An arena serves buffers in turn as a whole, from offset 0, or cut into parts once and for all, of which each serves
     buffers in turn. Large buffers are placed first: in the smallest part that is free, else in a part that is cut from
-    the smallest arena with room left, else in a whole arena; a new arena is as large as its first buffer.
+    the smallest arena with room left, else in a whole arena; a new arena is as large as its first buffer. From which
+    size on a buffer takes a whole arena rather than a part beside which little is left: the better of two is taken.
     """
+    return min((_apart(lifetimes, alignment, share) for share in (0.5, 0.75)), key=lambda found: sum(found.sizes))
+
+
+def _apart(lifetimes: Sequence[Lifetime], alignment: int, share: float) -> Arenas:
+    """`assign_apart` with first parts of at most `share` of their arenas."""
     arenas: list[_Arena] = []
     spots: dict[str, Spot] = {}
     for b in sorted(lifetimes, key=lambda b: (-b.nbytes, b.first, b.name)):
-        places = [place for n, arena in enumerate(arenas) for place in _places(n, arena, b, alignment)]
+        places = [place for n, arena in enumerate(arenas) for place in _places(n, arena, b, alignment, share)]
         if not places:
             arenas.append(_Arena(_room(b)))
             places = [_Place(2, b.nbytes, len(arenas) - 1, 0)]
@@ -141,7 +147,7 @@ def _room(b: Lifetime) -> int:
     return max(b.nbytes, 1)
 
 
-def _places(number: int, arena: _Arena, b: Lifetime, alignment: int) -> Iterator[_Place]:
+def _places(number: int, arena: _Arena, b: Lifetime, alignment: int, share: float) -> Iterator[_Place]:
     """Where `b` may go in an arena."""
     if any(b.meets(user) for user in arena.whole):
         return
@@ -149,7 +155,7 @@ def _places(number: int, arena: _Arena, b: Lifetime, alignment: int) -> Iterator
         if part.size >= _room(b) and part.is_free(b):
             yield _Place(0, part.size, number, part.offset)
     end = arena.end(alignment)
-    small = 2 * _room(b) <= arena.size  # a cut beside a larger part would be of little use
+    small = _room(b) <= share * arena.size
     if end + _room(b) <= arena.size and (arena.parts or small):
         yield _Place(1, arena.size, number, end)
     elif all(part.is_free(b) for part in arena.parts):
