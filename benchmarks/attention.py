@@ -2,10 +2,11 @@
 
     python benchmarks/attention.py --device intel-cpu --tune 30s --against numpy 197 512
     python benchmarks/attention.py --device nvidia --against torch --dtype f16 197 1024
+    python benchmarks/attention.py --device nvidia --against torch --precision tf32 197 1024
 
 `--against numpy` and `--against onnxruntime` compute products, softmax and products on the processor, in turns with
 tilewright's calls, whose operands lie in device memory and each of which is followed by waiting for the device.
-`torch` is scaled_dot_product_attention on the GPU: there both times are those of the device alone, without the calls.
+`torch` is scaled_dot_product_attention on the GPU, in a CUDA graph: there both times are those of the device alone.
 """
 
 from __future__ import annotations
@@ -23,6 +24,7 @@ from rich.table import Table
 
 import tilewright as tw
 from tilewright.bench import interleaved, largest_difference
+from tilewright.dsl.dtypes import DType
 
 ATTENTION = """
 op attention(q[B,H,M,D], k[B,H,N,D], v[B,H,N,E]; scale: f32) -> o[B,H,M,E]:
@@ -74,23 +76,29 @@ def onnxruntime_form(shape: tuple[int, ...], causal: bool) -> Callable[[dict[str
     return lambda feeds: session.run(None, feeds)[0]
 
 
-def torch_seconds(arrays: dict[str, np.ndarray], dtype: str, causal: bool) -> list[float]:
-    """Times of PyTorch's scaled_dot_product_attention, each over ten calls."""
+def torch_seconds(arrays: dict[str, np.ndarray], options: argparse.Namespace) -> list[float]:
+    """Times of PyTorch's scaled_dot_product_attention, each over the ten calls of a CUDA graph."""
     import torch
 
-    kind = {"f32": torch.float32, "f16": torch.float16, "bf16": torch.bfloat16}[dtype]
+    kind = {"f32": torch.float32, "f16": torch.float16, "bf16": torch.bfloat16}[options.dtype]
     q, k, v = (torch.from_numpy(arrays[name].astype(np.float32)).cuda().to(kind) for name in "qkv")
-    torch.backends.cuda.matmul.allow_tf32 = False
+    torch.backends.cuda.matmul.allow_tf32 = options.precision == "tf32"
 
     def call() -> None:
-        torch.nn.functional.scaled_dot_product_attention(q, k, v, is_causal=causal)
+        torch.nn.functional.scaled_dot_product_attention(q, k, v, is_causal=options.causal)
 
+    for _ in range(3):
+        call()
+    torch.cuda.synchronize()
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        for _ in range(10):
+            call()
     times = []
     for _ in range(12):
         start, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
         start.record()
-        for _ in range(10):
-            call()
+        graph.replay()
         end.record()
         torch.cuda.synchronize()
         times.append(start.elapsed_time(end) / 1e4)
@@ -102,7 +110,7 @@ def measure(options: argparse.Namespace, size: int, device: tw.Device) -> dict[s
     shape = (options.batch, options.heads, size, options.depth)
     rng = np.random.default_rng(size)
     arrays = {name: rng.standard_normal(shape, np.float32).astype(NUMPY[options.dtype]) for name in "qkv"}
-    op = tw.op(ATTENTION.format(mask="j <= i" if options.causal else "true"))
+    op = tw.op(ATTENTION.format(mask="j <= i" if options.causal else "true"), precision=options.precision)
     scale = float(options.depth**-0.5)
     on_device = [tw.asarray(a, device=device) for a in arrays.values()]
     if options.tune:
@@ -124,7 +132,7 @@ def measure(options: argparse.Namespace, size: int, device: tw.Device) -> dict[s
     if options.against == "torch":
         plan = op.plan(*on_device, scale=scale)
         times["tilewright"] = plan.time(arrays, 20, warmup=3)
-        times["peer"] = torch_seconds(arrays, options.dtype, options.causal)
+        times["peer"] = torch_seconds(arrays, options)
     median = {name: statistics.median(t) for name, t in times.items()}
     operations = 4 * options.batch * options.heads * size**2 * options.depth / (2 if options.causal else 1)
     row: dict[str, Any] = {"size": size, **{f"{name} ms": 1e3 * t for name, t in median.items()}}
@@ -132,7 +140,7 @@ def measure(options: argparse.Namespace, size: int, device: tw.Device) -> dict[s
     return row | {"ratio": median["peer"] / median["tilewright"] if "peer" in median else None}
 
 
-NUMPY = {"f32": np.float32, "f16": np.float16}
+NUMPY = {name: DType(name).numpy for name in ("f32", "f16", "bf16")}
 
 
 def main() -> None:
@@ -144,6 +152,7 @@ def main() -> None:
     parser.add_argument("--heads", type=int, default=12)
     parser.add_argument("--depth", type=int, default=64)
     parser.add_argument("--dtype", choices=tuple(NUMPY), default="f32", help="how the operands are stored")
+    parser.add_argument("--precision", choices=("fp32", "tf32"), default="fp32", help="of products of f32 operands")
     parser.add_argument("--causal", action="store_true", help="each row sees the keys up to its own")
     parser.add_argument("--tune", metavar="BUDGET", help="tune each size first, for instance 30s")
     parser.add_argument("--seconds", type=float, default=3.0, help="time to measure each size (default: %(default)s)")
@@ -155,7 +164,8 @@ def main() -> None:
         json.dump({"device": device.name, "identity": device.identity, "attention": rows}, sys.stdout, indent=2)
         print()
         return
-    title = f"{options.batch} x {options.heads} x size x {options.depth}, {options.dtype}, on {device.name}"
+    kind = f"{options.dtype}, {options.precision}"
+    title = f"{options.batch} x {options.heads} x size x {options.depth}, {kind}, on {device.name}"
     table = Table("size", "tilewright ms", "GFLOP/s", f"{options.against} ms", "ratio", "difference", title=title)
     for r in rows:
         peer = (f"{r['peer ms']:.3f}", f"{r['ratio']:.2f}") if r["ratio"] else ("-", "-")

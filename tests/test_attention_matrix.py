@@ -175,6 +175,19 @@ def test_the_choice_without_tuning_is_the_matrix_unit_where_there_is_one() -> No
                 assert default["unit"] == "matrix" or d == 256 or e == 256
 
 
+def test_one_row_is_refused_where_its_keys_take_long() -> None:
+    sizes = {"B": 1, "H": 2, "M": 1, "D": 64, "E": 64}
+    assert ATTENTION.refusal(program_of(TEXTS["plain"], {**sizes, "N": 4096}), H100) is None
+    refused = ATTENTION.refusal(program_of(TEXTS["plain"], {**sizes, "N": 5000}), H100)
+    assert "leave the device idle" in str(refused)
+    assert ATTENTION.refusal(program_of(TEXTS["plain"], {**sizes, "N": 5000}, DType.F16), H100) is None
+
+
+def test_what_does_not_fit_is_refused() -> None:
+    made = program_of(TEXTS["plain"], {**SMALL, "M": 200, "N": 200, "D": 64, "E": 64}, DType.F16)
+    assert "local memory" in str(ATTENTION.refusal(made, replace(H100, local_memory=2 << 10)))
+
+
 def test_factors_and_masks_are_taken_out_of_the_scores() -> None:
     def form(text: str) -> tuple[float, bool, int, bool]:
         s = scores_of(formed(program_of(text, SMALL)))

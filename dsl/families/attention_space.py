@@ -7,7 +7,7 @@ from tilewright.dsl.families.attention_form import Attention
 from tilewright.dsl.families.attention_fragments import products_of, row_registers
 from tilewright.dsl.families.attention_plan import Plan
 from tilewright.dsl.families.shared import ceil_div, round_up
-from tilewright.dsl.space import Configuration, Constraint, Parameter, Space
+from tilewright.dsl.space import Configuration, Constraint, Parameter, Space, Value
 from tilewright.dsl.target import Target
 
 LONG_PASS = 384
@@ -22,7 +22,7 @@ ITEM_REGISTERS = 250
 """(guess) Registers that a work-item may need (255 on NVIDIA's)."""
 EASY_REGISTERS = 200
 """(guess) As many by the same estimate never spilled: compilers take up to 50 more, to load ahead."""
-BLOCKS = tuple(range(16, 257, 16))
+BLOCKS = (16, 32, 48, 64, 80, 96, 112, 128, 160, 192, 224, 256)
 PLAIN_BLOCKS = (16, 32, 64, 128)
 
 
@@ -30,9 +30,20 @@ def refusal(a: Attention, target: Target) -> str | None:
     """Why a GPU should not, or cannot, compute this in one pass."""
     if a.n > LONG_PASS and a.g * ceil_div(a.m, 32) < target.compute_units and _takes_long(a, target):
         return "so few rows leave the device idle while they pass the keys"
-    if next(iter(space(a, target)), None) is None:
+    if not _fits(a, target):
         return "the smallest block of rows and keys does not fit the device's local memory"
     return None
+
+
+def _fits(a: Attention, target: Target) -> bool:
+    """Whether any configuration is legal; the one of least local memory is, if any by matrix instructions is."""
+    every = space(a, target)
+    common: dict[str, tuple[Value, ...]] = {"split": (1,), "stages": (1,), "query": ("local",)}
+    limits = [{**common, "unit": ("plain",), "tile_m": PLAIN_BLOCKS, "tile_n": PLAIN_BLOCKS}]
+    if products_of(a, target) is not None:
+        least: dict[str, tuple[Value, ...]] = {"tile_m": (16,), "tile_n": (16,), "item_n": (1,), "pad_local": (0,)}
+        limits.append({**common, **least, "unit": ("matrix",)})
+    return any(next(iter(every.restricted(limit)), None) is not None for limit in limits)
 
 
 def _takes_long(a: Attention, target: Target) -> bool:
