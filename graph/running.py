@@ -16,6 +16,9 @@ from tilewright.graph.memory import Arenas
 from tilewright.graph.planned import PlannedCall, PlannedLaunch
 from tilewright.runtime import BoundLaunch, Buffer, Context, Mark
 
+MOST_LAUNCHES_AHEAD = 512
+"""How far `Plan.run_on_device` runs ahead of the device: a driver whose queue is full keeps all of Python waiting."""
+
 Feeds = Mapping[str, "np.ndarray[Any, Any] | Buffer"]
 
 
@@ -79,6 +82,7 @@ class Plan:
         """What the arguments of each input and output are set to: OpenCL's memory objects."""
         self._own: deque[_OwnInputs] = deque(maxlen=2)
         """Where arrays are copied to while the device is at work on an earlier run; used longest ago first."""
+        self._under_way: deque[Mark] = deque()
         self._lock = threading.Lock()
 
     @property
@@ -126,10 +130,10 @@ class Plan:
             for name, array in arrays.items():
                 self._ctx.transfers.upload(own.buffers[name], array, own.last_use)
             self._ctx.enqueue(self._bound)
-            if arrays:
-                own.last_use = self._ctx.transfers.mark()
-            else:
-                self._ctx.flush()
+            own.last_use = self._ctx.transfers.mark()
+            self._under_way.append(own.last_use)
+            if len(self._under_way) > max(2, MOST_LAUNCHES_AHEAD // max(1, len(self._bound))):
+                self._ctx.transfers.wait(self._under_way.popleft())
             return outputs
 
     def time(self, feeds: Feeds, repeats: int, warmup: int = 1) -> list[float]:

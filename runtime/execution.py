@@ -286,12 +286,6 @@ class Context:
         self.lost = self.lost or border.error_code(error) in border.LOST_CODES
         return KernelError(f"kernel {launch.name} cannot be launched: {border.describe(error)}{self._advice()}")
 
-    def flush(self) -> None:
-        """Have the device begin with what is enqueued, where it waits for more; returns at once."""
-        border.refuse_after_fork()
-        with self._synchronising("start the work on the device"):
-            self._queue.flush()
-
     def finish(self) -> None:
         """Wait until everything enqueued is done; DeviceError if a kernel failed meanwhile."""
         border.refuse_after_fork()

@@ -72,7 +72,7 @@ class Transfers:
         self._guard = guard
         self._staging = None if shares_memory else Staging(context)
         self._uploads = queue if shares_memory else border.opencl().CommandQueue(context)
-        self._sent: deque[pyopencl.Event] = deque(maxlen=_UPLOADS_KEPT)
+        self._sent: deque[pyopencl.Event] = deque()
 
     @property
     def overlap(self) -> bool:
@@ -107,6 +107,10 @@ class Transfers:
         with self._guard(f"copy {source.nbytes} bytes to the device"):
             if self._staging is None:  # a copy in the host's memory is what pinned memory would be
                 self._sent.append(low._enqueue_write_buffer(self._queue, buffer.memory, source.copy(), 0, None, False))
+                if (
+                    len(self._sent) > _UPLOADS_KEPT
+                ):  # an event that is dropped early is waited for with Python's lock held
+                    self._sent.popleft().wait()
             else:
                 events = () if after is None else (after.event,)
                 event = self._staging.send(self._uploads, buffer.memory, source, 0, events)
@@ -119,6 +123,11 @@ class Transfers:
             event = border.opencl()._cl._enqueue_marker_with_wait_list(self._queue)
             self._queue.flush()
         return Mark(event)
+
+    def wait(self, mark: Mark) -> None:
+        """Wait until the device has done what is before a mark; other threads go on meanwhile."""
+        with self._guard("finish the work on the device"):
+            mark.event.wait()
 
     def receive(
         self, parts: Sequence[tuple[Buffer, Sequence[int], object]], offset_bytes: int = 0

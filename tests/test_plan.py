@@ -20,7 +20,7 @@ from tilewright.dsl.dtypes import DType
 from tilewright.dsl.parse import parse_op
 from tilewright.dsl.program import Tensor, contiguous_strides
 from tilewright.errors import DeviceError, InputError, ModelError, UnsupportedOperatorError
-from tilewright.graph import passes
+from tilewright.graph import passes, running
 from tilewright.graph.calls import Network, Role, network_of
 from tilewright.graph.footprint import footprint
 from tilewright.graph.layout import channels_last_strides
@@ -619,6 +619,19 @@ def test_uploads_overlap_runs_where_the_device_has_memory_of_its_own(
     for y, wanted in zip(results, expected, strict=True):
         np.testing.assert_array_equal(y, wanted)
     assert len(session.plan(batch=2)._own) <= 2
+
+
+def test_runs_wait_when_they_are_far_ahead(session: InferenceSession, monkeypatch: pytest.MonkeyPatch) -> None:
+    waits: list[object] = []
+    wait = Transfers.wait
+    monkeypatch.setattr(Transfers, "wait", lambda self, mark: waits.append(mark) or wait(self, mark))
+    monkeypatch.setattr(running, "MOST_LAUNCHES_AHEAD", 6)
+    x = {"x": random(2, 3, 6, 8)}
+    launches = len(session.plan(batch=2).launches)
+    for _ in range(10):
+        (y,) = session.run_on_device(None, x)
+    assert len(waits) == 10 - max(2, 6 // launches)
+    np.testing.assert_array_equal(y, session.run(None, x)[0])
 
 
 def test_wrong_arrays_are_named(session: InferenceSession, device: Device) -> None:
