@@ -2,6 +2,7 @@
 
     python benchmarks/gpu.py                                       # everything
     python benchmarks/gpu.py --networks resnet50 --precisions fp32 --batches 1,16 --gemm 4096
+    python benchmarks/gpu.py --show first.json second.json --plot docs/gpu.png
     make bench-gpu ARGS="--networks vit_b_16"
 
 PyTorch runs in eager mode and captured in a CUDA graph; ours are sessions with inputs and outputs in device memory.
@@ -20,7 +21,7 @@ import os
 import platform
 import signal
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 import pyopencl
@@ -28,7 +29,7 @@ from gpu_kernels import kernel_rows
 from gpu_models import default_folder
 from gpu_networks import Options, network_rows, say
 from gpu_plot import plot
-from gpu_report import KernelRow, NetworkRow, Report, kernel_table, network_tables, resume, to_json
+from gpu_report import KernelRow, NetworkRow, Report, kernel_table, network_tables, read, resume, to_json
 
 import tilewright as tw
 from tilewright import torch_peer
@@ -90,19 +91,30 @@ def measured(report: Report, options: Options, sizes: tuple[int, ...], keep: Cal
     return Report(report.machine, report.networks, report.kernels, tuple(skipped))
 
 
+def stored(files: Sequence[Path]) -> Report:
+    """What files of one device and driver hold together, later files in place of earlier ones; ValueError if not."""
+    report: Report | None = None
+    for file in files:
+        if not file.is_file():
+            raise ValueError(f"there is no file {file}")
+        part = read(file) if report is None else resume(file, report.machine)
+        report = part if report is None else report.with_rows(part.networks, part.kernels)
+    return report or Report({})
+
+
 def written(report: Report, file: Path | None) -> None:
     """Write the report as JSON, if a file was given."""
     if file is not None:
         write_atomically(file, (json.dumps(to_json(report), indent=1) + "\n").encode())
 
 
-def shown(report: Report, device: tw.Device) -> str:
+def shown(report: Report) -> str:
     """The tables with a line about the machine."""
     m = report.machine
     peers = ", ".join(f"{name} {m[name]}" for name in ("torch", "cuda", "cudnn", "torchvision") if name in m)
     parts = [f"{m['device']}, driver {m['driver']}, {m['date']}, tilewright {m['tilewright']}, {peers or 'no PyTorch'}"]
     parts += [network_tables(report)] if report.networks else []
-    parts += [f"kernels: milliseconds on {device.name}\n\n{kernel_table(report)}"] if report.kernels else []
+    parts += [f"kernels: milliseconds\n\n{kernel_table(report)}"] if report.kernels else []
     parts += ["left out:\n" + "\n".join(f"- {line}" for line in report.skipped)] if report.skipped else []
     return "\n\n".join(parts)
 
@@ -125,13 +137,31 @@ def _arguments() -> argparse.ArgumentParser:
     parser.add_argument("--tune", metavar="BUDGET", help="tune each network and kernel first, for instance 30s")
     parser.add_argument("--alone", action="store_true", help="without PyTorch even if it is there")
     parser.add_argument("--json", type=Path, metavar="FILE", help="write the results there, added to what it holds")
+    parser.add_argument("--missing", action="store_true", help="leave out what the JSON file holds already")
     parser.add_argument("--plot", type=Path, metavar="FILE", help="write the picture there (needs matplotlib)")
+    parser.add_argument(
+        "--show", type=Path, nargs="+", metavar="FILE", help="measure nothing: tables and picture of these JSON files"
+    )
     return parser
 
 
 def main() -> None:
     parser = _arguments()
     given = parser.parse_args()
+    try:
+        report = stored(given.show) if given.show else _measure(parser, given)
+    except ValueError as error:
+        parser.error(str(error))
+    print(shown(report))
+    if given.plot:
+        try:
+            plot(report, given.plot)
+        except ImportError:
+            say(f"{given.plot} is not drawn: matplotlib is not installed")
+
+
+def _measure(parser: argparse.ArgumentParser, given: argparse.Namespace) -> Report:
+    """What the command line asks for; ValueError if the JSON file is of another device."""
     unknown = [n for n in given.networks if given.models is None and n not in torch_peer.NETWORKS]
     unknown += [p for p in given.precisions if p not in torch_peer.PRECISIONS]
     if unknown:
@@ -139,12 +169,8 @@ def main() -> None:
     signal.signal(signal.SIGTERM, lambda *_: signal.raise_signal(signal.SIGINT))
     device = chosen_device(given.device)
     date = datetime.date.today().isoformat()
-    try:
-        report = resume(given.json, machine(device, date)) if given.json else Report(machine(device, date))
-    except ValueError as error:
-        parser.error(str(error))
-    peers = not given.alone
-    if peers and device.kind == "gpu" and not torch_peer.has_cuda():
+    report = resume(given.json, machine(device, date)) if given.json else Report(machine(device, date))
+    if not given.alone and device.kind == "gpu" and not torch_peer.has_cuda():
         say("PyTorch with CUDA is not installed, so there is nothing to compare with: pip install torch torchvision")
     options = Options(
         device,
@@ -154,17 +180,17 @@ def main() -> None:
         given.seconds,
         given.models,
         given.tune,
-        peers,
+        not given.alone,
         date,
+        _keys(report) if given.missing else frozenset(),
     )
     report = measured(report, options, given.gemm, lambda r: written(r, given.json))
     written(report, given.json)
-    print(shown(report, device))
-    if given.plot:
-        try:
-            plot(report, given.plot)
-        except ImportError:
-            say(f"{given.plot} is not drawn: matplotlib is not installed")
+    return report
+
+
+def _keys(report: Report) -> frozenset[tuple[object, ...]]:
+    return frozenset(r.key for r in report.networks) | frozenset(r.key for r in report.kernels)
 
 
 if __name__ == "__main__":

@@ -96,7 +96,10 @@ def kernel_rows(options: Options, sizes: Sequence[int], skip: Skip) -> Iterator[
     for make, what in made:
         for precision in options.precisions:
             try:
-                row = measure(make(precision), options, with_torch)
+                case = make(precision)
+                if (precision, case.name) in options.known:
+                    continue
+                row = measure(case, options, with_torch)
             except Exception as error:  # what one kernel cannot do must not end the measuring of the others
                 skip(f"{what} {precision}: {reason(error)}")
                 continue

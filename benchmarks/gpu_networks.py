@@ -36,6 +36,8 @@ class Options:
     peers: bool
     """Whether PyTorch is to run beside it, where it can."""
     date: str
+    known: frozenset[tuple[object, ...]] = frozenset()
+    """Keys of rows that are left out."""
 
 
 Skip = Callable[[str], None]
@@ -52,6 +54,8 @@ def network_rows(options: Options, skip: Skip) -> Iterator[NetworkRow]:
             skip(f"{name}: {error}")
             continue
         for precision in options.precisions:
+            if not _batches(options, name, precision):
+                continue
             module = torch_peer.torchvision_network(name) if with_torch else None
             yield from _of_precision(options, name, precision, (found.file, found.same_weights, module), skip)
             del module
@@ -72,7 +76,7 @@ def _of_precision(
         skip(f"{name} {precision}: {reason(error)}")
         return
     loading = time.perf_counter() - start
-    for batch in options.batches:
+    for batch in _batches(options, name, precision):
         what = f"{name} {precision} batch {batch}"
         try:
             start = time.perf_counter()
@@ -90,6 +94,11 @@ def _of_precision(
         say(f"{what}: {shown(row)} (load {loading:.1f} s, plan {planning:.1f} s, peers and measuring {rest:.1f} s)")
         loading = 0.0
         yield row
+
+
+def _batches(options: Options, name: str, precision: str) -> list[int]:
+    """The batch sizes that there is no row of."""
+    return [n for n in options.batches if (precision, name, n) not in options.known]
 
 
 def network_row(result: Comparison, session: tw.InferenceSession, batch: int, date: str) -> NetworkRow:

@@ -229,18 +229,23 @@ def _row(kind: type[Any], values: Mapping[str, Any]) -> Any:
     return kind(**fields)
 
 
+def read(file: Path) -> Report:
+    """What a file holds; ValueError if that is no report."""
+    try:
+        return from_json(json.loads(file.read_text(encoding="utf-8")))
+    except (ValueError, KeyError, TypeError) as error:
+        raise ValueError(f"{file} holds no results of this benchmark ({error}); give another file") from error
+
+
 def resume(file: Path, machine: Mapping[str, str]) -> Report:
     """What a file holds of this very device and driver, to be added to; ValueError if it is of another one."""
     if not file.is_file():
         return Report(machine)
-    try:
-        old = from_json(json.loads(file.read_text(encoding="utf-8")))
-    except (ValueError, KeyError, TypeError) as error:
-        raise ValueError(f"{file} holds no results of this benchmark ({error}); give another file") from error
+    old = read(file)
     for name in ("device", "driver"):
         if old.machine.get(name) != machine.get(name):
             raise ValueError(
-                f"{file} holds results of {name} {old.machine.get(name)!r}, this is {machine.get(name)!r}; "
+                f"{file} holds results of {name} {old.machine.get(name)!r}, not {machine.get(name)!r}; "
                 "give another file"
             )
     return replace(old, machine=machine, skipped=())

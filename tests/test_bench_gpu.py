@@ -190,7 +190,13 @@ def test_everything_together_as_tables_and_json(
                                       "--json", str(file)])  # fmt: skip
     gpu.main()
     assert [r["batch"] for r in json.loads(file.read_text())["networks"]] == [1, 2]
-    assert len(gpu_report.from_json(json.loads(file.read_text())).kernels) == 3
+    assert len(gpu_report.read(file).kernels) == 3
+    # what is there is not measured again where that is not wanted
+    calls = fake.calls[GRAPH]
+    monkeypatch.setattr(sys, "argv", [*sys.argv, "--missing", "--gemm", "8"])
+    gpu.main()
+    assert fake.calls[GRAPH] == calls
+    assert gpu_report.read(file).kernels[0].device == gpu_report.from_json(values).kernels[0].device
 
 
 def test_what_was_measured_before_a_stop_is_shown(device: Device, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -204,6 +210,26 @@ def test_what_was_measured_before_a_stop_is_shown(device: Device, monkeypatch: p
     found = gpu.measured(gpu_report.Report({}), options(device, Path()), (8,), kept.append)
     assert [k.kernel for k in found.kernels] == ["GEMM 8"] == [k.kernel for k in kept[-1].kernels]
     assert found.skipped == ("the rest: stopped",)
+
+
+def test_files_are_shown_together(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    m = {"device": "a card", "driver": "1", "date": "2026-11-22", "tilewright": "1.0"}
+    files = [tmp_path / "one.json", tmp_path / "two.json"]
+    for n, file in enumerate(files):
+        row = gpu_report.KernelRow(f"GEMM {8 << n}", "fp32", {"tilewright": gpu_report.timing([1.0])}, 1024.0, {})
+        file.write_text(json.dumps(gpu_report.to_json(gpu_report.Report(m, (), (row,)))))
+    monkeypatch.setattr(sys, "argv", ["gpu.py", "--show", *map(str, files)])
+    gpu.main()
+    shown = capsys.readouterr().out
+    assert "a card, driver 1, 2026-11-22" in shown
+    assert "| GEMM 8 " in shown
+    assert "| GEMM 16 " in shown
+    monkeypatch.setattr(sys, "argv", ["gpu.py", "--show", str(tmp_path / "none.json")])
+    with pytest.raises(SystemExit):
+        gpu.main()
+    assert "there is no file" in capsys.readouterr().err
 
 
 def test_without_a_gpu_there_is_one_line(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -114,7 +114,7 @@ def test_results_are_added_to_those_of_the_same_device(tmp_path: Path) -> None:
     file.write_text(json.dumps(to_json(Report(MACHINE, ROWS))))
     later = {**MACHINE, "date": "2026-12-01"}
     assert resume(file, later) == Report(later, ROWS)
-    with pytest.raises(ValueError, match=r"holds results of driver '580\.1', this is '590\.2'; give another file"):
+    with pytest.raises(ValueError, match=r"holds results of driver '580\.1', not '590\.2'; give another file"):
         resume(file, {**MACHINE, "driver": "590.2"})
     file.write_text("{}")
     with pytest.raises(ValueError, match="holds no results of this benchmark"):
