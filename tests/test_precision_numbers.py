@@ -15,8 +15,8 @@ from tilewright.graph.session import InferenceSession
 from tilewright.runtime import Device
 
 FACTOR = {"fp32": 0.0, "tf32": 2.0**-9, "fp16": 2.0**-10, "bf16": 2.0**-7}
-"""Largest relative error of a product of two narrow factors: twice half a unit in the last of 11 or 8 bits, a whole unit
-where instructions for TF32 cut bits off."""
+"""Largest relative error of a product of two narrow factors: twice half a unit in the last of 11 or 8 bits, twice a
+whole unit where instructions for TF32 cut bits off."""
 ROUNDED = {"fp16": np.float16, "bf16": ml_dtypes.bfloat16}
 F32 = 2.0**-24
 
