@@ -274,7 +274,7 @@ def test_one_row_and_one_of_everything(plainly: Context) -> None:
 
 @pytest.mark.parametrize("slope", ["0.1", "2", "-1"])
 def test_maxima_that_creep_leap_and_fall(plainly: Context, slope: str) -> None:
-    """Sums are scaled only where the maximum has grown by much: after every few blocks, after each, and never."""
+    """Sums are scaled by a little or by much, or not at all."""
     sizes = {"B": 1, "H": 2, "M": 18, "N": 150, "D": 8, "E": 8}
     made = program_of(scored(f"{slope} * j + {DOT}"), sizes)
     check(plainly, made, configuration(), "tf32")

@@ -9,16 +9,12 @@ from tilewright.dsl.dtypes import DType
 from tilewright.dsl.families.attention_algebra import bounds_of
 from tilewright.dsl.families.attention_fragments import row_masks, row_registers
 from tilewright.dsl.families.attention_operands import keys_tile, query_tile, values_tile, weights_tile
-from tilewright.dsl.families.attention_pass import MAXIMUM
 from tilewright.dsl.families.attention_plan import Plan, Scores
 from tilewright.dsl.families.attention_text import declare_rows, expressions, extreme, names_of
-from tilewright.dsl.program import walk
 from tilewright.dsl.writer import Source, literal, multiply_add
 
 LOADED_STEPS = 4
 """Steps of the depth that are unrolled where q is loaded in each: compilers load ahead as far as they see."""
-SPARE = 8
-"""A weight is at most two to this power."""
 
 
 def clear(p: Plan, body: Source, name: str, tiles: int) -> None:
@@ -31,7 +27,8 @@ def declare_scores(p: Plan, body: Source) -> None:
     """Declare what a block's steps hand on."""
     for name in _accumulators(p):
         body.line(f"float {name}[{p.tiles_m}][{p.tiles_n}][{p.c.count}];")
-    body.line(f"float scales[{p.tiles_m}][{len(row_registers(p.c))}];")
+    if p.products.splits:
+        body.line(f"float scales[{p.tiles_m}][{len(row_registers(p.c))}];")
 
 
 def _accumulators(p: Plan) -> tuple[str, ...]:
@@ -149,31 +146,22 @@ def _mask_one(p: Plan, scores: Scores, body: Source, helpers: dict[str, str], r:
 
 
 def compute_weights(p: Plan, body: Source) -> None:
-    """Weights in place of the scores, and totals and sums relative to the new maxima.
-
-    Any number near a row's maximum serves as well. Unless the output depends on it, the old one is kept as long as no
-    weight exceeds 2**8, and the sums need no scaling then (they do in the first block, and rarely after it).
-    """
-    fused = p.products.splits
-    lazy = not fused and MAXIMUM not in list(walk(p.a.value))
+    """Weights in place of the scores, and totals and sums relative to the new maxima."""
     with body.loop("i", p.tiles_m, unroll=True):
         for h, registers in enumerate(row_registers(p.c).values()):
             with body.block(""):
-                _weights_of_row(p, body, h, registers, lazy)
-        if fused:
-            return
-        rows = row_registers(p.c).values()
-        changed = " || ".join(f"scales[i][{h}] != 1.0f" for h in range(len(rows)))
-        with body.block(f"if ({changed})" if lazy else ""), body.loop("c", p.tiles_e, unroll=True):
-            for h, registers in enumerate(rows):
-                body.line(" ".join(f"sums[i][c][{r}] *= scales[i][{h}];" for r in registers))
+                _weights_of_row(p, body, h, registers)
+                if p.products.splits:
+                    body.line(f"scales[i][{h}] = scale;")
+                    continue
+                with body.loop("c", p.tiles_e, unroll=True):
+                    body.line(" ".join(f"sums[i][c][{r}] *= scale;" for r in registers))
 
 
-def _weights_of_row(p: Plan, body: Source, h: int, registers: tuple[int, ...], lazy: bool) -> None:
-    """Those of row `h` of row tile `i`, and what its sums are to be scaled with."""
+def _weights_of_row(p: Plan, body: Source, h: int, registers: tuple[int, ...]) -> None:
+    """Those of row `h` of row tile `i`; declares `scale`, of what was summed before."""
     fma, exp2 = p.target.fma, p.target.exp2
-    body.line(f"const float old = tops[i][{h}];")
-    body.line("float top = old;")
+    body.line(f"float top = tops[i][{h}];")
     with body.loop("j", p.tiles_n, unroll=True):
         for r in registers:
             body.line(f"top = fmax(top, scores[i][j][{r}]);")
@@ -182,11 +170,9 @@ def _weights_of_row(p: Plan, body: Source, h: int, registers: tuple[int, ...], l
             body.line("float other;")
             body.line(f"TW_SHUFFLE_XOR(other, top, {mask});")
             body.line("top = fmax(top, other);")
-    if lazy:
-        body.line(f"top = (top - old) * steepness > {SPARE}.0f ? top : old;")
     # Where every score so far is -inf, weights are taken relative to 0: they are 0 then, not NaN.
     body.line("const float base = top == -INFINITY ? 0.0f : -steepness * top;")
-    body.line(f"const float scale = top == old ? 1.0f : {exp2}({multiply_add(fma, 'old', 'steepness', 'base')});")
+    body.line(f"const float scale = {exp2}({multiply_add(fma, f'tops[i][{h}]', 'steepness', 'base')});")
     body.line("float sum = 0;")
     with body.loop("j", p.tiles_n, unroll=True):
         for r in registers:
@@ -194,7 +180,6 @@ def _weights_of_row(p: Plan, body: Source, h: int, registers: tuple[int, ...], l
             body.line(f"scores[i][j][{r}] = {exp2}({each});")
             body.line(f"sum += scores[i][j][{r}];")
     body.line(f"tops[i][{h}] = top;")
-    body.line(f"scales[i][{h}] = scale;")
     body.line(f"totals[i][{h}] = {multiply_add(fma, f'totals[i][{h}]', 'scale', 'sum')};")
 
 

@@ -21,7 +21,7 @@ GROUP_REGISTERS = 60_000
 ITEM_REGISTERS = 250
 """(guess) Registers that a work-item may need (255 on NVIDIA's)."""
 EASY_REGISTERS = 200
-"""(guess) As many by the same estimate never spilled: compilers take up to 50 more, to load ahead."""
+"""(guess) As many by the same estimate hardly ever spill: compilers take up to 50 more, to load ahead."""
 BLOCKS = (16, 32, 48, 64, 80, 96, 112, 128, 160, 192, 224, 256)
 PLAIN_BLOCKS = (16, 32, 64, 128)
 
@@ -64,7 +64,7 @@ def space(a: Attention, target: Target) -> Space:
             Parameter("pad_local", (0, 1, 4), "spare elements per row of local memory (plain products)"),
             Parameter("unit", ("plain", "matrix") if matrix else ("plain",), "what computes products", before="plain"),
             Parameter("split", (1, 2, 4, 8) if matrix else (1,), "parts of a block summed apart", before=1),
-            Parameter("stages", (1, 2, 3) if matrix else (1,), "blocks of keys in local memory", before=1),
+            Parameter("stages", (1, 2, 3, 4) if matrix else (1,), "blocks of keys in local memory", before=1),
             Parameter("query", ("local", "registers") if matrix else ("local",), "where q stays", before="local"),
         ),
         (*_plain_constraints(a, target), *_matrix_constraints(a, target)) if matrix else _plain_constraints(a, target),
@@ -200,22 +200,18 @@ def _matrix_constraints(a: Attention, target: Target) -> tuple[Constraint, ...]:
 def _matrix_default(a: Attention, target: Target) -> Configuration | None:
     """The largest blocks of rows that leave no device idle; where rows are few, lanes share the keys of a block.
 
-    On an H100, 12 heads of 197 rows took 8.7 microseconds in blocks of 32 rows by two parts and 10.2 in blocks of 64;
-    768 heads took 57 in blocks of 128 rows and 60 in blocks of 64 (f16, 64 columns).
+    On an H100 with 64 columns, 12 heads of 197 rows took 8.7 microseconds (f16) in blocks of 32 rows by two parts and
+    10.2 in blocks of 64; 768 heads took 57 in blocks of 128 rows and 60 in blocks of 64. With split operands both took
+    205, and smaller blocks need fewer registers.
     """
     products, every = products_of(a, target), space(a, target)
     assert products is not None
     tile_n = 64 if products.instruction.operand.itemsize == 2 else 32
-    query = "local" if products.splits else "registers"
-    many = (
-        (128, tile_n, 4, 1, query),
-        (64, tile_n, 2, 1, "registers"),
-        (64, 32, 2, 1, "local"),
-        (64, 16, 2, 1, "local"),
-    )
+    large = () if products.splits else ((128, tile_n, 4, 1, "registers"),)
+    many = ((64, tile_n, 2, 1, "registers"), (64, 32, 2, 1, "local"), (64, 16, 2, 1, "local"))
     some = ((32, 64, 2, 2, "registers"), (32, 32, 2, 2, "local"), (32, 16, 2, 1, "local"))
     few = ((16, 64, 2, 4, "registers"), (16, 64, 2, 4, "local"), (16, 32, 2, 2, "local"))
-    for tile_m, keys, item_m, split, where in (*many, *some, *few):
+    for tile_m, keys, item_m, split, where in (*large, *many, *some, *few):
         waves = a.g * ceil_div(a.m, tile_m) / target.compute_units
         if (tile_m >= 64 and waves < tile_m / 64) or 2 * a.m <= tile_m > 16:
             continue
