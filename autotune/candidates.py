@@ -79,11 +79,10 @@ class StageSpace:
         found = self.spaces[candidate.family].neighbours(candidate.configuration)
         return [Candidate(candidate.family, c) for c in found]
 
-    def sample(self, rng: random.Random, family: str | None = None) -> Candidate | None:
-        """A candidate at random (every family equally likely), or None if none was met."""
-        name = family or rng.choice(list(self.spaces))
-        found = self.spaces[name].sample(rng)
-        return Candidate(name, found) if found is not None else None
+    def sample(self, rng: random.Random, family: str) -> Candidate | None:
+        """A family's candidate at random, or None if none was met."""
+        found = self.spaces[family].sample(rng)
+        return Candidate(family, found) if found is not None else None
 
     @cached_property
     def all(self) -> tuple[Candidate, ...] | None:

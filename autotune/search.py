@@ -81,6 +81,8 @@ class LocalSearch:
         self._steps = 0
         self._around: dict[Candidate, list[Candidate]] = {}
         self._models: dict[str, tuple[int, int, Surrogate]] = {}
+        self._fastest: dict[str, float] = {}
+        self._tried: Counter[str] = Counter()
         every = space.all
         self._rest: list[Candidate] | None = None
         if every is not None and len(every) <= self.settings.exhaustive:
@@ -108,6 +110,9 @@ class LocalSearch:
         self._candidates[key] = candidate
         self._asked.add(key)
         self._familiar.update(_values(candidate))
+        self._tried[candidate.family] += 1
+        if seconds is not None and math.isfinite(seconds):
+            self._fastest[candidate.family] = min(seconds, self._fastest.get(candidate.family, math.inf))
 
     def ask(self) -> Candidate | None:
         """See `Strategy`."""
@@ -160,7 +165,7 @@ class LocalSearch:
         """What the model expects most of, among leaders' neighbours, crossings and random candidates."""
         pool = [n for leader in self.best(self.settings.leaders) for n in self._neighbours(leader)]
         pool += [c for _ in range(3) for c in self._crossed()]
-        pool += [c for _ in range(self.settings.pool) if (c := self.space.sample(self._random)) is not None]
+        pool += [c for _ in range(self.settings.pool) if (c := self._drawn()) is not None]
         yield from self._by_promise(pool)
 
     def _by_promise(self, candidates: list[Candidate]) -> list[Candidate]:
@@ -217,8 +222,20 @@ class LocalSearch:
 
     def _explored(self) -> Iterator[Candidate]:
         """Random candidates, those with the least familiar parameter values first."""
-        drawn = [c for _ in range(self.settings.draws) if (c := self.space.sample(self._random)) is not None]
+        drawn = [c for _ in range(self.settings.draws) if (c := self._drawn()) is not None]
         yield from sorted(drawn, key=self._familiarity)
+
+    def _drawn(self) -> Candidate | None:
+        """A candidate at random, of fast families more often."""
+        names = list(self.space.spaces)
+        (name,) = self._random.choices(names, [self._prospect(n) for n in names])
+        return self.space.sample(self._random, name)
+
+    def _prospect(self, family: str) -> float:
+        """How often a family is drawn relative to the fastest: by the square of its speed; less if it only failed."""
+        if family not in self._fastest:
+            return 1.0 / (1.0 + self._tried[family])
+        return (min(self._fastest.values()) / self._fastest[family]) ** 2
 
     def _familiarity(self, candidate: Candidate) -> float:
         values = list(_values(candidate))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -441,6 +442,17 @@ def test_names_do_not_matter() -> None:
     other = parse_op(SOFTMAX).specialise({"x": (3, 5)})
     assert other.signature != one.signature
     assert other.structure == one.structure
+
+
+def test_one_image_has_the_structure_of_a_batch() -> None:
+    def scaled(shape: tuple[int, ...], strides: tuple[int, ...]) -> Program:
+        program = parse_op("op scaled(x[N,C,H,W]) -> y[N,C,H,W]: y[n,c,h,w] = 2 * x[n,c,h,w]").specialise({"x": shape})
+        return replace(program, inputs=(replace(program.inputs[0], strides=strides),))
+
+    batch = scaled((2, 8, 4, 4), (128, 1, 32, 8))
+    assert scaled((1, 8, 4, 4), (8, 1, 32, 8)).structure == batch.structure
+    assert scaled((1, 8, 4, 4), (128, 16, 4, 1)).structure != batch.structure
+    assert scaled((2, 8, 1, 1), (8, 1, 1, 1)).structure == scaled((3, 5, 1, 1), (5, 1, 8, 7)).structure
 
 
 @pytest.mark.parametrize(

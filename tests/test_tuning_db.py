@@ -280,6 +280,18 @@ def test_import_refuses_a_signature_that_stands_for_another_program(store: Store
             other.import_(tmp_path / "out.jsonl")
 
 
+def test_a_program_keeps_the_structure_it_was_stored_with(store: Store, tmp_path: Path) -> None:
+    store.record(measured())
+    store.record(measured(0.5e-3, tile=4, structure="derived otherwise"))
+    (found,) = store.nearest(DEVICE, DRIVER, GENERATOR, "s", (64, 64, 64))
+    assert found.seconds == 0.5e-3
+    assert store.nearest(DEVICE, DRIVER, GENERATOR, "derived otherwise", (64, 64, 64)) == ()
+    assert store.verify() == ()
+    store.export(tmp_path / "out.jsonl")
+    store.import_(tmp_path / "out.jsonl")
+    assert len(store.measurements()) == 2
+
+
 def test_unreadable_and_unwritable_exchange_files(store: Store, tmp_path: Path) -> None:
     with pytest.raises(DatabaseError, match=r"missing\.jsonl cannot be read"):
         store.import_(tmp_path / "missing.jsonl")

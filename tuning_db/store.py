@@ -18,7 +18,7 @@ from importlib.resources.abc import Traversable
 from pathlib import Path
 from typing import Any, TypeVar
 
-from sqlalchemy import Connection, Table, delete, exists, func, insert, select, update
+from sqlalchemy import Connection, Table, delete, exists, func, insert, select
 
 from tilewright.errors import DatabaseError
 from tilewright.tuning_db import exchange, queries, shipped
@@ -415,15 +415,20 @@ def _program_id(c: Connection, m: Measurement) -> int:
     row = c.execute(queries.PROGRAM, {"signature": m.signature}).first()
     if row is None:
         return _id_of(c, PROGRAMS, signature=m.signature, structure=m.structure, sizes=sizes, text=m.program)
-    if (row.sizes, row.text) != (sizes, m.program):
+    if (row.structure, row.sizes, row.text) != (m.structure, sizes, m.program):
         raise DatabaseError(f"program signature {m.signature} stands for another program here; the row is not added")
-    if row.structure != m.structure:  # follows from the text, and was derived otherwise by earlier versions
-        c.execute(update(PROGRAMS).where(PROGRAMS.c.id == row.id).values(structure=m.structure))
     return int(row.id)
+
+
+def _as_known(c: Connection, m: Measurement) -> Measurement:
+    """With the structure that the program was stored with: it follows from the text, but not in all versions alike."""
+    row = c.execute(queries.PROGRAM, {"signature": m.signature}).first()
+    return m if row is None or row.text != m.program else replace(m, structure=row.structure)
 
 
 def _insert(c: Connection, m: Measurement) -> int:
     """Add one measurement; 1 if it is new, 0 if it was there."""
+    m = _as_known(c, m)
     digest = m.digest
     if c.execute(select(MEASUREMENTS.c.id).where(MEASUREMENTS.c.digest == digest)).first():
         return 0
