@@ -10,6 +10,7 @@ into a new array.
 from __future__ import annotations
 
 import functools
+import math
 import os
 import threading
 from collections import deque
@@ -82,7 +83,9 @@ class Transfers:
     def write(self, buffer: Buffer, array: AnyArray, offset_bytes: int = 0) -> None:
         """Copy an array into a buffer in C order and native byte order; returns when the array may be changed."""
         border.refuse_after_fork()
-        self._wait([self._send(buffer, array, offset_bytes)], "copy an array to the device")
+        event = self._send(buffer, array, offset_bytes)
+        if event is not None:
+            self.wait(Mark(event))
 
     def send(self, buffer: Buffer, array: AnyArray) -> object:
         """Start to copy an array into a buffer, in C order and native byte order.
@@ -137,24 +140,22 @@ class Transfers:
         Waits once for all; other threads may use the device meanwhile.
         """
         border.refuse_after_fork()
-        results, events, staged = [], [], []
-        for buffer, shape, dtype in parts:
-            wanted = dtype.numpy if isinstance(dtype, DType) else np.dtype(dtype)  # type: ignore[call-overload]
-            result: np.ndarray[Any, Any] = np.empty(tuple(shape), wanted)
+        results = [np.empty(tuple(shape), _numpy_type(dtype)) for _, shape, dtype in parts]
+        for (buffer, _, _), result in zip(parts, results, strict=True):
             check_range(buffer, offset_bytes, result.nbytes)
-            results.append(result)
-            if self._staging is not None and result.nbytes >= WORTH_STAGING:
-                staged.append((buffer, result))
-            elif result.nbytes:
-                with self._guard(f"copy {result.nbytes} bytes from the device"):
-                    read = border.opencl()._cl._enqueue_read_buffer
-                    events.append(read(self._queue, buffer.memory, bytes_of(result), offset_bytes, None, False))
-        if staged:  # waiting for kernels must not keep other threads from the ring
-            events.append(self.mark().event)
-        self._wait(events, f"copy {sum(r.nbytes for r in results)} bytes from the device")
-        for buffer, result in staged:
-            assert self._staging is not None
-            with self._guard(f"copy {result.nbytes} bytes from the device"):
+        copies = [(buffer, result) for (buffer, _, _), result in zip(parts, results, strict=True) if result.nbytes]
+        least = math.inf if self._staging is None else WORTH_STAGING
+        direct = [copy for copy in copies if copy[1].nbytes < least]
+        staged = [copy for copy in copies if copy[1].nbytes >= least]
+        read, events = border.opencl()._cl._enqueue_read_buffer, []
+        with self._guard(f"copy {sum(r.nbytes for r in results)} bytes from the device"):
+            for n, (buffer, result) in enumerate(direct, 1):
+                waits = n == len(direct) and not staged  # drivers are sooner back from it than from an event
+                events.append(read(self._queue, buffer.memory, bytes_of(result), offset_bytes, None, waits))
+            if staged:  # waiting for kernels must not keep other threads from the ring
+                self.mark().event.wait()
+            for buffer, result in staged:
+                assert self._staging is not None
                 self._staging.receive(self._queue, buffer.memory, bytes_of(result), offset_bytes)
         return results
 
@@ -171,13 +172,6 @@ class Transfers:
             write = border.opencl()._cl._enqueue_write_buffer
             event: pyopencl.Event = write(self._queue, buffer.memory, source, offset_bytes, None, False)
             return event
-
-    def _wait(self, events: Sequence[pyopencl.Event | None], action: str) -> None:
-        """Wait for events of the queue, which runs in order: for the last one; DeviceError if something failed."""
-        last = next((event for event in reversed(events) if event is not None), None)
-        if last is not None:
-            with self._guard(action):
-                last.wait()
 
 
 @dataclass(frozen=True)
@@ -315,6 +309,10 @@ def check_range(buffer: Buffer, offset: int, nbytes: int) -> None:
     """DeviceError where a part is not within its buffer."""
     if offset < 0 or nbytes < 0 or offset + nbytes > buffer.nbytes:
         raise DeviceError(f"{nbytes} bytes at offset {offset} do not fit into a buffer of {buffer.nbytes} bytes")
+
+
+def _numpy_type(dtype: object) -> np.dtype[Any]:
+    return dtype.numpy if isinstance(dtype, DType) else np.dtype(dtype)  # type: ignore[call-overload]
 
 
 def _source(array: AnyArray) -> Bytes:

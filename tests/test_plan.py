@@ -622,12 +622,12 @@ def test_uploads_overlap_runs_where_the_device_has_memory_of_its_own(
 
 
 def test_runs_wait_when_they_are_far_ahead(session: InferenceSession, monkeypatch: pytest.MonkeyPatch) -> None:
+    launches = len(session.plan(batch=2).launches)
     waits: list[object] = []
     wait = Transfers.wait
     monkeypatch.setattr(Transfers, "wait", lambda self, mark: waits.append(mark) or wait(self, mark))
     monkeypatch.setattr(running, "MOST_LAUNCHES_AHEAD", 6)
     x = {"x": random(2, 3, 6, 8)}
-    launches = len(session.plan(batch=2).launches)
     for _ in range(10):
         (y,) = session.run_on_device(None, x)
     assert len(waits) == 10 - max(2, 6 // launches)
