@@ -9,6 +9,7 @@ from tilewright.dsl.affine import Affine
 from tilewright.dsl.families.reduce import Plan, accumulator
 from tilewright.dsl.families.shared import (
     banner,
+    ceil_div,
     decode,
     gpu_geometry,
     kernel_name,
@@ -106,12 +107,16 @@ class _Kernel:
             self._sum(step, "sharer", sharers, depth, adds_partials)
         shared = f"((__local {kind}*)shared)"
         body.line(f"{shared}[local_id] = acc;")
-        body.line("barrier(CLK_LOCAL_MEM_FENCE);")
-        with body.block(f"if (sharer == 0 && local_id < {outputs})"):
-            with body.block(f"for (int other = 1; other < {sharers}; ++other)"):
-                other = f"{shared}[other * {outputs} + local_id]"
-                body.line(fresh.accumulate(step.total.kind, "acc", other, step.total.dtype))
-            self._finish(step, "acc")
+        left = sharers
+        while left > 1:
+            half = ceil_div(left, 2)
+            body.line("barrier(CLK_LOCAL_MEM_FENCE);")
+            with body.block(f"if (sharer < {left - half})"):
+                mine, other = f"{shared}[local_id]", f"{shared}[local_id + {half * outputs}]"
+                body.line(fresh.accumulate(step.total.kind, mine, other, step.total.dtype))
+            left = half
+        with body.block("if (sharer == 0)"):
+            self._finish(step, f"{shared}[local_id]")
 
     def _kind(self, lanes: int) -> str:
         return "float" if lanes == 1 else f"float{lanes}"
@@ -122,19 +127,21 @@ class _Kernel:
 
     def _sum(self, step: Step, first: str, apart: int, depth: int, adds_partials: bool) -> None:
         """Add every `apart`-th element of the depth from `first` on, several of them at a time."""
-        body = self.body
-        body.line(f"int at = {first};")
-        if depth >= AHEAD * apart:
-            with body.block(f"for (; at < {depth - (AHEAD - 1) * apart}; at += {AHEAD * apart})"):
-                self._elements(step, [f"at + {k * apart}" for k in range(AHEAD)], adds_partials)
-        if depth % (AHEAD * apart) or depth < AHEAD * apart:
-            with body.block(f"for (; at < {depth}; at += {apart})"):
-                self._elements(step, ["at"], adds_partials)
+        ahead = min(AHEAD, ceil_div(depth, apart))
+        places = [f"at + {k * apart}" for k in range(ahead)]
+        with self.body.block(f"for (int at = {first}; at < {depth}; at += {ahead * apart})"):
+            self._elements(step, places, depth if depth % (ahead * apart) else 0, adds_partials)
 
-    def _elements(self, step: Step, places: list[str], adds_partials: bool) -> None:
-        """Add the elements at these places; all are loaded before the first is added."""
+    def _elements(self, step: Step, places: list[str], depth: int, adds_partials: bool) -> None:
+        """Add the elements at these places; all are loaded before the first is added.
+
+        Places from ``depth`` on, if that is not 0, are read at the last element and do not count.
+        """
         lanes, values = self.lanes[step.statement.target], []
-        for k, place in enumerate(places):
+        fresh = self._expressions(lanes, "")
+        start = fresh.identity(step.total.kind, step.total.dtype)
+        for k, wanted in enumerate(places):
+            place = wanted if not depth or k == 0 else f"min({wanted}, {depth - 1})"
             if adds_partials:
                 assert self.spread is not None
                 outputs = math.prod(i.extent for i in (*self.form.rows, step.feature))
@@ -144,8 +151,7 @@ class _Kernel:
                 value = self._element(step, place, k)
             name = f"value{k}"
             self.body.line(f"const {self._kind(lanes)} {name} = {value};")
-            values.append(name)
-        fresh = self._expressions(lanes, "")
+            values.append(name if place == wanted else f"(({wanted} < {depth}) ? {name} : {start})")
         for name in values:
             self.body.line(fresh.accumulate(step.total.kind, "acc", name, step.total.dtype))
 
