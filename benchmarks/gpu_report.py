@@ -19,6 +19,7 @@ OURS = "tilewright"
 OURS_NUMPY = "tilewright, NumPy"
 EAGER = "torch eager"
 GRAPH = "torch graph"
+PRECISIONS = ("fp32", "tf32", "fp16", "bf16")
 DECIMALS = 3
 
 DLPRIMITIVES = {
@@ -140,10 +141,24 @@ class Report:
     """What could not be measured, and why."""
 
     def with_rows(self, networks: Iterable[NetworkRow] = (), kernels: Iterable[KernelRow] = ()) -> Report:
-        """With rows added, in place of older ones of the same key."""
+        """With rows added, in place of older ones of the same key; by precision, then network or kernel, then batch."""
         rows = {r.key: r for r in (*self.networks, *networks)}
         others = {r.key: r for r in (*self.kernels, *kernels)}
-        return replace(self, networks=tuple(rows.values()), kernels=tuple(others.values()))
+        names = list(dict.fromkeys(r.network for r in rows.values()))
+        kinds = list(dict.fromkeys(r.kernel for r in others.values()))
+
+        def place(r: NetworkRow) -> tuple[int, int, int]:
+            return _place(r.precision), names.index(r.network), r.batch
+
+        return replace(
+            self,
+            networks=tuple(sorted(rows.values(), key=place)),
+            kernels=tuple(sorted(others.values(), key=lambda r: (_place(r.precision), kinds.index(r.kernel)))),
+        )
+
+
+def _place(precision: str) -> int:
+    return PRECISIONS.index(precision) if precision in PRECISIONS else len(PRECISIONS)
 
 
 def timing(seconds: Sequence[float]) -> Timing:
@@ -292,9 +307,10 @@ def overview(report: Report) -> str:
     precisions = list(dict.fromkeys(r.precision for r in report.networks))
     rows = {(r.network, r.batch, r.precision): r for r in report.networks}
     cells = []
-    for network, batch in dict.fromkeys((r.network, r.batch) for r in report.networks):
+    names = list(dict.fromkeys(r.network for r in report.networks))
+    for network, batch in sorted({(r.network, r.batch) for r in report.networks}, key=lambda k: (names.index(k[0]), k)):
         found = [rows.get((network, batch, precision)) for precision in precisions]
-        memory = next((r.memory_ratio for r in found if r is not None), None)
+        memory = None if found[0] is None else found[0].memory_ratio
         cells.append([network, str(batch), *map(_brief, found), _figure(memory, 2)])
     return markdown(["network", "batch", *precisions, f"memory, {precisions[0]}"], cells) if cells else ""
 

@@ -5,9 +5,10 @@
 
 Every combination of network, precision and batch gets ``--budget``, or its share of ``--total``: by the number of its
 distinct stages, less what the rest (loading, planning, timing) has cost so far. Winners that the folder holds are read
-first; the winners of all devices in the database are written to it after each combination. A line of JSON per
-combination goes to ``--log`` (default: OUT.log beside the folder), and what is in there is not tuned again. What fails
-is reported, and the next one follows. SIGTERM ends it like Ctrl-C, with everything measured kept.
+first; the winners of all devices in the database are written to it after each combination, but not more often than
+every 15 s (it takes a second once there are many). A line of JSON per combination goes to ``--log`` (default: OUT.log
+beside the folder), and what is in there is not tuned again. What fails is reported, and the next one follows. SIGTERM
+ends it like Ctrl-C, with everything measured kept.
 """
 
 from __future__ import annotations
@@ -231,6 +232,33 @@ def shown(r: Result) -> str:
     )
 
 
+class Keeper:
+    """Writes winners to the folder, and then what they belong to into the log, at most every `INTERVAL` seconds."""
+
+    INTERVAL = 15.0
+
+    def __init__(self, store: Store, folder: Path, log: Path, watch: Watch) -> None:
+        self.store, self.folder, self.log, self.watch = store, folder, log, watch
+        self.pending: list[Result] = []
+        self.last = time.monotonic()
+
+    def add(self, result: Result) -> None:
+        """Keep a result, at once or with the next."""
+        self.pending.append(result)
+        if time.monotonic() - self.last >= self.INTERVAL:
+            self.write()
+
+    def write(self) -> int:
+        """Write what there is; the number of winners."""
+        with self.watch.phase("write"):
+            winners = self.store.export_shipped(self.folder)
+            with self.log.open("a", encoding="utf-8") as lines:
+                lines.writelines(json.dumps(to_json(asdict(r))) + "\n" for r in self.pending)
+        self.pending.clear()
+        self.last = time.monotonic()
+        return winners
+
+
 def finished(log: Path) -> set[Combination]:
     """The combinations that a log holds; a last line that was cut off is left out."""
     found = set()
@@ -277,18 +305,16 @@ def main() -> int:
     with watch.phase("load"):
         for file in sorted(given.out.glob("*.jsonl")):
             store.import_(file)
+    keeper = Keeper(store, given.out, log, watch)
     try:
         for result in tune_all(todo, device, store, given.models, shares, watch):
-            with watch.phase("write"):
-                store.export_shipped(given.out)
-            with log.open("a", encoding="utf-8") as lines:
-                lines.write(json.dumps(to_json(asdict(result))) + "\n")
             print(shown(result), flush=True)
+            keeper.add(result)
     except KeyboardInterrupt:
         say("stopped; everything measured is kept")
         return 130
     finally:
-        written = store.export_shipped(given.out)
+        written = keeper.write()
         say(f"{written} winners in {given.out}; {time.perf_counter() - start:.1f} s: {watch}")
     return 0
 

@@ -106,6 +106,31 @@ def test_networks_are_tuned_and_kept_and_not_tuned_again(
     assert len(fresh.ls()) == len(store.ls()) > 0
 
 
+def test_winners_are_written_before_the_log_and_not_all_the_time(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    now, log = [0.0], tmp_path / "log"
+    monkeypatch.setattr(tune_gpu.time, "monotonic", lambda: now[0])
+    lines_then: list[int] = []
+
+    class Winners:
+        def export_shipped(self, folder: Path) -> int:
+            lines_then.append(len(log.read_text().splitlines()) if log.exists() else 0)
+            return 7
+
+    keeper = tune_gpu.Keeper(Winners(), tmp_path, log, Watch())  # type: ignore[arg-type]
+    a, b, c = (tune_gpu.Result(k, 1, 2.0, 1.0, 2.0, 1.0, 3, {}, {}) for k in combinations("a", "b", "c"))
+    keeper.add(a)
+    assert not log.exists()
+    now[0] = keeper.INTERVAL
+    keeper.add(b)
+    keeper.add(c)
+    assert finished(log) == {a.combination, b.combination}
+    assert keeper.write() == 7
+    assert finished(log) == {a.combination, b.combination, c.combination}
+    assert lines_then == [0, 2]
+
+
 def test_the_first_of_a_burst_is_not_counted() -> None:
     calls: list[str] = []
 
