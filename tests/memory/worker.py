@@ -90,7 +90,7 @@ def _run(ctx: Context, program: Program, lowering: Lowering, arrays: dict[str, n
 
 
 def _allocate(ctx: Context, nbytes: int) -> Buffer:
-    """A buffer without the spare bytes of the pool's size classes, which would hide small overruns.
+    """A buffer without the spare bytes of the pool's blocks, which would hide small overruns.
 
     It is never released: the simulator confuses what it knows of a buffer with that of an earlier one at its place.
     """
