@@ -12,6 +12,7 @@ from tilewright.autotune.messages import Outcome
 from tilewright.autotune.search import LocalSearch
 from tilewright.autotune.supervisor import Job
 from tilewright.dsl import families
+from tilewright.dsl.families import Family
 from tilewright.dsl.program import GENERATOR_VERSION, Program
 from tilewright.dsl.text import program_text
 from tilewright.runtime import Device
@@ -26,8 +27,18 @@ NEAR_WINNERS = 4
 class StageTuner:
     """One stage's search."""
 
-    def __init__(self, job: Job, space: StageSpace, search: LocalSearch, used: Choice, weight: float, key: str) -> None:
+    def __init__(
+        self,
+        job: Job,
+        space: StageSpace,
+        fitting: Sequence[Family],
+        search: LocalSearch,
+        used: Choice,
+        weight: float,
+        key: str,
+    ) -> None:
         self.job = job
+        self.families = {f.name: f for f in fitting}
         self.space = space
         self.search = search
         self.used = Candidate(used.family, used.configuration)
@@ -127,9 +138,10 @@ def _tuner(
         candidate = space.stored(measured.family, measured.configuration)
         if space.violated(candidate) is None:
             search.tell(candidate, measured.seconds)
-    last = source(stage, device.target)[-1]  # the most general family is the one to trust
+    fitting = source(stage, device.target)
+    last = fitting[-1]  # the most general family is the one to trust
     reference = last.lower(stage, device.target, families.default(last, stage, device.target))
-    return StageTuner(Job(key, stage, reference, constants), space, search, used, weight, key)
+    return StageTuner(Job(key, stage, reference, constants), space, fitting, search, used, weight, key)
 
 
 __all__ = ["StageTuner", "stage_tuners"]

@@ -185,6 +185,7 @@ class Supervisor:
         self._prepared: dict[str, float] = {}
         self._bytes: dict[str, int] = {}
         self._done = 0
+        self._closed = False
         self._slowest_first_run: float | None = None
         self._folder = Path(tempfile.mkdtemp(prefix="tilewright-"))
         self._binaries = self._folder / "binaries" if helpers else None
@@ -205,6 +206,7 @@ class Supervisor:
 
     def close(self) -> None:
         """End the process and remove its files."""
+        self._closed = True
         self._drop()
         self._compilers.close()
         shutil.rmtree(self._folder, ignore_errors=True)
@@ -329,6 +331,8 @@ class Supervisor:
         """The process with the device open, started if need be; DeviceError if that fails twice."""
         if self._worker is not None:
             return self._worker
+        if self._closed:
+            raise DeviceError(f"measuring on {self.device.name} was ended")
         failure = ""
         for _ in range(2):
             self._worker = Worker(self._folder, self._binaries)

@@ -15,7 +15,7 @@ import statistics
 import time
 import uuid
 from collections.abc import Collection, Sequence
-from concurrent.futures import FIRST_COMPLETED, Future, wait
+from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -102,9 +102,16 @@ class _Run:
         self.start = time.monotonic()
         self.evaluations = 0
         self.flights: list[_Flight] = []
-        """What is being compiled or waits for its measurement, in the order in which it was asked for."""
+        """What is being compiled, waits for its measurement or is measured, in the order in which it was asked for."""
+        self.measuring = ThreadPoolExecutor(1, "measure")
+        """Waits for the measuring process, while this thread looks ahead."""
         self.begun: set[str] = set()
         """Stages of which something was asked for."""
+
+    def close(self) -> None:
+        """End the thread; after the measurer was closed, for which it may wait."""
+        self.measuring.shutdown()
+        self.measurer.close()  # it may have been starting a process when it was closed
 
     # --- search -------------------------------------------------------------------------------------------------
 
@@ -115,7 +122,12 @@ class _Run:
             flight = self._landed()
             if flight is None:
                 return
-            self._measure(flight)
+            measured = self.measuring.submit(self._outcome, flight)
+            self._look_ahead()
+            outcome = measured.result()
+            self._remove(flight)
+            if outcome is not None:
+                self._note(flight, outcome)
 
     def _look_ahead(self) -> None:
         """Have candidates compiled, as many as keep the compilers busy."""
@@ -152,25 +164,27 @@ class _Run:
             return None
         left = None if self.budget.seconds is None else max(0.0, self.budget.seconds - self._elapsed())
         wait(waiting, left, return_when=FIRST_COMPLETED)
-        flight = next((f for f in self.flights if f.compiled.done()), None)
-        if flight is not None:
-            self.flights.remove(flight)
-            flight.tuner.pending -= 1
-        return flight
+        return next((f for f in self.flights if f.compiled.done()), None)
 
-    def _measure(self, flight: _Flight) -> None:
+    def _remove(self, flight: _Flight) -> None:
+        self.flights.remove(flight)
+        flight.tuner.pending -= 1
+
+    def _outcome(self, flight: _Flight) -> Outcome | None:
+        """How a candidate did; None if its stage cannot be measured, or the budget was spent before it ended."""
         tuner = flight.tuner
         if tuner.message:
-            return
+            return None
         try:
             tuner.reference = self.measurer.prepare(tuner.job)
-            outcome = flight.compiled.result() or self._measured(tuner, flight.lowering)
+            return flight.compiled.result() or self._measured(tuner, flight.lowering)
         except StageError as e:
             tuner.message = str(e)
             tuner.exhausted = True
-            return
-        if outcome is None:
-            return
+            return None
+
+    def _note(self, flight: _Flight, outcome: Outcome) -> None:
+        tuner = flight.tuner
         self.evaluations += 1
         tuner.tell(flight.candidate, outcome)
         self.store.record(self._row(tuner, flight.candidate, outcome))
@@ -185,11 +199,7 @@ class _Run:
         return self.measurer.evaluate(tuner.job, lowering, tuner.best, until)
 
     def _lowering(self, tuner: StageTuner, candidate: Candidate) -> Lowering:
-        program, target = tuner.job.program, self.device.target
-        for family in self.source(program, target):
-            if family.name == candidate.family:
-                return family.lower(program, target, candidate.configuration)
-        raise LookupError(f"family {candidate.family} does not fit")
+        return tuner.families[candidate.family].lower(tuner.job.program, self.device.target, candidate.configuration)
 
     # --- finals -------------------------------------------------------------------------------------------------
 
@@ -343,8 +353,8 @@ def tune(
     tuners = stage_tuners(stages, device, store, weights, constants, family_source, seed)
     measuring = measurer or Supervisor(device, limits, helpers_wanted(device) if helpers is None else helpers)
     interrupted = False
+    run = _Run(tuners, device, store, limit, progress, measuring, family_source)
     try:
-        run = _Run(tuners, device, store, limit, progress, measuring, family_source)
         store.record_run(Run(run.id, now(), platform.node(), str(limit)))
         try:
             run.search()
@@ -353,6 +363,7 @@ def tune(
             interrupted = True
     finally:
         measuring.close()
+        run.close()
     reports = tuple(run.stage_report(t) for t in tuners)
     return TuningReport(reports, time.monotonic() - start, run.evaluations, interrupted)
 
