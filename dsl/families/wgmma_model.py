@@ -12,10 +12,11 @@ from tilewright.dsl.families.wgmma_plan import Plan
 from tilewright.dsl.space import Value
 from tilewright.dsl.target import Target
 
-# (guess) per compute unit and clock, from H100's data sheet: products of 16-bit elements, bytes that arrive
+# (guess) per compute unit and clock: products of 16-bit elements from H100's data sheet; bytes that arrive as measured
+# on it with tiles of 128 x 128, 128 x 192, 128 x 256 and 256 x 128, which all wait for them
 _PRODUCTS = 2048
-_BYTES = 44
-_PIECES = 32
+_BYTES = 37
+_PIECES = 34
 """Bytes per clock where work-items copy."""
 _MEMORY = 14
 """Bytes per clock and compute unit between memory and caches."""
@@ -26,6 +27,10 @@ _SHAPES = (
 """Rows, columns and teams of tiles, those that load least first."""
 _START, _END = 2500, 1500
 """Clocks before a work-group's first product and after its last one."""
+_CARRY = 170
+"""Clocks per step in which sums are carried over to f32 totals, where products are split; measured likewise."""
+_LAUNCH = 7000
+"""Clocks that one more kernel takes, however small."""
 
 
 def candidates(c: Contraction, target: Target, kind: Products) -> Iterator[dict[str, Value]]:
@@ -35,7 +40,8 @@ def candidates(c: Contraction, target: Target, kind: Products) -> Iterator[dict[
         stages = next((s for s in (8, 6, 5, 4, 3) if _fits(tile_m, tile_n, teams, s, kind, target)), 3)
         band = 8 if tile_m == 256 else 16
         for parts in split_values(c):
-            resident = 1 if tiles * parts > target.compute_units else 0
+            # the next tile's copies hide an epilogue; where work-items split operands, fresh work-groups were faster
+            resident = 1 if tiles * parts > target.compute_units and not kind.splits else 0
             yield {
                 "tile_m": tile_m,
                 "tile_n": tile_n,
@@ -57,16 +63,17 @@ def estimate(p: Plan, parts: int) -> float:
     steps = ceil_div(p.steps, parts)
     rate = _PRODUCTS if p.products.operand.itemsize == 2 else _PRODUCTS / 2 / (3 if p.products.splits else 1)
     multiply = p.tile_m * p.tile_n * p.products.depth / rate
+    multiply += _CARRY if p.products.splits else 0
     load = p.stage_bytes / (_PIECES if p.load_a == "pieces" else _BYTES)
     store = p.tile_m * p.tile_n / 24
     waves = ceil_div(p.tiles * parts, p.target.compute_units)
     whole = _START + _END + waves * (steps * max(multiply, load) + store)
     traffic = _MEMORY * p.target.compute_units
     if parts > 1:
-        whole += _START + 2 * 4 * parts * p.c.g * p.c.m * p.c.n / traffic
+        whole += _LAUNCH + 2 * 4 * parts * p.c.g * p.c.m * p.c.n / traffic
     for which, way in (("a", p.load_a), ("b", p.load_b)):
         if way == "panels":
             # half of them are weights, which are packed ahead of all runs
             panels = p.panels(which).scratch
-            whole += 0.5 * (_START + 2 * panels.size * panels.dtype.itemsize / traffic)
+            whole += 0.5 * (_LAUNCH + 2 * panels.size * panels.dtype.itemsize / traffic)
     return whole

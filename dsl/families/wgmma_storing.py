@@ -15,6 +15,8 @@ from tilewright.dsl.program import Index, Read
 from tilewright.dsl.warpgroup import GROUP_ROWS
 from tilewright.dsl.writer import LANE, Expressions, Source, argument, literal, load, store, vector_type
 
+_INLINE = "static inline __attribute__((always_inline))"
+"""A call would make the compiler wait for every product before the next is started."""
 _ROWS = 16
 """Rows of a sub-group's results."""
 
@@ -78,7 +80,7 @@ def storing_function(p: Plan, helpers: dict[str, str]) -> str:
         _plain_product(p, source, helpers)
     parameters = [*p.parameters, "__local const float* mine", "const int lane", "const int group"]
     parameters += [f"const {p.ctype} m0", f"const {p.ctype} n0"]
-    with source.block(f"static void store_results({', '.join(parameters)})"):
+    with source.block(f"{_INLINE} void store_results({', '.join(parameters)})"):
         for text in decompose("group", p.c.groups, lambda i: NAMES[i.name], p.ctype):
             source.line(text)
         source.line("#pragma unroll 2")
@@ -103,7 +105,7 @@ def _plain_product(p: Plan, source: Source, helpers: dict[str, str]) -> None:
     """The function that sums the products of one row and one column as they are."""
     c, ctype = p.c, p.ctype
     places = f"const int group, const {ctype} row, const {ctype} column"
-    with source.block(f"static float plain_product({', '.join(p.parameters)}, {places})"):
+    with source.block(f"{_INLINE} float plain_product({', '.join(p.parameters)}, {places})"):
         for flat, indices in (("group", c.groups), ("row", c.rows), ("column", c.columns)):
             for text in decompose(flat, indices, lambda i: NAMES[i.name], ctype):
                 source.line(text)
