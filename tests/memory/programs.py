@@ -71,6 +71,20 @@ EXAMPLES: Mapping[str, Example] = {
     y[n,g,o,p,q] = sum(c,r,s) x[n,g,c,p+2*r,q+2*s] * w[g,o,c,r,s]""",
         {"x": (2, 2, 3, 7, 9), "w": (2, 5, 3, 2, 2)},
     ),
+    "narrow_groups": Example(
+        """op groups(x[N,H,W,G,C], w[R,S,C,G,O], b[G,O]) -> y[N,P,Q,G,O]:
+    P = H
+    Q = W
+    y[n,p,q,g,o] = sum(c,r,s) x[n,p+r-1,q+s-1,g,c] * w[r,s,c,g,o] + b[g,o]""",
+        {"x": (1, 5, 6, 3, 4), "w": (3, 3, 4, 3, 4), "b": (3, 4)},
+    ),
+    "excite": Example(
+        """op excite(x[N,H,W,C], u[C,J], b[J], v[J,D]) -> y[N,D]:
+    p[n,c] = (sum(h,w) x[n,h,w,c]) / 35
+    a[n,j] = relu(sum(c) u[c,j] * p[n,c] + b[j])
+    y[n,d] = sigmoid(sum(j) v[j,d] * a[n,j])""",
+        {"x": (2, 5, 7, 12), "u": (12, 3), "b": (3,), "v": (3, 20)},
+    ),
     "depthwise": Example(
         """op depthwise(x[N,C,H,W], w[C,R,S], b[C]; stride: int, pad: int) -> y[N,C,P,Q]:
     P = (H + 2*pad - R) / stride + 1
