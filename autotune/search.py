@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import math
 import random
-from collections import Counter
+from collections import Counter, deque
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from typing import Protocol
@@ -51,6 +51,8 @@ class SearchSettings:
     """Random candidates of which exploration takes the least familiar."""
     pool: int = 40
     """Random candidates that the model chooses from, beside the leaders' neighbours and crossings."""
+    renewed: int = 8
+    """So many of them are drawn anew each time: legal candidates are rare in spaces with many constraints."""
     relearn: int = 8
     """The model's length scales are found anew after so many measurements."""
     remembered: int = 200
@@ -83,6 +85,7 @@ class LocalSearch:
         self._models: dict[str, tuple[int, int, Surrogate]] = {}
         self._fastest: dict[str, float] = {}
         self._tried: Counter[str] = Counter()
+        self._pool: deque[Candidate] = deque(maxlen=self.settings.pool)
         every = space.all
         self._rest: list[Candidate] | None = None
         if every is not None and len(every) <= self.settings.exhaustive:
@@ -165,7 +168,9 @@ class LocalSearch:
         """What the model expects most of, among leaders' neighbours, crossings and random candidates."""
         pool = [n for leader in self.best(self.settings.leaders) for n in self._neighbours(leader)]
         pool += [c for _ in range(3) for c in self._crossed()]
-        pool += [c for _ in range(self.settings.pool) if (c := self._drawn()) is not None]
+        draws = self.settings.renewed if self._pool else self.settings.pool
+        self._pool.extend(c for _ in range(draws) if (c := self._drawn()) is not None)
+        pool += self._pool
         yield from self._by_promise(pool)
 
     def _by_promise(self, candidates: list[Candidate]) -> list[Candidate]:
