@@ -198,27 +198,36 @@ def _matrix_constraints(a: Attention, target: Target) -> tuple[Constraint, ...]:
 
 
 def _matrix_default(a: Attention, target: Target) -> Configuration | None:
-    """The largest blocks of rows that leave no device idle; where rows are few, lanes share the keys of a block.
-
-    On an H100 with 64 columns, 12 heads of 197 rows took 8.7 microseconds (f16) in blocks of 32 rows by two parts and
-    10.2 in blocks of 64; 768 heads took 57 in blocks of 128 rows and 60 in blocks of 64. With split operands both took
-    205, and smaller blocks need fewer registers.
-    """
-    products, every = products_of(a, target), space(a, target)
-    assert products is not None
-    tile_n = 64 if products.instruction.operand.itemsize == 2 else 32
-    large = () if products.splits else ((128, tile_n, 4, 1, "registers"),)
-    many = ((64, tile_n, 2, 1, "registers"), (64, 32, 2, 1, "local"), (64, 16, 2, 1, "local"))
-    some = ((32, 64, 2, 2, "registers"), (32, 32, 2, 2, "local"), (32, 16, 2, 1, "local"))
-    few = ((16, 64, 2, 4, "registers"), (16, 64, 2, 4, "local"), (16, 32, 2, 2, "local"))
-    for tile_m, keys, item_m, split, where in (*large, *many, *some, *few):
+    """The first of the candidates that leaves no device idle and no registers spilled."""
+    every = space(a, target)
+    for tile_m, keys, item_m, split, where in _candidates(a, target):
         waves = a.g * ceil_div(a.m, tile_m) / target.compute_units
         if (tile_m >= 64 and waves < tile_m / 64) or 2 * a.m <= tile_m > 16:
             continue
-        chosen = {"tile_m": tile_m, "item_m": item_m, "split": split, "query": where, "stages": 2}
+        chosen = {"tile_m": tile_m, "item_m": item_m, "split": split, "query": where}
         chosen["tile_n"] = min(keys, round_up(a.n, 16 * split))
+        chosen["stages"] = 1 if keys > 64 else 2
         found = Configuration.of({**chosen, "item_n": 1, "pad_local": 0, "unit": "matrix"})
         plan = attention_matrix.plan_of(a, target, found)
         if plan and plan.registers <= EASY_REGISTERS and every.violated(found) is None:
             return found
     return None
+
+
+def _candidates(a: Attention, target: Target) -> list[tuple[int, int, int, int, str]]:
+    """tile_m, tile_n, item_m, split and query: large blocks of rows first; where rows are few, lanes share keys.
+
+    On an H100 with 64 columns, 12 heads of 197 rows took 9.9 microseconds (f16) in blocks of 32 rows by two parts, 8.7
+    if all keys were one block, and 10.2 in blocks of 64 rows. 768 heads took 57 in blocks of 128 rows and 60 in blocks
+    of 64. With split operands both took 205, and smaller blocks need fewer registers.
+    """
+    products = products_of(a, target)
+    assert products is not None
+    narrow = products.instruction.operand.itemsize == 2
+    tile_n = 64 if narrow else 32
+    large = [] if products.splits else [(128, tile_n, 4, 1, "registers")]
+    many = [(64, tile_n, 2, 1, "registers"), (64, 32, 2, 1, "local"), (64, 16, 2, 1, "local")]
+    whole = [(32, round_up(a.n, 32), 2, 2, "registers")] if narrow and a.n <= BLOCKS[-1] else []
+    some = [(32, 64, 2, 2, "registers"), (32, 32, 2, 2, "local"), (32, 16, 2, 1, "local")]
+    few = [(16, 64, 2, 4, "registers"), (16, 64, 2, 4, "local"), (16, 32, 2, 2, "local")]
+    return [*large, *many, *whole, *some, *few]
