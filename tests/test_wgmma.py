@@ -252,3 +252,19 @@ def test_infinities_and_nan_are_those_of_plain_products(kind: str, tmp_path: Pat
     number = ~np.isnan(exact)
     assert np.isinf(exact).sum() > 50
     np.testing.assert_allclose(found[number].astype(np.float64), np.maximum(exact, 0)[number], 2e-2, 2e-2)
+
+
+@pytest.mark.skipif(not available(), reason="no clang")
+@pytest.mark.parametrize("load_a", ["tiles", "pieces", "panels"])
+def test_mended_sums_come_from_wherever_operands_are_loaded(load_a: str, tmp_path: Path) -> None:
+    case, target = gemm("fp32", 70, 40, 68, batch=2), emulated(H100)
+    chosen = WGMMA.default(case.program, target)
+    configuration = Configuration.of({**chosen, "view": 0, "load_a": load_a, "load_b": "panels", "split_k": 1})
+    assert WGMMA.space(case.program, target).violated(configuration) is None
+    a, b = case.arrays["a"].copy(), case.arrays["b"].copy()
+    a[1, 69, 67], b[0, 1, 39] = np.inf, np.inf
+    exact = np.maximum(a.astype(np.float64) @ b.astype(np.float64) + case.arrays["bias"], 0)
+    found = emulate(WGMMA, case.program, target, configuration, {**case.arrays, "a": a, "b": b}, tmp_path)
+    assert 50 < np.isinf(exact).sum() < 110
+    np.testing.assert_allclose(found, exact, 1e-4, 1e-4)
+    assert "b" not in WGMMA.lower(case.program, target, configuration).launches[-1].arguments

@@ -12,11 +12,13 @@ uint emu_stages(uint base);
 
 #define max(a, b) ((a) > (b) ? (a) : (b))
 #define isnan(a) ((a) != (a))
+#define isfinite(a) ((a) - (a) == 0)
 #define vload_half(i, p) emu_half(((const __global ushort*)(p))[i])
 #define vstore_half(v, i, p) (((__global ushort*)(p))[i] = emu_half_bits(v))
 static inline float4 emu_load4(const __global half* p) {
     return (float4)(vload_half(0, p), vload_half(1, p), vload_half(2, p), vload_half(3, p));
 }
+static inline float8 emu_load8(const __global half* p) { return (float8)(emu_load4(p), emu_load4(p + 4)); }
 static inline void emu_store4(float4 v, __global half* p) {
     for (int i = 0; i < 4; ++i) vstore_half(v[i], i, p);
 }
@@ -25,10 +27,14 @@ static inline void emu_store8(float8 v, __global half* p) {
 }
 #define vload_half4(i, p) emu_load4((p) + 4 * (i))
 #define vloada_half4(i, p) emu_load4((p) + 4 * (i))
+#define vload_half8(i, p) emu_load8((p) + 8 * (i))
+#define vloada_half8(i, p) emu_load8((p) + 8 * (i))
 #define vstore_half4(v, i, p) emu_store4(v, (p) + 4 * (i))
 #define vstorea_half4(v, i, p) emu_store4(v, (p) + 4 * (i))
+#define vstore_half8(v, i, p) emu_store8(v, (p) + 8 * (i))
 #define vstorea_half8(v, i, p) emu_store8(v, (p) + 8 * (i))
 #define convert_uint4(v) ((uint4)((v).x, (v).y, (v).z, (v).w))
+#define convert_uint8(v) ((uint8)((v).s0, (v).s1, (v).s2, (v).s3, (v).s4, (v).s5, (v).s6, (v).s7))
 #define convert_ushort4(v) ((ushort4)((v).x, (v).y, (v).z, (v).w))
 #define convert_ushort8(v) ((ushort8)((v).s0, (v).s1, (v).s2, (v).s3, (v).s4, (v).s5, (v).s6, (v).s7))
 
