@@ -178,7 +178,8 @@ def _candidates(program: Program, number: int, view: Contraction, target: Target
     kind = products(view, program)
     assert not isinstance(kind, str)
     load_a, load_b = (ways(side)[0] for side in sides(view, kind))
-    depth = 128 // kind.operand.itemsize
+    single = "elements" in (load_a, load_b)  # a work-item keeps few addresses
+    depth = (64 if single and kind.operand.itemsize == 2 else 128) // kind.operand.itemsize
     found = []
     for tile_m, tile_n, warps_m, warps_n, busy in _SHAPES:
         for parts in split_values(view):
@@ -189,7 +190,9 @@ def _candidates(program: Program, number: int, view: Contraction, target: Target
                     ceil_div(tiles, target.compute_units * 2) * 2 if busy < 1 else ceil_div(tiles, target.compute_units)
                 )
             steps = ceil_div(ceil_div(view.k, parts), depth) + 3
-            cost = waves * steps * depth * tile_m * tile_n / busy
+            copied = sum(n * depth for n, way in ((tile_m, load_a), (tile_n, load_b)) if way == "elements")
+            many = copied > MOST_PIECES * warps_m * warps_n * 32
+            cost = waves * steps * depth * tile_m * tile_n / busy * (4 if many else 1)
             cost += view.g * view.m * view.n * (8.0 * parts + 2e4 / max(view.m * view.n, 1)) * (parts > 1)
             values = {
                 "view": number, "tile_m": tile_m, "tile_n": tile_n, "tile_k": depth, "warps_m": warps_m,

@@ -15,22 +15,21 @@ totals that are rounded. Where parts of infinities have made a NaN, the element 
 from __future__ import annotations
 
 from contextlib import ExitStack
-from typing import cast
 
-from tilewright.dsl.dtypes import DType
-from tilewright.dsl.families.contraction import NAMES, decompose, element
+from tilewright.dsl.families.contraction import NAMES, decompose
 from tilewright.dsl.families.matrix_loading import write_load, write_setup
 from tilewright.dsl.families.matrix_pack import pack
 from tilewright.dsl.families.matrix_plan import CHUNK, PITCH, Loaded, Tile
 from tilewright.dsl.families.shared import banner, kernel_name
-from tilewright.dsl.families.wgmma_plan import Plan
 from tilewright.dsl.families.wgmma_storing import storing_function
 from tilewright.dsl.lowering import Launch, Lowering
 from tilewright.dsl.matrix import Fragment, MatrixInstruction, Step
 from tilewright.dsl.writer import Source, argument, storing_helpers
 
-_SPLIT = """static inline uint tw_upper(uint bits) { return (bits + 0x1000u) & 0xffffe000u; }
-static inline uint tw_lower(uint bits, uint upper) { return as_uint(as_float(bits) - as_float(upper)) + 0x1000u; }"""
+_SPLIT = """static inline uint tw_upper_bits(uint bits) { return (bits + 0x1000u) & 0xffffe000u; }
+static inline uint tw_lower_bits(uint bits, uint upper) {
+    return as_uint(as_float(bits) - as_float(upper)) + 0x1000u;
+}"""
 """Rounding to TF32 to nearest; of the rest, the instruction itself cuts off what is left after rounding."""
 
 
@@ -49,9 +48,8 @@ def _product(t: Tile) -> Launch:
     name = kernel_name("matrix", t.program)
     helpers: dict[str, str] = {}
     for dtype in (t.products.operand, t.c.output.tensor.dtype):
-        helpers |= storing_helpers(dtype, (1, 2, 4))
-    storing = storing_function(cast("Plan", t), helpers)
-    exact = _exact(t, helpers) if t.products.splits else ""
+        helpers |= storing_helpers(dtype, (1, 4, 8))
+    storing = storing_function(t, helpers)
     body = Source()
     with body.block(
         f"__attribute__((reqd_work_group_size({t.items}, 1, 1)))\n__kernel void {name}({', '.join(t.parameters)})"
@@ -60,8 +58,13 @@ def _product(t: Tile) -> Launch:
     unit = t.unit
     src = Source()
     src.line(f"#define ITEMS {t.items}")
-    texts = [t.instruction.text, unit.copy.text, unit.load.text if unit.load else "", _SPLIT if exact else ""]
-    for text in (*texts, *helpers.values(), exact, storing):
+    texts = [
+        t.instruction.text,
+        unit.copy.text,
+        unit.load.text if unit.load else "",
+        _SPLIT if t.products.splits else "",
+    ]
+    for text in (*texts, *helpers.values(), storing):
         if text:
             src.line(text.rstrip("\n"))
     src.line(banner("matrix", t.program, t.configuration))
@@ -189,8 +192,8 @@ def _multiply(t: Tile, body: Source) -> None:
         for name, count, fragment in (("a", rows, i.a), ("b", columns, i.b)):
             body.line(f"uint rest_{name}[{count}][{fragment.count}];")
             with body.loop("i", count, unroll=True), body.loop("r", fragment.count, unroll=True):
-                body.line(f"const uint upper = tw_upper({name}[i][r]);")
-                body.line(f"rest_{name}[i][r] = tw_lower({name}[i][r], upper);")
+                body.line(f"const uint upper = tw_upper_bits({name}[i][r]);")
+                body.line(f"rest_{name}[i][r] = tw_lower_bits({name}[i][r], upper);")
                 body.line(f"{name}[i][r] = upper;")
         with body.loop("i", rows, unroll=True), body.loop("j", columns, unroll=True):
             for left, right in (("rest_a", "b"), ("a", "rest_b"), ("a", "b")):
@@ -247,8 +250,6 @@ def _store(t: Tile, body: Source, sums: str) -> None:
                     _put(i, body, f"{sums}[{block}][{chunk * per_chunk + j}]", j * i.n)
                 body.line("barrier(CLK_LOCAL_MEM_FENCE);")
                 names = ", ".join(argument(n) for n in t.tensors)
-                if t.products.splits:
-                    body.line(f"again({names}, mine, lane, group, row{block}, column0);")
                 body.line(f"store_results({names}, mine, lane, group, row{block}, column0);")
                 body.line("barrier(CLK_LOCAL_MEM_FENCE);")
 
@@ -263,43 +264,3 @@ def _put(i: MatrixInstruction, body: Source, registers: str, column: int) -> Non
             body.line(f"*(__local float2*)({place}) = {both};")
         else:
             body.line(f"*({place}) = {registers}[{register}];")
-
-
-def _exact(t: Tile, helpers: dict[str, str]) -> str:
-    """The function that computes those results again, one by one, that are not finite.
-
-    Each lane looks at the elements that it stores afterwards, or others of the same sub-group that read them later.
-    """
-    c = t.c
-    source = Source()
-    parameters = [*t.parameters, "__local float* mine", "const int lane", "const int group"]
-    parameters += [f"const {t.ctype} m0", f"const {t.ctype} n0"]
-    with source.block(f"static void again({', '.join(parameters)})"):
-        for text in decompose("group", c.groups, lambda i: NAMES[i.name], t.ctype):
-            source.line(text)
-        lanes, rows = t.instruction.lanes, t.instruction.m
-        with source.block(f"for (int at = lane; at < {rows * CHUNK}; at += {lanes})"):
-            source.line(f"const {t.ctype} row = m0 + at / {CHUNK}, column = n0 + at % {CHUNK};")
-            source.line(f"__local float* const to = mine + at / {CHUNK} * {PITCH} + at % {CHUNK};")
-            source.line(f"if (isfinite(*to) || row >= {c.m} || column >= {c.n}) continue;")
-            for flat, indices in (("row", c.rows), ("column", c.columns)):
-                for text in decompose(flat, indices, lambda i: NAMES[i.name], t.ctype):
-                    source.line(text)
-            source.line("float total = 0;")
-            source.line("#pragma unroll 1")
-            with source.block(f"for ({t.ctype} depth = 0; depth < {c.k}; ++depth)"):
-                for text in decompose("depth", c.depth, lambda i: NAMES[i.name], t.ctype):
-                    source.line(text)
-                factors = [_factor(t, o, flat, helpers) for o, flat in ((t.a, "row"), (t.b, "column"))]
-                source.line(f"total += {factors[0]} * {factors[1]};")
-            source.line("*to = total;")
-    return source.text + "\n"
-
-
-def _factor(t: Tile, o: Loaded, flat: str, helpers: dict[str, str]) -> str:
-    if o.way == "panels":
-        panels = t.panels(o)
-        return f"{argument(panels.name)}[{panels.address(flat, 'depth')}]"
-    value = element(t.c, o.side.operand.value, NAMES, t.program, helpers)
-    assert o.side.products.operand is DType.F32
-    return f"(float)({value})"

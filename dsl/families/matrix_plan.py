@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from tilewright.dsl.dtypes import DType
-from tilewright.dsl.families.contraction import Contraction
+from tilewright.dsl.families.contraction import NAMES, Contraction, element
 from tilewright.dsl.families.matrix_pack import Panels, along_depth
 from tilewright.dsl.families.shared import ceil_div
 from tilewright.dsl.families.wgmma_form import PIECE, Products, Side, products, sides
@@ -197,6 +197,14 @@ class Tile:
     def panels(self, operand: Loaded) -> Panels:
         """An operand's panels."""
         return Panels(operand.side, self.program, f"panels_{operand.which}", operand.rows, operand.depth, self.ctype)
+
+    def factor(self, which: str, row: str, helpers: dict[str, str]) -> str:
+        """C expression of an operand's element at (group, row, depth), from where the kernel has it."""
+        operand = self.a if which == "a" else self.b
+        if operand.way == "panels":
+            panels = self.panels(operand)
+            return f"{argument(panels.name)}[{panels.address(row, 'depth')}]"
+        return element(self.c, operand.side.operand.value, NAMES, self.program, helpers)
 
     @property
     def tensors(self) -> tuple[str, ...]:

@@ -41,7 +41,7 @@ def lower(p: Plan) -> Lowering:
 
 def _product(p: Plan) -> Launch:
     kernel = kernel_name("wgmma", p.program)
-    helpers = storing_helpers(p.c.output.tensor.dtype, (1, 4))
+    helpers = storing_helpers(p.c.output.tensor.dtype, (1, 4, 8))
     storing = storing_function(p, helpers)
     body = Source()
     attributes = f"__attribute__((reqd_work_group_size({p.items}, 1, 1)))\n"

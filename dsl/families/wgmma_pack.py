@@ -25,8 +25,12 @@ _SPLIT = """static inline float tw_tf32(float v) {
     const uint bits = as_uint(v);
     return (bits & 0x7f800000u) == 0x7f800000u ? v : as_float((bits + 0x1000u) & 0xffffe000u);
 }
-static inline float tw_upper(float v) { return as_float(as_uint(v) & 0xffffe000u); }"""
-"""Rounding to TF32 (to nearest, ties away from zero), and cutting off, whose remainder is exact."""
+static inline float tw_upper(float v) { return as_float(as_uint(v) & 0xffffe000u); }
+static inline float tw_lower(float v) { return tw_tf32(isfinite(v) ? v - tw_upper(v) : v); }"""
+"""Rounding to TF32 (to nearest, ties away from zero), and cutting off, whose remainder is exact.
+
+The sum of both parts of what is not finite is the same again.
+"""
 
 
 @dataclass(frozen=True)
@@ -62,6 +66,16 @@ class Panels:
     def tile_bytes(self) -> int:
         """Bytes of one tile with all parts."""
         return self.parts * self.rows * ROW_BYTES
+
+    def element(self, row: str, depth: str) -> str:
+        """C expression of the element at (group, row, depth) from all its parts."""
+        itemsize = self.side.products.operand.itemsize
+        line, piece = ROW_BYTES // itemsize, 16 // itemsize
+        tile = f"(((long)group * {self.blocks} + {row} / {self.rows}) * {self.tiles} + {depth} / {line})"
+        within = f"(({depth} % {line} / {piece}) ^ ({row} & 7)) * {piece} + {depth} % {piece}"
+        place = f"{tile} * {self.tile_bytes // itemsize} + {row} % {self.rows} * {line} + {within}"
+        parts = [f"{argument(self.name)}[{place} + {part * self.rows * line}]" for part in range(self.parts)]
+        return f"({' + '.join(parts)})"
 
     @property
     def scratch(self) -> Scratch:
@@ -156,6 +170,6 @@ def _write(p: Panels, body: Source) -> None:
             body.line(f"*(__global float4*)(to + at) = (float4)({rounded});")
         else:
             upper = ", ".join(f"tw_upper({v})" for v in values)
-            lower = ", ".join(f"tw_tf32({v} - tw_upper({v}))" for v in values)
+            lower = ", ".join(f"tw_lower({v})" for v in values)
             body.line(f"*(__global float4*)(to + at) = (float4)({upper});")
             body.line(f"*(__global float4*)(to + {p.rows * row_scalars} + at) = (float4)({lower});")

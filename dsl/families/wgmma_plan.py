@@ -5,13 +5,13 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from tilewright.dsl.dtypes import DType
-from tilewright.dsl.families.contraction import Contraction
+from tilewright.dsl.families.contraction import NAMES, Contraction, element
 from tilewright.dsl.families.shared import ceil_div
 from tilewright.dsl.families.wgmma_form import PIECE, Products, Side, Tiles, products, sides, tiles
 from tilewright.dsl.families.wgmma_pack import Panels
 from tilewright.dsl.lowering import Scratch
 from tilewright.dsl.matrix import MatrixUnit
-from tilewright.dsl.program import Program, reads
+from tilewright.dsl.program import Program
 from tilewright.dsl.space import Configuration
 from tilewright.dsl.target import Target
 from tilewright.dsl.warpgroup import GROUP_ITEMS, GROUP_ROWS, MAP_WORDS, ROW_BYTES, TILE_ALIGNMENT, WarpgroupUnit
@@ -183,11 +183,16 @@ class Plan:
     def tensors(self) -> tuple[str, ...]:
         """The buffers of the kernel, in order: what the epilogue reads, what is loaded, what is written."""
         read = [r.tensor for r in self.c.epilogue_reads()]
-        if self.products.splits:
-            read += [r.tensor for side in self.sides for r in reads(side.operand.value)]
         for which, way, side in zip("ab", (self.load_a, self.load_b), self.sides, strict=True):
             read.append(f"panels_{which}" if way == "panels" else side.place().tensor.name)
         return tuple(dict.fromkeys([*read, self.c.statement.target, *(["tensor_maps"] if self.maps else [])]))
+
+    def factor(self, which: str, row: str, helpers: dict[str, str]) -> str:
+        """C expression of an operand's element at (group, row, depth), from where the kernel has it."""
+        if (self.load_a if which == "a" else self.load_b) == "panels":
+            return self.panels(which).element(row, "depth")
+        side = self.sides[0 if which == "a" else 1]
+        return element(self.c, side.operand.value, NAMES, self.program, helpers)
 
     @property
     def parameters(self) -> tuple[str, ...]:

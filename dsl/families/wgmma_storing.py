@@ -6,12 +6,14 @@ There neighbouring work-items find neighbouring elements of the output, whose ep
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Protocol
 
 from tilewright.dsl.affine import Affine
-from tilewright.dsl.families.contraction import NAMES, Access, LoopNames, conditions, decompose, element
+from tilewright.dsl.families.contraction import NAMES, Access, Contraction, LoopNames, conditions, decompose
 from tilewright.dsl.families.shared import is_aligned, unrounded
+from tilewright.dsl.families.wgmma_form import Products
 from tilewright.dsl.families.wgmma_plan import CHUNK, PITCH, Plan
-from tilewright.dsl.program import Index, Read
+from tilewright.dsl.program import Index, Program, Read
 from tilewright.dsl.warpgroup import GROUP_ROWS
 from tilewright.dsl.writer import LANE, Expressions, Source, argument, literal, load, store, vector_type
 
@@ -19,6 +21,37 @@ _INLINE = "static inline __attribute__((always_inline))"
 """A call would make the compiler wait for every product before the next is started."""
 _ROWS = 16
 """Rows of a sub-group's results."""
+
+
+class Storing(Protocol):
+    """What is asked of a configuration whose results are stored."""
+
+    @property
+    def c(self) -> Contraction:
+        """The contraction."""
+
+    @property
+    def program(self) -> Program:
+        """Its program."""
+
+    @property
+    def products(self) -> Products:
+        """How its products are computed."""
+
+    @property
+    def ctype(self) -> str:
+        """Type of addresses and flattened indices."""
+
+    @property
+    def tensors(self) -> tuple[str, ...]:
+        """The buffers of the kernel, in order."""
+
+    @property
+    def parameters(self) -> tuple[str, ...]:
+        """The kernel's parameters in C."""
+
+    def factor(self, which: str, row: str, helpers: dict[str, str]) -> str:
+        """C expression of an operand's element."""
 
 
 @dataclass(frozen=True)
@@ -31,7 +64,7 @@ class Direction:
     """The index along which they lie, if they are vectors."""
 
 
-def direction(p: Plan) -> Direction:
+def direction(p: Storing) -> Direction:
     """The direction in which the output is contiguous, with vectors where no element of one needs a check."""
     address, c = p.c.output.address, p.c
     by_column = not (c.rows and address.coefficient(c.rows[-1].name) == 1)
@@ -43,7 +76,8 @@ def direction(p: Plan) -> Direction:
     plain = all(inner.name not in place.checked_names and not place.address.bends(inner.name) for place in places)
     if not plain or address.coefficient(inner.name) != 1:
         return Direction(by_column, 1, None)
-    return Direction(by_column, 4, inner)
+    wide = c.output.tensor.dtype.itemsize == 2 and inner.extent % 8 == 0
+    return Direction(by_column, 8 if wide else 4, inner)
 
 
 def write_storing(p: Plan, body: Source) -> None:
@@ -72,7 +106,7 @@ def _arguments(p: Plan, block: int, chunk: int) -> str:
     return ", ".join([*names, "mine", "lane", "group", f"row{block}", f"n0 + {chunk * CHUNK}"])
 
 
-def storing_function(p: Plan, helpers: dict[str, str]) -> str:
+def storing_function(p: Storing, helpers: dict[str, str]) -> str:
     """The function that computes the epilogue of 16 rows by 32 columns of results and stores it."""
     d = direction(p)
     source = Source()
@@ -101,7 +135,7 @@ def storing_function(p: Plan, helpers: dict[str, str]) -> str:
     return source.text
 
 
-def _plain_product(p: Plan, source: Source, helpers: dict[str, str]) -> None:
+def _plain_product(p: Storing, source: Source, helpers: dict[str, str]) -> None:
     """The function that sums the products of one row and one column as they are."""
     c, ctype = p.c, p.ctype
     places = f"const int group, const {ctype} row, const {ctype} column"
@@ -114,12 +148,12 @@ def _plain_product(p: Plan, source: Source, helpers: dict[str, str]) -> None:
         with source.loop("depth", c.k, ctype=ctype):
             for text in decompose("depth", c.depth, lambda i: NAMES[i.name], ctype):
                 source.line(text)
-            a, b = (element(c, side.operand.value, NAMES, p.program, helpers) for side in p.sides)
+            a, b = p.factor("a", "row", helpers), p.factor("b", "column", helpers)
             source.line(f"sum += {a} * {b};")
         source.line("return sum;")
 
 
-def _mend(p: Plan, d: Direction, source: Source) -> None:
+def _mend(p: Storing, d: Direction, source: Source) -> None:
     """Compute sums again that are not finite: infinities have no two parts whose products are theirs."""
     names = ", ".join(argument(t) for t in p.tensors)
     place = "row, column + v" if d.by_column else "row + v, column"
@@ -134,7 +168,7 @@ def _mend(p: Plan, d: Direction, source: Source) -> None:
         source.line(f"sums = ({vector_type(p.c.dtype, d.width)})({mended});")
 
 
-def _one(p: Plan, d: Direction, source: Source, helpers: dict[str, str]) -> None:
+def _one(p: Storing, d: Direction, source: Source, helpers: dict[str, str]) -> None:
     """One vector of results: its epilogue and its store."""
     c, width = p.c, d.width
     place = {} if d.inner is None else {d.inner.name: Affine.of({d.inner.name: 1, LANE: 1})}
