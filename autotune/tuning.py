@@ -40,8 +40,6 @@ FINAL_SHARE = 0.2
 """Of the time budget, at most, is kept for the finals."""
 PATIENCE = 60
 """Without a budget, a stage is done after so many candidates without an improvement."""
-_OVERHEAD_SECONDS = 0.05
-"""A final's cost per candidate besides its runs, for planning."""
 
 
 class Measurer(Protocol):
@@ -101,6 +99,8 @@ class _Run:
         self.id = uuid.uuid4().hex
         self.start = time.monotonic()
         self.evaluations = 0
+        self.measuring_seconds = 0.0
+        """Time spent on evaluating candidates."""
         self.flights: list[_Flight] = []
         """What is being compiled, waits for its measurement or is measured, in the order in which it was asked for."""
         self.measuring = ThreadPoolExecutor(1, "measure")
@@ -177,7 +177,10 @@ class _Run:
             return None
         try:
             tuner.reference = self.measurer.prepare(tuner.job)
-            return flight.compiled.result() or self._measured(tuner, flight.lowering)
+            start = time.monotonic()
+            outcome = flight.compiled.result() or self._measured(tuner, flight.lowering)
+            self.measuring_seconds += time.monotonic() - start
+            return outcome
         except StageError as e:
             tuner.message = str(e)
             tuner.exhausted = True
@@ -243,7 +246,8 @@ class _Run:
             return True
         if self.budget.seconds is None:
             return False
-        finals = sum(_final_seconds(t) for t in self.tuners if t.evaluations)
+        each = self.measuring_seconds / max(1, self.evaluations)
+        finals = sum(_final_seconds(t, each) for t in self.tuners if t.evaluations)
         return self._elapsed() + min(finals, FINAL_SHARE * self.budget.seconds) >= self.budget.seconds
 
     def _row(self, tuner: StageTuner, candidate: Candidate, outcome: Outcome, decision: str = "") -> Measurement:
@@ -313,10 +317,10 @@ def _rounds(slowest: float) -> int:
     return FINAL_ROUNDS if slowest < 0.02 else 3
 
 
-def _final_seconds(tuner: StageTuner) -> float:
-    """About what a stage's final takes: each sample is some runs."""
+def _final_seconds(tuner: StageTuner, overhead: float) -> float:
+    """About what a stage's final takes: each sample is some runs, and a candidate costs as much again as before."""
     seconds = max(tuner.best or 0.0, 2e-4)
-    return (FINALISTS + 1) * (_OVERHEAD_SECONDS + 7 * _rounds(seconds) * seconds)
+    return (FINALISTS + 1) * (overhead + 7 * _rounds(seconds) * seconds)
 
 
 def tune(
