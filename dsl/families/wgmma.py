@@ -6,6 +6,7 @@ configurations and the choice that is made without tuning.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from functools import lru_cache
 
 from tilewright.dsl.families import wgmma_kernel
@@ -14,6 +15,7 @@ from tilewright.dsl.families.contraction import Contraction, recognise
 from tilewright.dsl.families.reduce import REDUCE
 from tilewright.dsl.families.shared import ceil_div, computes_indices
 from tilewright.dsl.families.wgmma_form import Products, Side, in_pieces, products, sides, tiles
+from tilewright.dsl.families.wgmma_model import candidates, estimate
 from tilewright.dsl.families.wgmma_plan import Plan, warpgroups
 from tilewright.dsl.lowering import Lowering
 from tilewright.dsl.program import Program, reads
@@ -57,72 +59,15 @@ class Wgmma:
     def space(self, program: Program, target: Target) -> Space:
         """Tiles, stages, how operands are loaded, and the order of tiles."""
         views = _views(program)
-        kind = _kind(program)
-
-        def loadable(c: Configuration) -> bool:
-            view = _part(program, c.integer("view"), c.integer("split_k"))[1]
-            return c["load_a"] in _ways_a(view, kind, target) and c["load_b"] in _ways_b(view, kind, target)
 
         def plan(c: Configuration) -> Plan:
             return Plan.of(views[c.integer("view")], program, target, c)
 
-        def whole(c: Configuration) -> bool:
-            return c.integer("tile_m") % (GROUP_ROWS * c.integer("teams")) == 0
-
-        def boxed(c: Configuration) -> bool:
-            view = _part(program, c.integer("view"), c.integer("split_k"))[1]
-            boxes = tiles(sides(view, kind)[1]) if c["load_b"] == "tiles" else None
-            return boxes is None or boxes.depth_major or c.integer("tile_n") % kind.depth == 0
-
-        def registers(c: Configuration) -> bool:
-            return plan(c).registers <= (_SPLIT_SUMS if kind.splits and c["load_a"] == "pieces" else _SUMS)
-
-        def local(c: Configuration) -> bool:
-            return max(1, c.integer("resident")) * plan(c).local_bytes <= target.local_memory
-
-        def persists(c: Configuration) -> bool:
-            resident = c.integer("resident")
-            return resident == 0 or plan(c).tiles > resident * target.compute_units
-
-        usable = [n for n, v in enumerate(views) if _ways_a(v, kind, target) and _ways_b(v, kind, target)]
-        rows, columns, depth = (
-            tuple(i.name for i in group) for group in (views[0].rows, views[0].columns, views[0].depth)
-        )
-        most_m, most_n = max(views[n].m for n in usable), max(views[n].n for n in usable)
-        heights = tuple(t for t in (64, 128, 256) if t < 2 * max(most_m, GROUP_ROWS))
-        widths = tuple(t for t in warpgroups(target)[1].widths(kind.instruction) if t < 2 * max(most_n, _LEAST))
-        most_tiles = max(v.g * ceil_div(v.m, heights[0]) * ceil_div(v.n, widths[0]) for v in views)
-        resident = (0, 1, 2) if most_tiles > target.compute_units else (0,)
-        ways_a = tuple(dict.fromkeys(w for n in usable for w in _ways_a(views[n], kind, target)))
-        ways_b = tuple(dict.fromkeys(w for n in usable for w in _ways_b(views[n], kind, target)))
-        return Space(
-            (
-                Parameter("view", tuple(usable), "which operand's own indices are the rows"),
-                Parameter("tile_m", heights, "rows of a work-group's tile", "tile", rows, sized=True),
-                Parameter("tile_n", widths, "columns of a work-group's tile", "tile", columns, sized=True),
-                Parameter("teams", (1, 2), "groups of 128 work-items that share the tile's rows"),
-                Parameter("stages", (3, 4, 5, 6, 8), "steps of the depth that are loaded ahead"),
-                Parameter("load_a", ways_a, "copies of boxes (tiles), of 16 bytes (pieces), or of packed panels"),
-                Parameter("load_b", ways_b, "copies of boxes (tiles), or of packed panels (weights: once)"),
-                Parameter("band", (1, 4, 8, 16), "rows of tiles that are gone through column by column"),
-                Parameter("resident", resident, "work-groups per compute unit for all tiles; 0: a work-group per tile"),
-                Parameter("split_k", split_values(views[0]), _SPLIT, "split", depth),
-            ),
-            (
-                Constraint("the operands do not lie in memory in a way that this loads", loadable),
-                Constraint("a team computes whole instructions of 64 rows", whole),
-                Constraint("boxes of columns are as wide as the depth of a step", boxed),
-                Constraint("a work-item's sums would not fit its registers", registers),
-                Constraint("the stages need more local memory than there is", local),
-                Constraint("every tile has a work-group of its own anyway", persists, sized=True),
-            ),
-            (("local_bytes", lambda c: plan(c).local_bytes), ("work_group", lambda c: plan(c).items)),
-        )
+        measures = (("local_bytes", lambda c: plan(c).local_bytes), ("work_group", lambda c: plan(c).items))
+        return Space(_parameters(program, target), _constraints(program, target, plan), measures)
 
     def default(self, program: Program, target: Target) -> Configuration:
         """The configuration that a model of waves, copies and products takes to be the fastest."""
-        from tilewright.dsl.families.wgmma_model import candidates, estimate
-
         space, views, kind = self.space(program, target), _views(program), _kind(program)
         best: tuple[float, Configuration] | None = None
         for number, view in enumerate(views):
@@ -150,6 +95,67 @@ class Wgmma:
 
 
 WGMMA = Wgmma()
+
+
+def _parameters(program: Program, target: Target) -> tuple[Parameter, ...]:
+    """The choices that are possible for some view."""
+    views, kind = _views(program), _kind(program)
+    usable = [n for n, v in enumerate(views) if _ways_a(v, kind, target) and _ways_b(v, kind, target)]
+    rows, columns, depth = (tuple(i.name for i in group) for group in (views[0].rows, views[0].columns, views[0].depth))
+    most_m, most_n = max(views[n].m for n in usable), max(views[n].n for n in usable)
+    heights = tuple(t for t in (64, 128, 256) if t < 2 * max(most_m, GROUP_ROWS))
+    widths = tuple(t for t in warpgroups(target)[1].widths(kind.instruction) if t < 2 * max(most_n, _LEAST))
+    most_tiles = max(v.g * ceil_div(v.m, heights[0]) * ceil_div(v.n, widths[0]) for v in views)
+    resident = (0, 1, 2) if most_tiles > target.compute_units else (0,)
+    ways_a = tuple(dict.fromkeys(w for n in usable for w in _ways_a(views[n], kind, target)))
+    ways_b = tuple(dict.fromkeys(w for n in usable for w in _ways_b(views[n], kind, target)))
+    return (
+        Parameter("view", tuple(usable), "which operand's own indices are the rows"),
+        Parameter("tile_m", heights, "rows of a work-group's tile", "tile", rows, sized=True),
+        Parameter("tile_n", widths, "columns of a work-group's tile", "tile", columns, sized=True),
+        Parameter("teams", (1, 2), "groups of 128 work-items that share the tile's rows"),
+        Parameter("stages", (3, 4, 5, 6, 8), "steps of the depth that are loaded ahead"),
+        Parameter("load_a", ways_a, "copies of boxes (tiles), of 16 bytes (pieces), or of packed panels"),
+        Parameter("load_b", ways_b, "copies of boxes (tiles), or of packed panels (weights: once)"),
+        Parameter("band", (1, 4, 8, 16), "rows of tiles that are gone through column by column"),
+        Parameter("resident", resident, "work-groups per compute unit for all tiles; 0: a work-group per tile"),
+        Parameter("split_k", split_values(views[0]), _SPLIT, "split", depth),
+    )
+
+
+def _constraints(program: Program, target: Target, plan: Callable[[Configuration], Plan]) -> tuple[Constraint, ...]:
+    kind = _kind(program)
+
+    def loadable(c: Configuration) -> bool:
+        view = _part(program, c.integer("view"), c.integer("split_k"))[1]
+        return c["load_a"] in _ways_a(view, kind, target) and c["load_b"] in _ways_b(view, kind, target)
+
+    def whole(c: Configuration) -> bool:
+        return c.integer("tile_m") % (GROUP_ROWS * c.integer("teams")) == 0
+
+    def boxed(c: Configuration) -> bool:
+        view = _part(program, c.integer("view"), c.integer("split_k"))[1]
+        boxes = tiles(sides(view, kind)[1]) if c["load_b"] == "tiles" else None
+        return boxes is None or boxes.depth_major or c.integer("tile_n") % kind.depth == 0
+
+    def registers(c: Configuration) -> bool:
+        return plan(c).registers <= (_SPLIT_SUMS if kind.splits and c["load_a"] == "pieces" else _SUMS)
+
+    def local(c: Configuration) -> bool:
+        return max(1, c.integer("resident")) * plan(c).local_bytes <= target.local_memory
+
+    def persists(c: Configuration) -> bool:
+        resident = c.integer("resident")
+        return resident == 0 or plan(c).tiles > resident * target.compute_units
+
+    return (
+        Constraint("the operands do not lie in memory in a way that this loads", loadable),
+        Constraint("a team computes whole instructions of 64 rows", whole),
+        Constraint("boxes of columns are as wide as the depth of a step", boxed),
+        Constraint("a work-item's sums would not fit its registers", registers),
+        Constraint("the stages need more local memory than there is", local),
+        Constraint("every tile has a work-group of its own anyway", persists, sized=True),
+    )
 
 
 def _views(program: Program) -> tuple[Contraction, ...]:
