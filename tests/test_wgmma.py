@@ -22,6 +22,7 @@ from tilewright.dsl.families.wgmma_pack import Panels, pack
 from tilewright.dsl.families.wgmma_plan import Plan
 from tilewright.dsl.parse import parse_op
 from tilewright.dsl.space import Configuration
+from tilewright.errors import KernelError
 from tilewright.runtime import Context, Device
 from tilewright.runtime.nvidia import matrix_unit
 from tilewright.runtime.nvidia_wgmma import MARK, needs_retargeting, retargeted
@@ -143,6 +144,14 @@ def test_marked_instructions_come_into_force(version: str, expected: str) -> Non
 )
 def test_binaries_that_cannot_be_retargeted_are_told(binary: bytes) -> None:
     assert retargeted(binary) is None
+
+
+def test_a_driver_whose_binary_is_no_text_says_so(ctx: Context, device: Device) -> None:
+    if device.target.matrix is not None and device.target.matrix.warpgroup is not None:
+        pytest.skip("this driver's binary is PTX text")
+    source = f"__kernel void plain(__global int* a) {{ a[0] = 1; }} {MARK}ret;\n"
+    with pytest.raises(KernelError, match=r"kernel plain needs instructions .* is not the PTX text .* another family"):
+        ctx.build(source)
 
 
 # --- tensor maps ----------------------------------------------------------------------------------------------------
