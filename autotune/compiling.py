@@ -20,6 +20,10 @@ from tilewright.tuning_db.records import Status
 
 MOST_HELPERS = 12
 """More only keep each other from starting: opening an NVIDIA device takes 0.7 s alone and 3 s for 15 at once."""
+DEVICE_BYTES = 512 << 20
+"""Device memory that a driver takes for each process that opens it (a guess)."""
+DEVICE_SHARE = 4
+"""Helpers take at most this part of the device's memory."""
 LOOK_AHEAD = 3
 """Candidates per helper that are compiled or wait for their measurement."""
 
@@ -114,7 +118,9 @@ class Compilers:
 
 def helpers_wanted(device: Device) -> int:
     """How many helpers tuning takes: none for processors, whose measurements they would disturb."""
-    return 0 if device.kind == "cpu" else min(helpers_possible(), MOST_HELPERS)
+    if device.kind == "cpu":
+        return 0
+    return min(helpers_possible(), MOST_HELPERS, device.global_memory // DEVICE_SHARE // DEVICE_BYTES)
 
 
 __all__ = ["Compiled", "Compilers", "helpers_wanted"]

@@ -86,6 +86,7 @@ def test_the_measuring_process_loads_what_helpers_compiled(device: Device) -> No
 def test_processors_are_not_disturbed_and_memory_is_left(monkeypatch: pytest.MonkeyPatch) -> None:
     assert helpers_wanted(FAKE) == 0
     monkeypatch.setattr("os.sched_getaffinity", lambda _: set(range(16)), raising=False)
-    assert helpers_wanted(replace(FAKE, kind="gpu")) == 12
+    assert helpers_wanted(replace(FAKE, kind="gpu", global_memory=80 << 30)) == 12
+    assert helpers_wanted(replace(FAKE, kind="gpu", global_memory=8 << 30)) == 4
     monkeypatch.setattr("os.sysconf", lambda name: 1 if name == "SC_PAGE_SIZE" else 5 * HELPER_BYTES)
     assert helpers_possible() == 2
