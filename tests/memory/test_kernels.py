@@ -22,6 +22,8 @@ from tilewright.dsl.families import FAMILIES, Family, by_name
 from tilewright.dsl.program import Program
 from tilewright.dsl.space import Configuration
 
+EMULATED = {"matrix", "wgmma"}
+"""Families whose instructions the simulator lacks; `test_matrix.py` and `test_wgmma.py` emulate them."""
 WATCHED = 6
 """Kernels per family and target in which uninitialised values are watched."""
 
@@ -110,4 +112,4 @@ def _clean(case: Case, outcome: Outcome) -> None:
 
 def test_every_family_is_met() -> None:
     met = {f.name for f in FAMILIES for t in TARGETS if _sample(f, t)}
-    assert met == {f.name for f in FAMILIES}, "an example that the family takes is missing from programs.py"
+    assert met == {f.name for f in FAMILIES} - EMULATED, "an example that the family takes is missing from programs.py"
