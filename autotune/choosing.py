@@ -33,9 +33,11 @@ DEFAULT = "default"
 NEAREST_LIMIT = 5
 """Nearest shapes that are looked at before the default is taken."""
 NEAREST_DISTANCE = 1.0
-"""Farthest shape whose winner is used untried: twice the work in all (`Store.nearest`). Beyond that a family's own model
-is nearer the truth: winners of batch 1, tiles that give few work-groups something to do, took twice as long at batch 64
-on an H100 as what the families chose. A search still starts with them."""
+"""Farthest shape whose winner is used untried: twice the work in all (`Store.nearest`).
+
+Beyond that a family's own model is nearer the truth: winners of batch 1, whose tiles give few work-groups something to
+do, took twice as long at batch 64 on an H100 as what the families chose. A search still starts with them.
+"""
 _REMEMBERED = 4096
 _VERSIONS = (GENERATOR_VERSION, *OLDER_GENERATORS)
 

@@ -13,11 +13,11 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import pytest
+
 from memory import simulator
 from memory.covering import covering
 from memory.programs import TARGETS, programs
 from memory.simulator import Outcome, Simulator, is_scalar
-
 from tilewright.dsl.families import FAMILIES, Family, by_name
 from tilewright.dsl.program import Program
 from tilewright.dsl.space import Configuration
