@@ -16,8 +16,8 @@ from wgmma_cases import H100, Case, convolution, gemm
 
 from tilewright.dsl.dtypes import DType
 from tilewright.dsl.families.contraction import recognise
+from tilewright.dsl.families.matrix_operands import products, sides
 from tilewright.dsl.families.wgmma import WGMMA
-from tilewright.dsl.families.wgmma_form import products, sides
 from tilewright.dsl.families.wgmma_pack import Panels, pack
 from tilewright.dsl.families.wgmma_plan import Plan
 from tilewright.dsl.parse import parse_op

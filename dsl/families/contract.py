@@ -10,7 +10,7 @@ from dataclasses import dataclass, replace
 
 from tilewright.dsl.families import contract_cpu, contract_gpu
 from tilewright.dsl.families.contract_split import LEAST_DEPTH, halves, joined, split_values
-from tilewright.dsl.families.contraction import Contraction, Operand, linear_stride, recognise
+from tilewright.dsl.families.contraction import Contraction, Operand, linear_stride, recognise, views_of
 from tilewright.dsl.families.reduce import REDUCE
 from tilewright.dsl.families.shared import computes_indices
 from tilewright.dsl.lowering import Lowering
@@ -33,7 +33,7 @@ class Contract:
 
     def space(self, program: Program, target: Target) -> Space:
         """Tile sizes, packing and loop order on CPUs; work-group and item tiles on GPUs."""
-        views = _views(program)
+        views = views_of(program)
         space = _cpu_space(views, target) if target.shape is Shape.CPU else _gpu_space(views, target)
         depth = tuple(i.name for i in views[0].reduce.indices)
         split = Parameter("split_k", split_values(views[0]), _SPLIT, "split", depth, before=1)
@@ -41,7 +41,7 @@ class Contract:
 
     def default(self, program: Program, target: Target) -> Configuration:
         """The configuration that a model of registers and waste prefers; the space's first one if it is not legal."""
-        views = _views(program)
+        views = views_of(program)
         space = self.space(program, target)
         make = _cpu_default if target.shape is Shape.CPU else _gpu_default
         wanted = Configuration.of({**make(views[0], target), "split_k": 1})
@@ -52,7 +52,7 @@ class Contract:
 
     def lower(self, program: Program, target: Target, configuration: Configuration) -> Lowering:
         """The kernels of one configuration."""
-        view = _views(program)[configuration.integer("view")]
+        view = views_of(program)[configuration.integer("view")]
         parts = configuration.integer("split_k")
         if parts > 1:
             found = halves(program, view, parts)
@@ -69,13 +69,6 @@ CONTRACT = Contract()
 GROUP_REGISTERS = 45_000
 """(guess) Registers a work-group's items may need together on GPUs; an H100 has 65,536 and its compiler spends more
 than the tile alone asks for."""
-
-
-def _views(program: Program) -> tuple[Contraction, ...]:
-    found = recognise(program)
-    if isinstance(found, str):
-        raise ValueError(f"program {program.name} is no contraction: {found}")
-    return found
 
 
 @dataclass(frozen=True)
@@ -110,7 +103,7 @@ def _is_thin(c: Contraction) -> bool:
 def _same_view(program: Program, view: Contraction) -> int:
     """The number of the view in which a product with the same operands sees its columns as `view` does."""
     columns = {i.name for i in view.columns}
-    found = [columns == {i.name for i in v.columns} for v in _views(program)]
+    found = [columns == {i.name for i in v.columns} for v in views_of(program)]
     return found.index(True) if True in found else 0
 
 

@@ -10,10 +10,11 @@ as many. Both halves are Programs again: the first is a product with one more gr
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
+from functools import lru_cache
 
 from tilewright.dsl.affine import Affine
 from tilewright.dsl.compose import touches, unused
-from tilewright.dsl.families.contraction import Contraction
+from tilewright.dsl.families.contraction import Contraction, views_of
 from tilewright.dsl.lowering import Lowering, Scratch
 from tilewright.dsl.program import (
     Index,
@@ -75,6 +76,18 @@ def halves(program: Program, c: Contraction, parts: int) -> Halves:
         statements=(replace(s, value=transform(s.value, lambda e: added if e == reduce else e)),),
     )
     return Halves(partial, _with_used_inputs(product), _with_used_inputs(total))
+
+
+@lru_cache(maxsize=1024)
+def split_view(program: Program, number: int, parts: int) -> tuple[Halves | None, Contraction]:
+    """A view of the program, or of its product by parts of the depth, with both halves."""
+    view = views_of(program)[number]
+    if parts == 1:
+        return None, view
+    found = halves(program, view, parts)
+    columns = {i.name for i in view.columns}
+    products = views_of(found.product)
+    return found, next((v for v in products if {i.name for i in v.columns} == columns), products[0])
 
 
 def _with_used_inputs(program: Program) -> Program:

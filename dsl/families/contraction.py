@@ -147,6 +147,14 @@ def recognise(program: Program) -> tuple[Contraction, ...] | str:
     return tuple(ordered[:2]) if ordered else "its sum is not over a product of two operands with indices of their own"
 
 
+def views_of(program: Program) -> tuple[Contraction, ...]:
+    """The ways to see a program as a contraction; ValueError for one that is none."""
+    found = recognise(program)
+    if isinstance(found, str):
+        raise ValueError(f"program {program.name} is no contraction: {found}")
+    return found
+
+
 def _factors(e: Expr) -> list[Expr]:
     match e:
         case Call(function="mul", args=args):

@@ -6,16 +6,15 @@
 
 from __future__ import annotations
 
-from functools import lru_cache
-
 from tilewright.dsl.families import matrix_kernel
-from tilewright.dsl.families.contract_split import Halves, halves, joined, split_values
-from tilewright.dsl.families.contraction import Contraction, recognise
+from tilewright.dsl.families.contract_split import joined, split_values, split_view
+from tilewright.dsl.families.contraction import Contraction, recognise, views_of
 from tilewright.dsl.families.matrix_loading import MOST_PIECES, copies, ways
-from tilewright.dsl.families.matrix_plan import CHUNK, Tile, instruction
+from tilewright.dsl.families.matrix_operands import Products, products, sides
+from tilewright.dsl.families.matrix_plan import Tile, instruction
+from tilewright.dsl.families.matrix_storing import CHUNK
 from tilewright.dsl.families.reduce import REDUCE
 from tilewright.dsl.families.shared import ceil_div, computes_indices
-from tilewright.dsl.families.wgmma_form import Products, products, sides
 from tilewright.dsl.lowering import Lowering
 from tilewright.dsl.program import Program
 from tilewright.dsl.space import Configuration, Constraint, Parameter, Space
@@ -60,10 +59,10 @@ class Matrix:
 
     def space(self, program: Program, target: Target) -> Space:
         """Tiles, sub-groups, stages, how operands are loaded, the order of tiles, and parts of the depth."""
-        views = _views(program)
+        views = views_of(program)
 
         def tile(c: Configuration) -> Tile:
-            return Tile.of(_part(program, c.integer("view"), c.integer("split_k"))[1], program, target, c)
+            return Tile.of(split_view(program, c.integer("view"), c.integer("split_k"))[1], program, target, c)
 
         def loadable(c: Configuration) -> bool:
             t = tile(c)
@@ -130,7 +129,7 @@ class Matrix:
         """The configuration that a model of waves and products takes to be the fastest."""
         space = self.space(program, target)
         best: tuple[float, Configuration] | None = None
-        for number, view in enumerate(_views(program)):
+        for number, view in enumerate(views_of(program)):
             for configuration, cost in _candidates(program, number, view, target):
                 if (best is None or cost < best[0]) and space.violated(configuration) is None:
                     best = cost, configuration
@@ -138,7 +137,7 @@ class Matrix:
 
     def lower(self, program: Program, target: Target, configuration: Configuration) -> Lowering:
         """The kernels of one configuration."""
-        found, view = _part(program, configuration.integer("view"), configuration.integer("split_k"))
+        found, view = split_view(program, configuration.integer("view"), configuration.integer("split_k"))
         if found is None:
             return matrix_kernel.lower(Tile.of(view, program, target, configuration))
         product = matrix_kernel.lower(Tile.of(view, found.product, target, configuration))
@@ -146,25 +145,6 @@ class Matrix:
 
 
 MATRIX = Matrix()
-
-
-def _views(program: Program) -> tuple[Contraction, ...]:
-    found = recognise(program)
-    if isinstance(found, str):
-        raise ValueError(f"program {program.name} is no contraction: {found}")
-    return found
-
-
-@lru_cache(maxsize=1024)
-def _part(program: Program, number: int, parts: int) -> tuple[Halves | None, Contraction]:
-    """A view of the program, or of its product by parts of the depth, with both halves."""
-    view = _views(program)[number]
-    if parts == 1:
-        return None, view
-    found = halves(program, view, parts)
-    columns = {i.name for i in view.columns}
-    views = _views(found.product)
-    return found, next((v for v in views if {i.name for i in v.columns} == columns), views[0])
 
 
 def _ways(views: tuple[Contraction, ...], kind: Products, which: int) -> tuple[str, ...]:

@@ -19,9 +19,9 @@ from contextlib import ExitStack
 from tilewright.dsl.families.contraction import NAMES, decompose
 from tilewright.dsl.families.matrix_loading import write_load, write_setup
 from tilewright.dsl.families.matrix_pack import pack
-from tilewright.dsl.families.matrix_plan import CHUNK, PITCH, Loaded, Tile
+from tilewright.dsl.families.matrix_plan import Loaded, Tile
+from tilewright.dsl.families.matrix_storing import CHUNK, PITCH, storing_function
 from tilewright.dsl.families.shared import banner, kernel_name
-from tilewright.dsl.families.wgmma_storing import storing_function
 from tilewright.dsl.lowering import Launch, Lowering
 from tilewright.dsl.matrix import Fragment, MatrixInstruction, Step
 from tilewright.dsl.writer import Source, argument, storing_helpers

@@ -10,9 +10,9 @@ from __future__ import annotations
 
 from tilewright.dsl.dtypes import DType
 from tilewright.dsl.families.contraction import NAMES, Access, decompose, element, parted
+from tilewright.dsl.families.matrix_operands import Side, in_pieces
 from tilewright.dsl.families.matrix_plan import Loaded, Tile
 from tilewright.dsl.families.shared import ceil_div
-from tilewright.dsl.families.wgmma_form import Side, in_pieces
 from tilewright.dsl.program import reads
 from tilewright.dsl.writer import Source, affine, argument
 from tilewright.dsl.writer import element as memory_element

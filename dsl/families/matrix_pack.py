@@ -11,8 +11,8 @@ from dataclasses import dataclass
 
 from tilewright.dsl.dtypes import DType
 from tilewright.dsl.families.contraction import NAMES, decompose, element
+from tilewright.dsl.families.matrix_operands import PIECE, Side, along_depth
 from tilewright.dsl.families.shared import ceil_div, round_up
-from tilewright.dsl.families.wgmma_form import PIECE, Side
 from tilewright.dsl.lowering import Launch, Scratch
 from tilewright.dsl.program import Program, reads
 from tilewright.dsl.writer import Source, argument, storing_helpers
@@ -54,17 +54,6 @@ class Panels:
         """Element offset of (group, row, depth)."""
         tile = f"((long)group * {self.blocks} + ({row}) / {self.rows}) * {self.steps} + ({depth}) / {self.depth}"
         return f"(({tile}) * {self.rows} + ({row}) % {self.rows}) * {self.depth} + ({depth}) % {self.depth}"
-
-
-def along_depth(side: Side) -> bool:
-    """Whether an operand's smallest step in memory is along the depth rather than along its own indices."""
-    places = [side.c.access(r) for r in reads(side.operand.value)]
-
-    def least(names: list[str]) -> int:
-        steps = [abs(p.address.coefficient(name)) for p in places for name in names]
-        return min((s for s in steps if s), default=1 << 62)
-
-    return least([i.name for i in side.c.depth]) < least([i.name for i in side.indices])
 
 
 def pack(p: Panels, kernel: str) -> Launch:

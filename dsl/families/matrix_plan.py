@@ -6,19 +6,15 @@ from dataclasses import dataclass
 
 from tilewright.dsl.dtypes import DType
 from tilewright.dsl.families.contraction import NAMES, Contraction, element
-from tilewright.dsl.families.matrix_pack import Panels, along_depth
+from tilewright.dsl.families.matrix_operands import PIECE, Products, Side, along_depth, products, sides
+from tilewright.dsl.families.matrix_pack import Panels
+from tilewright.dsl.families.matrix_storing import PITCH
 from tilewright.dsl.families.shared import ceil_div
-from tilewright.dsl.families.wgmma_form import PIECE, Products, Side, products, sides
 from tilewright.dsl.matrix import MatrixInstruction, MatrixUnit
 from tilewright.dsl.program import Program, reads
 from tilewright.dsl.space import Configuration
 from tilewright.dsl.target import Target
 from tilewright.dsl.writer import argument, index_type
-
-CHUNK = 32
-"""Columns of results that a sub-group lays out in local memory at a time before it stores them."""
-PITCH = CHUNK + 8
-"""Elements between rows there."""
 
 
 @dataclass(frozen=True)

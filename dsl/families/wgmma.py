@@ -7,14 +7,13 @@ configurations and the choice that is made without tuning.
 from __future__ import annotations
 
 from collections.abc import Callable
-from functools import lru_cache
 
 from tilewright.dsl.families import wgmma_kernel
-from tilewright.dsl.families.contract_split import Halves, halves, joined, split_values
-from tilewright.dsl.families.contraction import Contraction, recognise
+from tilewright.dsl.families.contract_split import joined, split_values, split_view
+from tilewright.dsl.families.contraction import Contraction, recognise, views_of
+from tilewright.dsl.families.matrix_operands import Products, Side, in_pieces, products, sides, tiles
 from tilewright.dsl.families.reduce import REDUCE
 from tilewright.dsl.families.shared import ceil_div, computes_indices
-from tilewright.dsl.families.wgmma_form import Products, Side, in_pieces, products, sides, tiles
 from tilewright.dsl.families.wgmma_model import candidates, estimate
 from tilewright.dsl.families.wgmma_plan import Plan, warpgroups
 from tilewright.dsl.lowering import Lowering
@@ -33,6 +32,15 @@ _SUMS = 128
 registers of a compute unit."""
 _SPLIT_SUMS = 96
 """(guess) The same where work-items hold parts of A as well beside a whole group that loads."""
+
+
+_SMALLEST = Configuration.of(
+    {
+        "view": 0, "tile_m": GROUP_ROWS, "tile_n": _LEAST, "teams": 1, "stages": 3, "load_a": "panels",
+        "load_b": "panels", "band": 1, "resident": 0, "split_k": 1,
+    }
+)  # fmt: skip
+"""The configuration that takes least local memory."""
 
 
 class Wgmma:
@@ -54,11 +62,13 @@ class Wgmma:
             return f"it has fewer than {_LEAST} rows, columns or steps of depth"
         if not any(_ways_a(v, kind, target) and _ways_b(v, kind, target) for v in found):
             return "its operands lie in memory in a way that could be loaded by single elements only"
+        if Plan.of(found[0], program, target, _SMALLEST).local_bytes > target.local_memory:
+            return "its smallest tiles need more local memory than there is"
         return None
 
     def space(self, program: Program, target: Target) -> Space:
         """Tiles, stages, how operands are loaded, and the order of tiles."""
-        views = _views(program)
+        views = views_of(program)
 
         def plan(c: Configuration) -> Plan:
             return Plan.of(views[c.integer("view")], program, target, c)
@@ -68,7 +78,7 @@ class Wgmma:
 
     def default(self, program: Program, target: Target) -> Configuration:
         """The configuration that a model of waves, copies and products takes to be the fastest."""
-        space, views, kind = self.space(program, target), _views(program), _kind(program)
+        space, views, kind = self.space(program, target), views_of(program), _kind(program)
         best: tuple[float, Configuration] | None = None
         for number, view in enumerate(views):
             ways_a, ways_b = _ways_a(view, kind, target), _ways_b(view, kind, target)
@@ -87,7 +97,7 @@ class Wgmma:
     def lower(self, program: Program, target: Target, configuration: Configuration) -> Lowering:
         """The kernels of one configuration."""
         parts = configuration.integer("split_k")
-        found, view = _part(program, configuration.integer("view"), parts)
+        found, view = split_view(program, configuration.integer("view"), parts)
         if found is None:
             return wgmma_kernel.lower(Plan.of(view, program, target, configuration))
         product = wgmma_kernel.lower(Plan.of(view, found.product, target, configuration))
@@ -99,7 +109,7 @@ WGMMA = Wgmma()
 
 def _parameters(program: Program, target: Target) -> tuple[Parameter, ...]:
     """The choices that are possible for some view."""
-    views, kind = _views(program), _kind(program)
+    views, kind = views_of(program), _kind(program)
     usable = [n for n, v in enumerate(views) if _ways_a(v, kind, target) and _ways_b(v, kind, target)]
     rows, columns, depth = (tuple(i.name for i in group) for group in (views[0].rows, views[0].columns, views[0].depth))
     most_m, most_n = max(views[n].m for n in usable), max(views[n].n for n in usable)
@@ -127,14 +137,14 @@ def _constraints(program: Program, target: Target, plan: Callable[[Configuration
     kind = _kind(program)
 
     def loadable(c: Configuration) -> bool:
-        view = _part(program, c.integer("view"), c.integer("split_k"))[1]
+        view = split_view(program, c.integer("view"), c.integer("split_k"))[1]
         return c["load_a"] in _ways_a(view, kind, target) and c["load_b"] in _ways_b(view, kind, target)
 
     def whole(c: Configuration) -> bool:
         return c.integer("tile_m") % (GROUP_ROWS * c.integer("teams")) == 0
 
     def boxed(c: Configuration) -> bool:
-        view = _part(program, c.integer("view"), c.integer("split_k"))[1]
+        view = split_view(program, c.integer("view"), c.integer("split_k"))[1]
         boxes = tiles(sides(view, kind)[1]) if c["load_b"] == "tiles" else None
         return boxes is None or boxes.depth_major or c.integer("tile_n") % kind.depth == 0
 
@@ -158,27 +168,8 @@ def _constraints(program: Program, target: Target, plan: Callable[[Configuration
     )
 
 
-def _views(program: Program) -> tuple[Contraction, ...]:
-    found = recognise(program)
-    if isinstance(found, str):
-        raise ValueError(f"program {program.name} is no contraction: {found}")
-    return found
-
-
-@lru_cache(maxsize=1024)
-def _part(program: Program, number: int, parts: int) -> tuple[Halves | None, Contraction]:
-    """A view of the program, or of its product by parts of the depth, with both halves."""
-    view = _views(program)[number]
-    if parts == 1:
-        return None, view
-    found = halves(program, view, parts)
-    columns = {i.name for i in view.columns}
-    views = _views(found.product)
-    return found, next((v for v in views if {i.name for i in v.columns} == columns), views[0])
-
-
 def _kind(program: Program) -> Products:
-    found = products(_views(program)[0], program)
+    found = products(views_of(program)[0], program)
     if isinstance(found, str):
         raise ValueError(f"program {program.name} has products that no instruction computes: {found}")
     return found

@@ -15,11 +15,12 @@ ordinary ones after every step. Infinities have no such parts: sums that are not
 
 from __future__ import annotations
 
+from tilewright.dsl.families.matrix_storing import PITCH, storing_function
 from tilewright.dsl.families.shared import banner, kernel_name
 from tilewright.dsl.families.wgmma_loading import write_loading
 from tilewright.dsl.families.wgmma_pack import pack
-from tilewright.dsl.families.wgmma_plan import PITCH, Plan, warpgroups
-from tilewright.dsl.families.wgmma_storing import storing_function, write_storing
+from tilewright.dsl.families.wgmma_plan import Plan, warpgroups
+from tilewright.dsl.families.wgmma_storing import write_storing
 from tilewright.dsl.families.wgmma_tiles import each_tile
 from tilewright.dsl.lowering import Launch, Lowering
 from tilewright.dsl.warpgroup import GROUP_ROWS, ROW_BYTES, TILE_ALIGNMENT, WarpgroupInstruction

@@ -9,7 +9,7 @@ for every tile, for every step of its depth:
 from __future__ import annotations
 
 from tilewright.dsl.families.contraction import NAMES, decompose, parted
-from tilewright.dsl.families.wgmma_form import Tiles
+from tilewright.dsl.families.matrix_operands import Tiles
 from tilewright.dsl.families.wgmma_plan import Plan
 from tilewright.dsl.families.wgmma_tiles import each_tile
 from tilewright.dsl.warpgroup import MAP_WORDS, ROW_BYTES

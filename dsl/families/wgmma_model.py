@@ -6,8 +6,8 @@ from collections.abc import Iterator
 
 from tilewright.dsl.families.contract_split import split_values
 from tilewright.dsl.families.contraction import Contraction
+from tilewright.dsl.families.matrix_operands import Products
 from tilewright.dsl.families.shared import ceil_div
-from tilewright.dsl.families.wgmma_form import Products
 from tilewright.dsl.families.wgmma_plan import Plan
 from tilewright.dsl.space import Value
 from tilewright.dsl.target import Target

@@ -12,8 +12,8 @@ from dataclasses import dataclass
 
 from tilewright.dsl.dtypes import DType
 from tilewright.dsl.families.contraction import NAMES, decompose, element
+from tilewright.dsl.families.matrix_operands import Side, along_depth
 from tilewright.dsl.families.shared import ceil_div
-from tilewright.dsl.families.wgmma_form import Side
 from tilewright.dsl.lowering import Launch, Scratch
 from tilewright.dsl.program import Program, reads
 from tilewright.dsl.warpgroup import ROW_BYTES
@@ -114,24 +114,13 @@ def pack(p: Panels, kernel: str) -> Launch:
     return Launch(kernel, src.text, size, (_ITEMS, 1), (*inputs, p.name), (p.name,))
 
 
-def _along_depth(side: Side) -> bool:
-    """Whether the operand's smallest step in memory is along the depth."""
-    places = [side.c.access(r) for r in reads(side.operand.value)]
-
-    def least(names: list[str]) -> int:
-        steps = [abs(p.address.coefficient(name)) for p in places for name in names]
-        return min((s for s in steps if s), default=1 << 62)
-
-    return least([i.name for i in side.c.depth]) < least([i.name for i in side.indices])
-
-
 def _gather(p: Panels, body: Source, helpers: dict[str, str]) -> None:
     """The slab's elements into local memory; neighbouring work-items read neighbours in memory."""
     c, side = p.side.c, p.side
     depths = side.products.depth
     body.line("#pragma unroll")
     with body.block(f"for (int e = item; e < {p.slab * depths}; e += {_ITEMS})"):
-        if _along_depth(side):
+        if along_depth(side):
             body.line(f"const int row = e / {depths}, column = e % {depths};")
         else:
             body.line(f"const int row = e % {p.slab}, column = e / {p.slab};")

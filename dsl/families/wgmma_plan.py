@@ -6,8 +6,9 @@ from dataclasses import dataclass
 
 from tilewright.dsl.dtypes import DType
 from tilewright.dsl.families.contraction import NAMES, Contraction, element
+from tilewright.dsl.families.matrix_operands import PIECE, Products, Side, Tiles, products, sides, tiles
+from tilewright.dsl.families.matrix_storing import PITCH
 from tilewright.dsl.families.shared import ceil_div
-from tilewright.dsl.families.wgmma_form import PIECE, Products, Side, Tiles, products, sides, tiles
 from tilewright.dsl.families.wgmma_pack import Panels
 from tilewright.dsl.lowering import Scratch
 from tilewright.dsl.matrix import MatrixUnit
@@ -16,11 +17,6 @@ from tilewright.dsl.space import Configuration
 from tilewright.dsl.target import Target
 from tilewright.dsl.warpgroup import GROUP_ITEMS, GROUP_ROWS, MAP_WORDS, ROW_BYTES, TILE_ALIGNMENT, WarpgroupUnit
 from tilewright.dsl.writer import argument, index_type
-
-CHUNK = 32
-"""Columns of results that a sub-group lays out in local memory at a time before it stores them."""
-PITCH = CHUNK + 8
-"""Elements between rows there: four rows of eight columns lie in different banks."""
 
 
 @dataclass(frozen=True)

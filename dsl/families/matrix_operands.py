@@ -1,4 +1,4 @@
-"""What the warpgroup instructions need to know of a contraction: the kind of products, and how operands can be loaded.
+"""What matrix instructions need to know of a contraction: the kind of products, and how operands can be loaded.
 
 tiles   a copy engine takes boxes of the operand as it lies in memory: one stride along rows and along the depth
 pieces  work-items copy 16 bytes each, at addresses and under range checks of their own (implicit GEMM)
@@ -11,7 +11,7 @@ from dataclasses import dataclass
 
 from tilewright.dsl.dtypes import DType
 from tilewright.dsl.families.contraction import Access, Contraction, Operand, linear_stride
-from tilewright.dsl.program import Cast, Index, Program, Read
+from tilewright.dsl.program import Cast, Index, Program, Read, reads
 from tilewright.dsl.warpgroup import MOST_STRIDE
 
 PIECE = 16
@@ -95,6 +95,17 @@ class Side:
 def sides(c: Contraction, found: Products) -> tuple[Side, Side]:
     """Both operands."""
     return Side(c, c.a, c.rows, c.m, found), Side(c, c.b, c.columns, c.n, found)
+
+
+def along_depth(side: Side) -> bool:
+    """Whether an operand's smallest step in memory is along the depth rather than along its own indices."""
+    places = [side.c.access(r) for r in reads(side.operand.value)]
+
+    def least(names: list[str]) -> int:
+        steps = [abs(p.address.coefficient(name)) for p in places for name in names]
+        return min((s for s in steps if s), default=1 << 62)
+
+    return least([i.name for i in side.c.depth]) < least([i.name for i in side.indices])
 
 
 @dataclass(frozen=True)
