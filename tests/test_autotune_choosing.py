@@ -62,6 +62,7 @@ def test_choose_goes_from_tuned_to_nearest_to_default(store: Store) -> None:
     assert choose(stage, FAKE, None, source=source).origin == DEFAULT
     assert choose(stage, FAKE, store, source=source).origin == DEFAULT
     store.record(stored(relu(4000), {**GOOD, "m": 2}))
+    assert choose(stage, FAKE, store, source=source).origin == DEFAULT  # four times as far is too far
     store.record(stored(relu(1100), {**GOOD, "m": 4}))
     near = choose(stage, FAKE, store, source=source)
     assert (near.origin, near.configuration["m"]) == (NEAREST, 4)
