@@ -10,7 +10,6 @@ from collections.abc import Mapping
 from dataclasses import dataclass, replace
 
 from memory.programs import TARGETS, programs
-
 from tilewright.dsl.families import by_name
 from tilewright.dsl.lowering import Lowering
 from tilewright.dsl.space import Value

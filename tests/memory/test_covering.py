@@ -7,8 +7,8 @@ import math
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from memory.covering import covering, pairs_of
 
+from memory.covering import covering, pairs_of
 from tilewright.dsl.space import Constraint, Parameter, Space
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import pytest
+
 from memory.faults import DIVERGENCE, FAULTS
 from memory.simulator import Outcome, Simulator, is_scalar, reports
 

@@ -14,13 +14,13 @@ from dataclasses import replace
 from typing import Any
 
 import numpy as np
-from memory.faults import FAULTS
-from memory.programs import TARGETS, programs
-from memory.simulator import is_scalar
 from numpy.lib.stride_tricks import as_strided
 from oracle import reference
 from running import compare, relative, values
 
+from memory.faults import FAULTS
+from memory.programs import TARGETS, programs
+from memory.simulator import is_scalar
 from tilewright.dsl.dtypes import DType
 from tilewright.dsl.families import by_name
 from tilewright.dsl.lowering import Launch, Lowering
