@@ -10,6 +10,7 @@ import os
 import shutil
 import tempfile
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import hypothesis
@@ -91,6 +92,20 @@ def device(request: pytest.FixtureRequest) -> Device:
 def ctx(device: Device) -> Iterator[Context]:
     """The context of `device`, idle again at the end."""
     opened = context(device)
+    yield opened
+    if not opened.lost:
+        opened.finish()
+
+
+@pytest.fixture(scope="module")
+def plainly(ctx: Context) -> Iterator[Context]:
+    """A context whose compiler does not optimise: it would take minutes over so many barriers."""
+    device = ctx.device
+    if device.kind != "cpu":
+        yield ctx
+        return
+    options = f"{device.target.build_options} -cl-opt-disable"
+    opened = Context(replace(device, target=replace(device.target, build_options=options)))
     yield opened
     if not opened.lost:
         opened.finish()

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import random
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import replace
 
 import numpy as np
@@ -40,17 +40,6 @@ def configuration(
     fixed = {"unit": "matrix", "item_n": 1, "pad_local": 0}
     chosen = {"tile_m": tile_m, "tile_n": tile_n, "item_m": item_m, "split": split, "stages": stages, "query": query}
     return Configuration.of({**fixed, **chosen})
-
-
-@pytest.fixture(scope="module")
-def plainly(ctx: Context) -> Iterator[Context]:
-    """A context whose compiler does not optimise: it would take minutes over so many barriers."""
-    device = ctx.device
-    options = f"{device.target.build_options} -cl-opt-disable"
-    opened = Context(replace(device, target=replace(device.target, build_options=options)))
-    yield opened
-    if not opened.lost:
-        opened.finish()
 
 
 def check(

@@ -66,7 +66,7 @@ def check(
 )  # fmt: skip
 @settings(max_examples=5)
 def test_gemm_of_every_type_and_transposition(
-    ctx: Context, loads: bool, m: int, n: int, k: int, vectors: bool, kind: str, seed: int, a: str, b: str
+    plainly: Context, loads: bool, m: int, n: int, k: int, vectors: bool, kind: str, seed: int, a: str, b: str
 ) -> None:
     if vectors:  # sizes that copies of 16 bytes divide
         m, n, k = (max(8, size // 8 * 8) for size in (m, n, k))
@@ -88,12 +88,12 @@ def test_gemm_of_every_type_and_transposition(
     program = parse_op(text).specialise({name: x.shape for name, x in arrays.items()})
     program = replace(program, precision="tf32" if kind == "tf32" else "fp32")
     expected = np.maximum(left.astype(np.float64) @ right.astype(np.float64) + arrays["bias"], 0)
-    check(ctx, target_of(ctx, loads), program, arrays, expected, seed, 2e-3 if kind == "tf32" else 2e-6)
+    check(plainly, target_of(plainly, loads), program, arrays, expected, seed, 2e-3 if kind == "tf32" else 2e-6)
 
 
 @given(data=st.data())
 @settings(max_examples=6)
-def test_convolution_of_any_stride_dilation_padding_groups_and_layout(ctx: Context, data: st.DataObject) -> None:
+def test_convolution_of_any_stride_dilation_padding_groups_and_layout(plainly: Context, data: st.DataObject) -> None:
     draw = data.draw
     n, groups = draw(st.integers(1, 2)), draw(st.sampled_from([1, 1, 2]))
     c, o = draw(st.sampled_from([3, 8, 12, 17])), draw(st.sampled_from([8, 11, 32, 40]))
@@ -118,10 +118,10 @@ def test_convolution_of_any_stride_dilation_padding_groups_and_layout(ctx: Conte
     expected = expected.reshape(program.outputs[0].shape)
     if channels_last:
         program, arrays = last(program, arrays)
-    target = target_of(ctx, True)
+    target = target_of(plainly, True)
     if MATRIX.refusal(program, target) is not None:
         return
-    check(ctx, target, program, arrays, expected, seed, 2e-6)
+    check(plainly, target, program, arrays, expected, seed, 2e-6)
 
 
 def last(program: Program, arrays: dict[str, np.ndarray]) -> tuple[Program, dict[str, np.ndarray]]:
@@ -136,7 +136,7 @@ def last(program: Program, arrays: dict[str, np.ndarray]) -> tuple[Program, dict
     return replace(program, inputs=moved, outputs=outputs), arrays
 
 
-def test_sums_with_infinities_are_what_floats_give(ctx: Context) -> None:
+def test_sums_with_infinities_are_what_floats_give(plainly: Context) -> None:
     rng = np.random.default_rng(0)
     a, b = normal(rng, 40, 48), normal(rng, 48, 36)
     a[3, 5], a[7, 1], b[9, 4] = np.inf, np.nan, -np.inf
@@ -145,8 +145,8 @@ def test_sums_with_infinities_are_what_floats_give(ctx: Context) -> None:
     program = parse_op("op g(a[M,K], b[K,N]) -> c[M,N]:\n    c[m,n] = sum(k) a[m,k] * b[k,n]").specialise(
         {"a": a.shape, "b": b.shape}
     )
-    target = target_of(ctx, True)
-    found = run(ctx, MATRIX, program, target, MATRIX.default(program, target), {"a": a, "b": b})["c"]
+    target = target_of(plainly, True)
+    found = run(plainly, MATRIX, program, target, MATRIX.default(program, target), {"a": a, "b": b})["c"]
     with np.errstate(invalid="ignore"):
         expected = a.astype(np.float64) @ b.astype(np.float64)
     np.testing.assert_allclose(found, expected, rtol=1e-5, atol=1e-4)
