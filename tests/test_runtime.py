@@ -581,7 +581,8 @@ def test_time_grows_with_the_work(ctx: Context) -> None:
     y = ctx.allocate(4096)
     ctx.fill(y, 1, DType.F32)
     slow = ctx.bind(Launch("slow", source, (1024,), (64,), ("y",), ("y",)), {"y": y})
-    once, thrice = min(ctx.time([slow], 3)), min(ctx.time([slow] * 3, 3))
+    rounds = [(min(ctx.time([slow], 3)), min(ctx.time([slow] * 3, 3))) for _ in range(12)]
+    once, thrice = (min(times) for times in zip(*rounds, strict=True))  # in turns: others use the cores now and then
     assert 1.5 < thrice / once < 6
 
 
