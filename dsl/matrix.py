@@ -103,7 +103,7 @@ class MatrixLoad:
     """
 
     name: str
-    """Macro ``NAME(r0, r1, r2, r3, address)``, with an address from `LocalMemory.address`."""
+    """Macro ``NAME(r0, r1, r2, r3, address)``, where `address` is a pointer to local memory."""
     transposed: str
     """Likewise with each block transposed."""
     text: str

@@ -16,11 +16,11 @@ from __future__ import annotations
 
 from contextlib import ExitStack
 
-from tilewright.dsl.families.contraction import NAMES, decompose
 from tilewright.dsl.families.matrix_loading import write_load, write_setup
 from tilewright.dsl.families.matrix_pack import pack
 from tilewright.dsl.families.matrix_plan import Loaded, Tile
 from tilewright.dsl.families.matrix_storing import CHUNK, PITCH, storing_function
+from tilewright.dsl.families.matrix_tiles import write_place
 from tilewright.dsl.families.shared import banner, kernel_name
 from tilewright.dsl.lowering import Launch, Lowering
 from tilewright.dsl.matrix import Fragment, MatrixInstruction, Step
@@ -84,7 +84,8 @@ def _kernel(t: Tile, body: Source, helpers: dict[str, str]) -> None:
     body.line("__local char* const tiles = (__local char*)memory;")
     body.line(f"const int item = get_local_id(0), lane = item % {lanes}, warp = item / {lanes};")
     body.line(f"const int warp_m = warp / {t.warps_n}, warp_n = warp % {t.warps_n};")
-    _place(t, body)
+    body.line("const int tile = get_group_id(0);")
+    write_place(body, t.c, t.ctype, t.grid, t.band, (t.tile_m, t.tile_n))
     for operand in (t.a, t.b):
         write_setup(t, operand, body)
     rows, columns = t.blocks
@@ -115,18 +116,6 @@ def _kernel(t: Tile, body: Source, helpers: dict[str, str]) -> None:
             body.line(f"{name} = {name} + 1 == {t.stages} ? 0 : {name} + 1;")
     body.line("barrier(CLK_LOCAL_MEM_FENCE);")
     _store(t, body, totals[-1])
-
-
-def _place(t: Tile, body: Source) -> None:
-    """Which tile this work-group computes: bands of rows of tiles, column by column within a band, share the cache."""
-    rows, columns = t.grid
-    body.line(f"const int tile = get_group_id(0), within = tile % {rows * columns}, group = tile / {rows * columns};")
-    body.line(f"const int band = within / {t.band * columns}, in_band = within % {t.band * columns};")
-    body.line(f"const int band_rows = min({rows} - band * {t.band}, {t.band});")
-    body.line(f"const {t.ctype} m0 = (band * {t.band} + in_band % band_rows) * {t.tile_m};")
-    body.line(f"const {t.ctype} n0 = in_band / band_rows * {t.tile_n};")
-    for text in decompose("group", t.c.groups, lambda i: NAMES[i.name], t.ctype):
-        body.line(text)
 
 
 def _each(t: Tile, body: Source, text: str) -> None:
