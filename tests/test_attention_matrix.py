@@ -6,6 +6,7 @@ import random
 from collections.abc import Mapping
 from dataclasses import replace
 
+import ml_dtypes
 import numpy as np
 import pytest
 import targets
@@ -282,6 +283,19 @@ def test_rows_that_are_masked_as_a_whole_are_nan_as_in_numpy(plainly: Context, k
     made = program_of(scored(f"where(j < i - 5 and j > i - 20, {DOT}, -inf)"), sizes, dtype)
     assert np.isnan(reference(made, values(made, 1))["o"][0, 0, :6]).all()
     check(plainly, made, configuration(stages=2), precision)
+
+
+@EACH_KIND
+@pytest.mark.parametrize("split", [1, 2])
+def test_masks_of_the_lowest_number_there_is(plainly: Context, kind: str, split: int) -> None:
+    """A row that is masked as a whole is a plain mean, as in NumPy: its scores are equal, and finite."""
+    dtype, precision = KINDS[kind]
+    made = program_of(TEXTS["mask of keys"], {"B": 2, "H": 2, "M": 20, "N": 70, "D": 8, "E": 8}, dtype)
+    arrays = values(made, 6)
+    arrays["mask"][:] = ml_dtypes.finfo(dtype.numpy).min
+    arrays["mask"][0, :30] = 0
+    assert np.isfinite(reference(made, arrays)["o"].astype(np.float32)).all()
+    check(plainly, made, configuration(tile_n=32, split=split), precision, arrays)
 
 
 @pytest.mark.parametrize("kind", ["tf32", "fp32"])

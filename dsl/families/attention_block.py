@@ -9,7 +9,7 @@ from tilewright.dsl.dtypes import DType
 from tilewright.dsl.families.attention_algebra import bounds_of
 from tilewright.dsl.families.attention_fragments import row_masks, row_registers
 from tilewright.dsl.families.attention_operands import keys_tile, query_tile, values_tile, weights_tile
-from tilewright.dsl.families.attention_plan import Plan, Scores
+from tilewright.dsl.families.attention_plan import Plan, Scores, base_text, weight_text
 from tilewright.dsl.families.attention_text import declare_rows, expressions, extreme, names_of
 from tilewright.dsl.writer import Source, literal, multiply_add
 
@@ -145,12 +145,12 @@ def _mask_one(p: Plan, scores: Scores, body: Source, helpers: dict[str, str], r:
     body.line(f"{place} = score;")
 
 
-def compute_weights(p: Plan, body: Source) -> None:
+def compute_weights(p: Plan, scores: Scores, body: Source) -> None:
     """Weights in place of the scores, and totals and sums relative to the new maxima."""
     with body.loop("i", p.tiles_m, unroll=True):
         for h, registers in enumerate(row_registers(p.c).values()):
             with body.block(""):
-                _weights_of_row(p, body, h, registers)
+                _weights_of_row(p, scores, body, h, registers)
                 if p.products.splits:
                     body.line(f"scales[i][{h}] = scale;")
                     continue
@@ -158,9 +158,8 @@ def compute_weights(p: Plan, body: Source) -> None:
                     body.line(" ".join(f"sums[i][c][{r}] *= scale;" for r in registers))
 
 
-def _weights_of_row(p: Plan, body: Source, h: int, registers: tuple[int, ...]) -> None:
+def _weights_of_row(p: Plan, scores: Scores, body: Source, h: int, registers: tuple[int, ...]) -> None:
     """Those of row `h` of row tile `i`; declares `scale`, of what was summed before."""
-    fma, exp2 = p.target.fma, p.target.exp2
     body.line(f"float top = tops[i][{h}];")
     with body.loop("j", p.tiles_n, unroll=True):
         for r in registers:
@@ -170,17 +169,16 @@ def _weights_of_row(p: Plan, body: Source, h: int, registers: tuple[int, ...]) -
             body.line("float other;")
             body.line(f"TW_SHUFFLE_XOR(other, top, {mask});")
             body.line("top = fmax(top, other);")
-    # Where every score so far is -inf, weights are taken relative to 0: they are 0 then, not NaN.
-    body.line("const float base = top == -INFINITY ? 0.0f : -steepness * top;")
-    body.line(f"const float scale = {exp2}({multiply_add(fma, f'tops[i][{h}]', 'steepness', 'base')});")
+    body.line(f"const float base = {base_text(p.a, scores, 'top')};")
+    body.line(f"const float scale = {weight_text(p.a, scores, p.target, f'tops[i][{h}]')};")
     body.line("float sum = 0;")
     with body.loop("j", p.tiles_n, unroll=True):
         for r in registers:
-            each = multiply_add(fma, f"scores[i][j][{r}]", "steepness", "base")
-            body.line(f"scores[i][j][{r}] = {exp2}({each});")
+            each = f"scores[i][j][{r}]"
+            body.line(f"{each} = {weight_text(p.a, scores, p.target, each)};")
             body.line(f"sum += scores[i][j][{r}];")
     body.line(f"tops[i][{h}] = top;")
-    body.line(f"totals[i][{h}] = {multiply_add(fma, f'totals[i][{h}]', 'scale', 'sum')};")
+    body.line(f"totals[i][{h}] = {multiply_add(p.target.fma, f'totals[i][{h}]', 'scale', 'sum')};")
 
 
 # --- sums -------------------------------------------------------------------------------------------------------------

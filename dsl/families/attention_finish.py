@@ -5,18 +5,18 @@ from __future__ import annotations
 from tilewright.dsl.dtypes import DType
 from tilewright.dsl.families.attention_fragments import row_masks, row_registers
 from tilewright.dsl.families.attention_pass import MAXIMUM, PRODUCT, TOTAL
-from tilewright.dsl.families.attention_plan import Plan, Scores
+from tilewright.dsl.families.attention_plan import Plan, Scores, base_text, weight_text
 from tilewright.dsl.families.attention_text import along_lanes, declare_rows, expressions, names_of
 from tilewright.dsl.families.shared import is_aligned
 from tilewright.dsl.program import Call, Expr, Read, substitute_indices, transform
-from tilewright.dsl.writer import LANE, Source, affine, argument, literal, multiply_add, store, vector_type
+from tilewright.dsl.writer import LANE, Source, affine, argument, literal, store, vector_type
 
 BARRIER = "barrier(CLK_LOCAL_MEM_FENCE);"
 RECIPROCAL = Read("~reciprocal", (), DType.F32)
 """1 / total, as it stands in an element's value: one division for each row, not for each element."""
 
 
-def combine_split(p: Plan, body: Source) -> None:
+def combine_split(p: Plan, scores: Scores, body: Source) -> None:
     """Bring the sums of all parts of the keys to the first part's lanes, through the memory of k and v.
 
     A lane finds what belongs to it under its own number: all parts' fragments lie alike.
@@ -41,23 +41,22 @@ def combine_split(p: Plan, body: Source) -> None:
         body.line(f"__local const float* const theirs = exchange + other * {each * lanes} + own;")
         with body.loop("i", p.tiles_m, unroll=True):
             for h, registers in enumerate(row_registers(p.c).values()):
-                _join(p, body, h, registers)
+                _join(p, scores, body, h, registers)
 
 
 def _sum_slot(p: Plan, rows: int) -> str:
     return f"{p.tiles_m * 2 * rows} + (i * {p.tiles_e} + c) * {p.c.count}"
 
 
-def _join(p: Plan, body: Source, h: int, registers: tuple[int, ...]) -> None:
+def _join(p: Plan, scores: Scores, body: Source, h: int, registers: tuple[int, ...]) -> None:
     """Add another part's totals and sums of one row to the own ones, relative to the larger maximum."""
-    lanes, rows, fma = p.groups_m * p.instruction.lanes, len(row_registers(p.c)), p.target.fma
-    steep = "steepness"
+    lanes, rows = p.groups_m * p.instruction.lanes, len(row_registers(p.c))
     with body.block(""):
         body.line(f"const float top = theirs[(i * {2 * rows} + {2 * h}) * {lanes}];")
         body.line(f"const float most = fmax(tops[i][{h}], top);")
-        body.line(f"const float base = most == -INFINITY ? 0.0f : -{steep} * most;")
-        body.line(f"const float here = {p.target.exp2}({multiply_add(fma, f'tops[i][{h}]', steep, 'base')});")
-        body.line(f"const float there = {p.target.exp2}({multiply_add(fma, 'top', steep, 'base')});")
+        body.line(f"const float base = {base_text(p.a, scores, 'most')};")
+        body.line(f"const float here = {weight_text(p.a, scores, p.target, f'tops[i][{h}]')};")
+        body.line(f"const float there = {weight_text(p.a, scores, p.target, 'top')};")
         body.line(f"tops[i][{h}] = most;")
         total = f"theirs[(i * {2 * rows} + {2 * h + 1}) * {lanes}]"
         body.line(f"totals[i][{h}] = totals[i][{h}] * here + {total} * there;")

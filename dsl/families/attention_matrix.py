@@ -23,7 +23,6 @@ added to the totals in f32.
 
 from __future__ import annotations
 
-import math
 from contextlib import AbstractContextManager
 from dataclasses import replace
 
@@ -40,7 +39,7 @@ from tilewright.dsl.families.attention_finish import combine_split, finish
 from tilewright.dsl.families.attention_form import Attention
 from tilewright.dsl.families.attention_fragments import products_of, row_registers
 from tilewright.dsl.families.attention_operands import query_tile
-from tilewright.dsl.families.attention_plan import Plan, Scores, last_keys, scores_of
+from tilewright.dsl.families.attention_plan import Plan, Scores, last_keys, scores_of, steepness
 from tilewright.dsl.families.attention_repair import declare_flag, repair
 from tilewright.dsl.families.attention_staging import keys_block, query_block, stage, values_block
 from tilewright.dsl.families.attention_text import (
@@ -94,7 +93,7 @@ def lower(a: Attention, target: Target, configuration: Configuration) -> Lowerin
 def _kernel(p: Plan, body: Source, helpers: dict[str, str]) -> None:
     scores = scores_of(p.a)
     _declare(p, body)
-    body.line(f"const float steepness = {literal(_steepness(p.a, scores), DType.F32)};")
+    body.line(f"const float steepness = {literal(steepness(p.a, scores), DType.F32)};")
     stage_query = query_block(p)
     with body.block(""):
         stage(stage_query, body, helpers, "query", "row0")
@@ -124,16 +123,10 @@ def _kernel(p: Plan, body: Source, helpers: dict[str, str]) -> None:
         if p.stages > 1:
             body.line(f"slot = slot == {p.stages - 1} ? 0 : slot + 1;")
     if p.split > 1:
-        combine_split(p, body)
+        combine_split(p, scores, body)
     finish(p, scores, body, helpers)
     if p.products.splits:
         repair(p, body, helpers)
-
-
-def _steepness(a: Attention, scores: Scores) -> float:
-    """The factor of what `scores` holds within the weights, which are powers of two."""
-    factor = a.factor * (scores.factor if scores.bare else 1.0)
-    return factor / math.log(2) if a.exponential == "exp" else factor
 
 
 def _declare(p: Plan, body: Source) -> None:
@@ -207,7 +200,7 @@ def _compute(p: Plan, scores: Scores, body: Source, helpers: dict[str, str], ahe
     with _busy(p, body):
         compute_scores(p, body, helpers)
         mask_scores(p, scores, body, helpers, ragged)
-        compute_weights(p, body)
+        compute_weights(p, scores, body)
     body.line(f"TW_WAIT({2 * (p.stages - 1)});")
     body.line(BARRIER)
     if p.stages == 1:

@@ -12,6 +12,7 @@ from tilewright.dsl.families.shared import ceil_div, round_up
 from tilewright.dsl.matrix import Fragment, MatrixInstruction, MatrixUnit
 from tilewright.dsl.program import Call, Const, Expr
 from tilewright.dsl.target import Target
+from tilewright.dsl.writer import multiply_add
 
 
 @dataclass(frozen=True)
@@ -54,6 +55,32 @@ def scores_of(a: Attention) -> Scores:
     if e == a.dot and 0 < factor * operands < math.inf:
         return Scores(factor * operands, True, tuple(masks))
     return Scores(operands, False)
+
+
+def steepness(a: Attention, scores: Scores) -> float:
+    """The factor of what `scores` holds within the weights, which are powers of two."""
+    factor = a.factor * (scores.factor if scores.bare else 1.0)
+    return factor / math.log(2) if a.exponential == "exp" else factor
+
+
+def _subtracts_first(a: Attention, scores: Scores) -> bool:
+    """Whether a finite score times the steepness may be infinite: a mask may have added the lowest number there is."""
+    return not scores.bare and steepness(a, scores) > 1
+
+
+def base_text(a: Attention, scores: Scores, top: str) -> str:
+    """C text of what `weight_text` takes weights relative to, of a maximum.
+
+    Where every score so far is -inf, weights are taken relative to 0: they are 0 then, not NaN.
+    """
+    return f"{top} == -INFINITY ? 0.0f : {'' if _subtracts_first(a, scores) else '-steepness * '}{top}"
+
+
+def weight_text(a: Attention, scores: Scores, target: Target, score: str) -> str:
+    """C text of the weight of a score relative to `base`; where no overflow is possible in one multiply-add."""
+    if _subtracts_first(a, scores):
+        return f"{target.exp2}(({score} - base) * steepness)"
+    return f"{target.exp2}({multiply_add(target.fma, score, 'steepness', 'base')})"
 
 
 @dataclass(frozen=True)
