@@ -17,7 +17,7 @@ help:
 	@echo "make test    the test suite, on every OpenCL driver present (JOBS=$(JOBS) at a time)"
 	@echo "make test-memory   every kernel family under Oclgrind (apt-get install oclgrind): stray accesses, races, barriers"
 	@echo "make lint    style, types and the direction of imports"
-	@echo "make bench   GEMM beside NumPy and networks beside onnxruntime"
+	@echo "make bench   GEMM beside NumPy, networks beside onnxruntime and OpenVINO (ARGS as for bench-gpu)"
 	@echo "make bench-gpu   networks and kernels beside PyTorch on a GPU (ARGS=\"--networks resnet50\" for a part of it)"
 	@echo "make clean   remove $(VENV) and what builds leave behind"
 
@@ -51,7 +51,7 @@ format: $(STAMP)
 
 bench: $(STAMP)
 	$(VENV)/bin/python benchmarks/gemm.py
-	$(VENV)/bin/python benchmarks/networks.py
+	$(VENV)/bin/python benchmarks/cpu.py --json build/cpu.json --plot build/cpu.png $(ARGS)
 
 # PyTorch is no dependency: $(VENV)/bin/pip install torch torchvision puts it beside. Status 2 where there is no GPU.
 bench-gpu: $(STAMP)

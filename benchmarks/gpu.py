@@ -26,10 +26,10 @@ from pathlib import Path
 
 import pyopencl
 from gpu_kernels import kernel_rows
-from gpu_models import default_folder
 from gpu_networks import Options, network_rows, say
 from gpu_plot import plot
 from gpu_report import KernelRow, NetworkRow, Report, kernel_table, network_tables, read, resume, to_json
+from models import default_folder
 
 import tilewright as tw
 from tilewright import torch_peer

@@ -13,8 +13,9 @@ from typing import Any
 
 import ml_dtypes
 import numpy as np
+from figures import timing
 from gpu_networks import Options, Skip, reason, say
-from gpu_report import OURS, KernelRow, timing
+from gpu_report import OURS, KernelRow
 
 import tilewright as tw
 from tilewright import torch_peer

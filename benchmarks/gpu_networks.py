@@ -10,8 +10,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from gpu_models import source
-from gpu_report import NetworkRow, timing
+from figures import timing
+from gpu_report import NetworkRow
+from models import source
 
 import tilewright as tw
 from tilewright import torch_peer

@@ -6,14 +6,12 @@ A ratio is the peer's median divided by ours: above 1 tilewright is faster. Time
 from __future__ import annotations
 
 import json
-import math
-import statistics
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-import numpy as np
+from figures import Timing, figure, geometric_mean, markdown
 
 OURS = "tilewright"
 OURS_NUMPY = "tilewright, NumPy"
@@ -32,23 +30,6 @@ DLPRIMITIVES = {
 """Milliseconds per batch of DLPrimitives' own benchmark and networks, fp32 through OpenCL on an NVIDIA H100 80GB,
 driver 580.159, 2026-11. Not run again here, so a ratio to these is rougher than one to a peer run in turns."""
 DLPRIMITIVES_DEVICE = "H100"
-
-
-@dataclass(frozen=True)
-class Timing:
-    """Milliseconds of one runner."""
-
-    median: float
-    low: float
-    """The 10th percentile."""
-    high: float
-    """The 90th percentile."""
-    runs: int
-
-    @property
-    def spread(self) -> float:
-        """From the 10th to the 90th percentile, as a part of the median."""
-        return (self.high - self.low) / self.median
 
 
 @dataclass(frozen=True)
@@ -161,19 +142,7 @@ def _place(precision: str) -> int:
     return PRECISIONS.index(precision) if precision in PRECISIONS else len(PRECISIONS)
 
 
-def timing(seconds: Sequence[float]) -> Timing:
-    """Times in seconds as a Timing."""
-    low, median, high = (1e3 * float(p) for p in np.percentile(seconds, (10, 50, 90)))
-    return Timing(median, low, high, len(seconds))
-
-
 # --- summaries --------------------------------------------------------------------------------------------------------
-
-
-def geometric_mean(values: Iterable[float]) -> float:
-    """The geometric mean; NaN of nothing."""
-    logarithms = [math.log(v) for v in values]
-    return math.exp(statistics.fmean(logarithms)) if logarithms else math.nan
 
 
 @dataclass(frozen=True)
@@ -269,18 +238,6 @@ def resume(file: Path, machine: Mapping[str, str]) -> Report:
 # --- tables -----------------------------------------------------------------------------------------------------------
 
 
-def markdown(columns: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-    """A table in Markdown that also reads well as it is; columns after the first stand to the right."""
-    widths = [max(len(row[n]) for row in (columns, *rows)) for n in range(len(columns))]
-
-    def line(cells: Sequence[str]) -> str:
-        first = cells[0].ljust(widths[0])
-        return "| " + " | ".join([first, *(c.rjust(w) for c, w in zip(cells[1:], widths[1:], strict=True))]) + " |"
-
-    rule = "| " + " | ".join(["-" * widths[0], *("-" * (w - 1) + ":" for w in widths[1:])]) + " |"
-    return "\n".join([line(columns), rule, *map(line, rows)])
-
-
 def network_tables(report: Report) -> str:
     """A table of networks for every precision, and one of the geometric means."""
     parts = []
@@ -368,4 +325,4 @@ def _kernel_cells(r: KernelRow) -> list[str]:
 
 
 def _figure(value: float | None, decimals: int = DECIMALS) -> str:
-    return "-" if value is None else f"{value:.{decimals}f}"
+    return figure(value, decimals)

@@ -27,8 +27,8 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from gpu_models import default_folder, source
 from gpu_networks import reason, say
+from models import default_folder, source
 
 import tilewright as tw
 from tilewright import torch_peer

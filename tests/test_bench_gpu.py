@@ -9,11 +9,12 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import figures
 import gpu
 import gpu_kernels
-import gpu_models
 import gpu_networks
 import gpu_report
+import models
 import numpy as np
 import onnx
 import pytest
@@ -201,7 +202,7 @@ def test_everything_together_as_tables_and_json(
 
 def test_what_was_measured_before_a_stop_is_shown(device: Device, monkeypatch: pytest.MonkeyPatch) -> None:
     def rows(*_: object) -> Iterator[gpu_report.KernelRow]:
-        yield gpu_report.KernelRow("GEMM 8", "fp32", {"tilewright": gpu_report.timing([1.0])}, 1024.0, {})
+        yield gpu_report.KernelRow("GEMM 8", "fp32", {"tilewright": figures.timing([1.0])}, 1024.0, {})
         raise KeyboardInterrupt
 
     monkeypatch.setattr(gpu, "network_rows", lambda *_: iter(()))
@@ -218,7 +219,7 @@ def test_files_are_shown_together(
     m = {"device": "a card", "driver": "1", "date": "2026-11-22", "tilewright": "1.0"}
     files = [tmp_path / "one.json", tmp_path / "two.json"]
     for n, file in enumerate(files):
-        row = gpu_report.KernelRow(f"GEMM {8 << n}", "fp32", {"tilewright": gpu_report.timing([1.0])}, 1024.0, {})
+        row = gpu_report.KernelRow(f"GEMM {8 << n}", "fp32", {"tilewright": figures.timing([1.0])}, 1024.0, {})
         file.write_text(json.dumps(gpu_report.to_json(gpu_report.Report(m, (), (row,)))))
     monkeypatch.setattr(sys, "argv", ["gpu.py", "--show", *map(str, files)])
     gpu.main()
@@ -260,23 +261,23 @@ def materialize(path):
 
 def test_graphs_without_weights_are_filled_once(folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("TILEWRIGHT_CACHE", str(tmp_path / "cache"))
-    graphs = tmp_path / "set" / gpu_models.GRAPHS
+    graphs = tmp_path / "set" / models.GRAPHS
     graphs.mkdir(parents=True)
     (graphs / "net.onnx").write_bytes((folder / "small.onnx").read_bytes())
     with pytest.raises(InputError, match=r"graphs without weights, but no materialize\.py"):
-        gpu_models.source("net", tmp_path / "set")
+        models.source("net", tmp_path / "set")
     (tmp_path / "set" / "materialize.py").write_text(SCRIPT)
-    found = gpu_models.source("net", tmp_path / "set")
+    found = models.source("net", tmp_path / "set")
     assert onnx.load(found.file).doc_string == "filled"
     assert not found.same_weights
     (tmp_path / "set" / "materialize.py").unlink()
-    assert gpu_models.source("net", tmp_path / "set") == found
+    assert models.source("net", tmp_path / "set") == found
 
 
 def test_exported_networks_have_the_peers_weights(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("TILEWRIGHT_CACHE", str(tmp_path))
     monkeypatch.setattr(torch_peer, "export", lambda name, file: file.parent.mkdir(parents=True) or file.touch())
-    found = gpu_models.source("alexnet", None)
+    found = models.source("alexnet", None)
     assert found.same_weights
     assert found.file.is_file()
     assert found.file.name == "alexnet.onnx"

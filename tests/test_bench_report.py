@@ -8,6 +8,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
+from figures import Timing, geometric_mean, markdown, timing
 from gpu_plot import plot
 from gpu_report import (
     EAGER,
@@ -16,16 +17,12 @@ from gpu_report import (
     KernelRow,
     NetworkRow,
     Report,
-    Timing,
     from_json,
-    geometric_mean,
     kernel_table,
-    markdown,
     means,
     network_tables,
     overview,
     resume,
-    timing,
     to_json,
 )
 

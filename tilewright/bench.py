@@ -1,4 +1,4 @@
-"""Timing functions in turns, and a network beside onnxruntime or PyTorch on the same numbers.
+"""Timing functions in turns, and a network beside other engines on the same numbers.
 
 A time alone says little on a machine that does other things too: what is compared here runs alternately in one
 process, and the result is a ratio of medians.
@@ -6,11 +6,11 @@ process, and the result is a ratio of medians.
 
 from __future__ import annotations
 
-import os
 import statistics
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -18,7 +18,8 @@ import numpy as np
 import numpy.typing as npt
 
 from tilewright import torch_peer
-from tilewright.errors import InputError, ModelError
+from tilewright.cpu_peers import ONNXRUNTIME, cpu_peer, usable_cores
+from tilewright.errors import InputError
 from tilewright.feeds import Given, network_feeds
 from tilewright.runtime import asarray, context
 from tilewright.torch_peer import EAGER, GRAPH
@@ -32,7 +33,6 @@ Arrays = Sequence[npt.NDArray[Any]]
 OURS = "tilewright"
 OURS_NUMPY = "tilewright, NumPy"
 """`InferenceSession.run` with NumPy arrays in and out, where OURS leaves both on the device."""
-PEER = "onnxruntime"
 _WARM_UP = 2
 _BURST = 4
 _DEVICE_ROUNDS = 3
@@ -88,7 +88,7 @@ class Comparison:
     difference: float | None
     """Largest difference of any output from the peer's, relative to that output's largest magnitude; None without a
     peer, or if it has weights of its own."""
-    peer: str = PEER
+    peer: str = ONNXRUNTIME
     """The runner that `ratio` is about."""
     precision: str = "fp32"
     device_seconds: Mapping[str, tuple[float, ...]] = field(default_factory=dict)
@@ -133,20 +133,35 @@ def summary(seconds: Sequence[float]) -> dict[str, float]:
 
 
 def compare(
-    model: Path, session: InferenceSession, given: Sequence[Given] = (), batch: int = 1, seconds: float = 4.0
+    model: Path,
+    session: InferenceSession,
+    given: Sequence[Given] = (),
+    batch: int = 1,
+    seconds: float = 4.0,
+    peers: Sequence[str] = (ONNXRUNTIME,),
+    others: Mapping[str, InferenceSession] | None = None,
 ) -> Comparison:
-    """Time ``session``, which runs the file ``model``, beside onnxruntime (where it is installed) on equal inputs."""
+    """Time ``session``, which runs the file ``model``, beside CPU engines (where installed) on equal inputs.
+
+    ``others`` are sessions of the same file that take turns with it. The difference is from the first engine there is.
+    """
     feeds = network_feeds(session.get_inputs(), given, batch)
     functions: dict[str, Callable[[], object]] = {OURS: lambda: session.run(None, feeds)}
+    for name, other in (others or {}).items():
+        functions[name] = partial(other.run, None, feeds)
     threads = usable_cores()
-    peer = peer_session(model, threads)
-    difference = None
-    if peer is not None:
-        functions[PEER] = lambda: peer.run(None, feeds)
-        difference = largest_difference(session.run(None, feeds), peer.run(None, feeds))
-    seconds_by_runner = interleaved(functions, seconds)
+    found = {name: cpu_peer(name, model, threads, feeds) for name in peers}
+    runners = {name: runner for name, runner in found.items() if runner is not None}
+    first = next(iter(runners.values()), None)
+    difference = None if first is None else largest_difference(session.run(None, feeds), first())
     return Comparison(
-        model.stem, session.device.name, batch, threads if peer is not None else None, seconds_by_runner, difference
+        model.stem,
+        session.device.name,
+        batch,
+        threads if runners else None,
+        interleaved({**functions, **runners}, seconds),
+        difference,
+        next(iter(runners), peers[0]),
     )
 
 
@@ -244,33 +259,7 @@ def _io_bytes(plan: Plan) -> int:
     return sum(spec.nbytes for spec in (*plan.inputs.values(), *plan.outputs.values()))
 
 
-# --- onnxruntime, outputs ---------------------------------------------------------------------------------------------
-
-
-def usable_cores() -> int:
-    """Cores that this process may run on, which is what OpenCL's CPU drivers use too."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-
-
-def peer_session(model: Path, threads: int) -> Any | None:
-    """An onnxruntime session on the CPU with that many threads, or None if onnxruntime is not installed.
-
-    Its threads stop spinning when a run ends, so that they do not take the cores from whatever runs next.
-    """
-    try:
-        import onnxruntime
-    except ImportError:
-        return None
-    onnxruntime.disable_telemetry_events()
-    onnxruntime.set_default_logger_severity(3)
-    options = onnxruntime.SessionOptions()
-    options.intra_op_num_threads = threads
-    options.inter_op_num_threads = 1
-    options.add_session_config_entry("session.force_spinning_stop", "1")
-    try:
-        return onnxruntime.InferenceSession(str(model), options, providers=["CPUExecutionProvider"])
-    except Exception as error:  # its exceptions share no base class
-        raise ModelError(f"onnxruntime cannot load {model}: {error}") from error
+# --- outputs ---------------------------------------------------------------------------------------------------------
 
 
 def largest_difference(ours: Arrays, reference: Arrays) -> float:

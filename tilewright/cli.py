@@ -37,7 +37,7 @@ if TYPE_CHECKING:
     from tilewright.graph.session import InferenceSession
 
 DEFAULT_BUDGET = "60s"
-PEERS = ("onnxruntime", "torch")
+PEERS = ("onnxruntime", "openvino", "torch")
 FAILED_CHECK = 1
 WRONG_USE = 2
 INTERRUPTED = 130
@@ -260,7 +260,7 @@ def bench(
     against: str,
     as_json: bool,
 ) -> None:
-    """Time the network MODEL beside onnxruntime, where it is installed, or PyTorch, in turns on equal inputs.
+    """Time the network MODEL beside another engine, where it is installed, in turns on equal inputs.
 
     PyTorch runs in eager mode and, on a GPU, as a CUDA graph, which the ratio is about.
     """
@@ -269,8 +269,10 @@ def bench(
 
     given = [parse_given(text) for text in inputs]
     session = _session(model, selector, precision)
-    run_both = compare_with_torch if against == "torch" else compare
-    result = run_both(model, session, given, batch, seconds)
+    if against == "torch":
+        result = compare_with_torch(model, session, given, batch, seconds)
+    else:
+        result = compare(model, session, given, batch, seconds, (against,))
     if as_json:
         write_json(result.to_json())
     else:

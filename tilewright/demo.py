@@ -13,7 +13,8 @@ import numpy.typing as npt
 
 from tilewright.autotune import TuningBar
 from tilewright.autotune.choosing import TUNED
-from tilewright.bench import OURS, PEER, interleaved, peer_session, usable_cores
+from tilewright.bench import OURS, interleaved
+from tilewright.cpu_peers import ONNXRUNTIME, cpu_peer, usable_cores
 from tilewright.errors import UnsupportedError
 from tilewright.feeds import prepare_picture, read_picture
 from tilewright.folders import cache_directory, write_atomically
@@ -129,13 +130,13 @@ def run_demo(selector: str | None, name: str, budget: str, console: Console) -> 
             report = session.tune(budget, feeds=feeds, progress=bar)
         with console.status("building kernels"):
             (found,) = session.run(None, feeds)
-        peer = peer_session(file, usable_cores())
+        peer = cpu_peer(ONNXRUNTIME, file, usable_cores(), feeds)
         assert peer is not None, "require_packages has seen onnxruntime"
-        (expected,) = peer.run(None, feeds)
+        (expected,) = peer()
         runners = {
             UNTUNED: lambda: untuned.run(None, feeds),
             OURS: lambda: session.run(None, feeds),
-            PEER: lambda: peer.run(None, feeds),
+            ONNXRUNTIME: peer,
         }
         times = {runner: 1e3 * statistics.median(t) for runner, t in interleaved(runners, 2 * _SECONDS).items()}
         result = Demo(

@@ -1,4 +1,4 @@
-"""Where the benchmark's networks come from: files of one's own, weightless graphs that are filled, or torchvision."""
+"""Where the benchmarks' networks come from: files of one's own, weightless graphs that are filled, or torchvision."""
 
 from __future__ import annotations
 
