@@ -208,7 +208,7 @@ def _weighted(work: Work, position: int, weights: Tensor) -> tuple[list[int], It
         if not isinstance(found, str) and found.dot is not None:
             return sorted(group)[:-1], item
         inputs = [t for p in group[1:] for t in item_at(work, p).program.inputs]
-        rows = {weights.size} | {weights.size // n for n in weights.shape}
+        rows = {weights.size} | {weights.size // n for n in weights.shape if n}
         at = max((p for t in inputs if t.size in rows and (p := maker(work, t, group)) is not None), default=None)
     return None
 

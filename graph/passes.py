@@ -11,14 +11,14 @@ from collections.abc import Callable, Mapping
 from dataclasses import replace
 
 import numpy as np
+import onnx
 
 from tilewright.dsl.dtypes import DType
 from tilewright.errors import ModelError
-from tilewright.graph import host
+from tilewright.graph import host, host_values
 from tilewright.graph.ir import Graph, Node, Value, frozen
 from tilewright.graph.onnx_import import is_known_ahead
 from tilewright.graph.rules import Replacement, Rule, apply, dead_code_removed, fresh, type_of
-from tilewright.ops import OPERATORS
 
 MAX_ROUNDS = 32
 """Rounds after which the graph is left as it is; real networks need three or four."""
@@ -74,7 +74,7 @@ def fold_constants(graph: Graph, sizes: bool = False) -> Graph:
     if len(nodes) == len(graph.nodes) and not sizes:
         return graph
     for v in graph.outputs:
-        if sizes and v.name in constants:
+        if sizes and v.name in constants and host_values.language_type(constants[v.name].dtype) is not None:
             values[v.name] = Value(v.name, *_constant_type(constants[v.name]))
     outputs = tuple(values.get(v.name, v) for v in graph.outputs) if sizes else graph.outputs
     return dead_code_removed(replace(graph, nodes=tuple(nodes), constants=constants, values=values, outputs=outputs))
@@ -95,21 +95,26 @@ def _value_ahead(
     try:
         return host.evaluate(node, opset, [constants.get(i) for i in node.inputs])
     except ModelError:
-        if node.op in OPERATORS:
-            return None  # the reference evaluator has gaps; the device can do it
-        raise
+        return None  # the reference evaluator has gaps; the device can do it, or the graph's cutting refuses the node
 
 
 def _types(
     node: Node, opset: int, constants: Mapping[str, np.ndarray], values: Mapping[str, Value]
 ) -> tuple[Value, ...]:
+    foreign = [i for i in node.inputs if i in constants and host_values.language_type(constants[i].dtype) is None]
+    if foreign:
+        raise host.NeedsHostError(
+            f"the constant {foreign[0]!r} has element type {constants[foreign[0]].dtype}, which is not supported",
+            node.sources,
+        )
     inputs = [Value(i, *_constant_type(constants[i])) if i in constants else values.get(i) for i in node.inputs]
     found = host.infer(node, opset, inputs, constants)
     for value in found:
         if value.name and not value.is_concrete:
-            raise ModelError(
+            raise host.NeedsHostError(
                 f"the size of {value.name!r}, written by node {node.label!r} ({node.op}), depends on data; "
-                "only networks whose sizes follow from their inputs' sizes can be planned"
+                "only networks whose sizes follow from their inputs' sizes can be planned",
+                node.sources,
             )
     return found
 
@@ -129,8 +134,8 @@ def _identity(graph: Graph, node: Node) -> Replacement | None:
     """Identity, and operators that are one for the sizes, types or attributes at hand."""
     if any(node.outputs[1:]) or not node.inputs or node.inputs[0] in graph.constants:
         return None
-    if node.op == "Identity" or (node.op in {"Concat", "Sum", "Max", "Min", "Mean"} and len(node.inputs) == 1):
-        return _alias(node)
+    if node.op in {"Identity", "Sum", "Max", "Min", "Mean"}:
+        return _alias(node) if len(node.inputs) == 1 else None
     if node.op == "Dropout":
         return _alias(node) if _is_inference(graph, node) else None
     if node.op == "Pad":
@@ -151,6 +156,14 @@ def _identity(graph: Graph, node: Node) -> Replacement | None:
     if steps is not None and (steps < 0).any():
         return None
     return _alias(node) if source.shape == result.shape else None
+
+
+def _cast_like(graph: Graph, node: Node) -> Replacement | None:
+    like = type_of(graph, node.inputs[1])
+    if like is None or not like.is_concrete:
+        return None
+    to = onnx.helper.np_dtype_to_tensor_dtype(like.dtype.numpy)
+    return Replacement((replace(node, op="Cast", inputs=node.inputs[:1], attributes={"to": int(to)}),))
 
 
 def _is_inference(graph: Graph, node: Node) -> bool:
@@ -340,6 +353,12 @@ IDENTITIES = Rule(
     "the output has the input's elements, type and sizes",
     _identity,
 )
+CAST_LIKE = Rule(
+    "conversion to a type that is known",
+    frozenset({"CastLike"}),
+    "of its second input only the element type matters, so that a constant stays one",
+    _cast_like,
+)
 BATCH_NORMALIZATION = Rule(
     "batch normalisation as scale and shift",
     frozenset({"BatchNormalization"}),
@@ -365,5 +384,5 @@ PADS = Rule(
     _pad_into_window,
 )
 
-RULES: tuple[Rule, ...] = (IDENTITIES, PADS, BATCH_NORMALIZATION, SCALE, BIAS)
+RULES: tuple[Rule, ...] = (CAST_LIKE, IDENTITIES, PADS, BATCH_NORMALIZATION, SCALE, BIAS)
 """All rules in the order in which a round applies them."""
