@@ -7,7 +7,7 @@ JoinStep   a value that is others side by side
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
 import numpy as np
@@ -16,8 +16,8 @@ from tilewright.dsl import compose
 from tilewright.dsl.dtypes import DType
 from tilewright.dsl.program import Program, Tensor
 from tilewright.errors import ModelError, UnsupportedError, UnsupportedOperatorError
-from tilewright.graph.ir import Graph, Node
-from tilewright.ops import OPERATORS, Application, Compute, Join, Operand, View, Views
+from tilewright.graph.ir import Graph, Node, Value
+from tilewright.ops import NOTHING, OPERATORS, Application, Compute, Expansion, Join, Operand, View, Views
 
 
 @dataclass(frozen=True)
@@ -122,10 +122,11 @@ def steps_of(graph: Graph) -> Steps:
     references = References()
     steps: list[Step] = []
     constants = dict(graph.constants)
+    values = dict(graph.values)
     problems = []
     for node in graph.nodes:
         try:
-            steps += _node_steps(graph, node, references, constants)
+            steps += _node_steps(graph, node, references, constants, values)
         except UnsupportedError as error:
             problems.append(f"{node.label!r}: {node.op} (opset {graph.opset}): {error}")
     if problems:
@@ -134,10 +135,16 @@ def steps_of(graph: Graph) -> Steps:
             + "\n  ".join(problems)
             + "\nExport the network without them, or run it in another runtime."
         )
-    return Steps(replace(graph, constants=constants), tuple(steps), references)
+    return Steps(replace(graph, constants=constants, values=values), tuple(steps), references)
 
 
-def _node_steps(graph: Graph, node: Node, references: References, constants: dict[str, np.ndarray]) -> list[Step]:
+def _node_steps(
+    graph: Graph,
+    node: Node,
+    references: References,
+    constants: dict[str, np.ndarray],
+    values: dict[str, Value],
+) -> list[Step]:
     operator = OPERATORS.get(node.op)
     if operator is None:
         raise UnsupportedError("the operator is not supported")
@@ -148,6 +155,8 @@ def _node_steps(graph: Graph, node: Node, references: References, constants: dic
             return [_item(node, result, references, constants)]
         case tuple():
             return [_item(node, part, references, constants) for part in result if node.outputs[part.outputs["y"]]]
+        case Expansion():
+            return _links(node, result, references, constants, values)
         case Views():
             made = zip(node.outputs, result.views, strict=True)
             return [ViewStep(output, node.inputs[0], views) for output, views in made if output]
@@ -158,12 +167,8 @@ def _node_steps(graph: Graph, node: Node, references: References, constants: dic
 def application(graph: Graph, node: Node) -> Application:
     """The node with everything known about its operands."""
     inputs = tuple(_operand(graph, name) if name else None for name in node.inputs)
-    outputs = tuple(_operand(graph, name) if name else _NOTHING for name in node.outputs)
+    outputs = tuple(_operand(graph, name) if name else NOTHING for name in node.outputs)
     return Application(node.op, graph.opset, node.attributes, inputs, outputs)
-
-
-_NOTHING = Operand(DType.F32, ())
-"""Stands for an output that nobody wants."""
 
 
 def _operand(graph: Graph, name: str) -> Operand:
@@ -187,6 +192,32 @@ def _item(node: Node, result: Compute, references: References, constants: dict[s
         names[tensor] = references.name(value, array.shape)
     program = merged(compose.rename(result.program, names))
     return Item(replace(program, name=node.op.lower()), (node.op,), node.sources)
+
+
+def _links(
+    node: Node,
+    result: Expansion,
+    references: References,
+    constants: dict[str, np.ndarray],
+    values: dict[str, Value],
+) -> list[Step]:
+    """The items of an expansion; its inner values are entered among the network's."""
+
+    def value_of(key: int | str, operands: Sequence[str]) -> str:
+        return operands[key] if isinstance(key, int) else f"{node.label}\0{key}"
+
+    constants.update({value_of(name, ()): array for name, array in result.constants.items()})
+    steps: list[Step] = []
+    for link in result.links:
+        out = link.program.outputs[0]
+        output = value_of(link.output, node.outputs)
+        values.setdefault(output, Value(output, out.dtype, out.shape))
+        bound = {t: value_of(key, node.inputs) for t, key in link.inputs.items()} | {out.name: output}
+        names = {t: references.name(value, link.program.tensors[t].shape) for t, value in bound.items()}
+        names |= {t.name: references.inner() for t in link.program.intermediates}
+        program = merged(compose.rename(link.program, names))
+        steps.append(Item(replace(program, name=node.op.lower()), (node.op,), node.sources))
+    return steps
 
 
 def merged(program: Program) -> Program:

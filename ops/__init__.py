@@ -3,12 +3,26 @@
 `OPERATORS` is the table; importing this package fills it.
 """
 
-from tilewright.ops import convolution, matmul, movement, normalise, pointwise, pooling, reduce, resize, transposed
+from tilewright.ops import (
+    convolution,
+    matmul,
+    movement,
+    normalise,
+    pointwise,
+    pooling,
+    recurrent,
+    reduce,
+    resize,
+    transposed,
+)
 from tilewright.ops.operator import (
+    NOTHING,
     OPERATORS,
     Application,
     Compute,
+    Expansion,
     Join,
+    Link,
     Operand,
     Operator,
     Permuted,
@@ -20,10 +34,13 @@ from tilewright.ops.operator import (
 )
 
 __all__ = [
+    "NOTHING",
     "OPERATORS",
     "Application",
     "Compute",
+    "Expansion",
     "Join",
+    "Link",
     "Operand",
     "Operator",
     "Permuted",
@@ -38,6 +55,7 @@ __all__ = [
     "normalise",
     "pointwise",
     "pooling",
+    "recurrent",
     "reduce",
     "resize",
     "transposed",

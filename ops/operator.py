@@ -3,6 +3,7 @@
 An operator is a function of an Application (one ONNX node with everything known about its operands) that gives
 
     Compute    a Program, and which operand each of its tensors is
+    Expansion  several Programs, with values between them that no other node sees
     Views      the outputs are other views of the first input: nothing is computed
     Join       the output is the inputs side by side
 
@@ -44,6 +45,10 @@ class Operand:
             return None
         number: float | int | bool = self.value.reshape(()).item()
         return number
+
+
+NOTHING = Operand(DType.F32, ())
+"""Stands for an output that nobody wants."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -144,7 +149,25 @@ class Join:
     axis: int
 
 
-Result = Compute | tuple[Compute, ...] | Views | Join
+@dataclass(frozen=True, eq=False)
+class Link:
+    """One Program of an expansion. A tensor is an operand's position or the name of an inner value."""
+
+    program: Program
+    inputs: Mapping[str, int | str]
+    output: int | str
+
+
+@dataclass(frozen=True, eq=False)
+class Expansion:
+    """Programs that run one after the other and hand on values of their own, such as the steps of a recurrence."""
+
+    links: tuple[Link, ...]
+    constants: Mapping[str, np.ndarray] = field(default_factory=dict)
+    """Inner values that the operator brings along."""
+
+
+Result = Compute | tuple[Compute, ...] | Expansion | Views | Join
 """Several Computes each make other outputs of the node."""
 
 
