@@ -2,11 +2,15 @@
 
     default.py   the user's own database
     store.py     Store: record, winner, nearest, tried, stats, export ...
-    records.py   Measurement, Winner, Status, Run, Stats
-    schema.py    tables, their version, migrations
+    records.py   Measurement, Space, Winner, Status, Run, Stats
+    schema.py    tables and their version
+    migrations/  changes of the schema, by Alembic
     queries.py   what a winner is
+    reading.py   rows to records, a page at a time; what is wrong with them
+    writing.py   records to rows, a batch at a time
     engine.py    opening, locking, errors
     exchange.py  JSON Lines
+    recorded.py  T4 results and Kernel Tuner caches: spaces that others have measured
     shipped.py   winners that come with tilewright
 
 SQLAlchemy takes a while to import, so `Store` is imported when it is first asked for.
@@ -16,12 +20,12 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from tilewright.tuning_db.records import Measurement, Run, Stats, Status, Winner, now
+from tilewright.tuning_db.records import Measurement, Run, Space, Stats, Status, Winner, now
 
 if TYPE_CHECKING:
     from tilewright.tuning_db.store import Store
 
-__all__ = ["Measurement", "Run", "Stats", "Status", "Store", "Winner", "now"]
+__all__ = ["Measurement", "Run", "Space", "Stats", "Status", "Store", "Winner", "now"]
 
 
 def __getattr__(name: str) -> Any:

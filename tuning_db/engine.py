@@ -24,7 +24,7 @@ from sqlalchemy.exc import ArgumentError, DBAPIError, IntegrityError, Operationa
 from sqlalchemy.pool import StaticPool
 
 from tilewright.errors import DatabaseError
-from tilewright.tuning_db.schema import bring_up_to_date, check_version, stored_version
+from tilewright.tuning_db.schema import SCHEMA_VERSION, bring_up_to_date, check_version, stored_version
 
 log = logging.getLogger("tilewright.tuning_db")
 
@@ -32,6 +32,8 @@ BUSY_SECONDS = 10.0
 """How long SQLite waits for another process's transaction before it reports a lock."""
 ATTEMPTS = 6
 """How often a transaction that met a lock, or lost a race for a unique row, is tried."""
+SERVER_SECONDS = 60.0
+"""How long a transaction waits for a database server that went away while it was in use: a restart takes less."""
 
 _Result = TypeVar("_Result")
 
@@ -181,6 +183,8 @@ def _open_read_only(path: Path, shown: str) -> Place:
                 if version is None:
                     raise DatabaseError(f"the tuning database {path} is empty and cannot be written")
                 check_version(version)
+                if version < SCHEMA_VERSION:
+                    return Place(_updated_copy(c), shown, path, True)
             return Place(engine, shown, path, True)
         except OperationalError as e:
             engine.dispose()
@@ -193,6 +197,19 @@ def _open_read_only(path: Path, shown: str) -> Place:
             raise _in_our_words(e, shown) from e
     assert failure is not None
     raise _in_our_words(failure, shown) from failure
+
+
+def _updated_copy(old: Connection) -> Engine:
+    """A copy in memory, brought up to date: the file has an older schema and may not be written."""
+    engine = create_engine("sqlite://", poolclass=StaticPool, connect_args={"check_same_thread": False})
+    _set_up_sqlite(engine)
+    copy = engine.raw_connection()
+    try:
+        old.connection.driver_connection.backup(copy.driver_connection)  # type: ignore[union-attr]
+    finally:
+        copy.close()
+    _in_transaction(engine, bring_up_to_date)
+    return engine
 
 
 def _set_up_sqlite(engine: Engine) -> None:
@@ -211,15 +228,35 @@ def _set_up_sqlite(engine: Engine) -> None:
 
 
 def with_retries(work: Callable[[], _Result]) -> _Result:
-    """Run a whole transaction; again if it met a lock or lost a race for a unique row."""
-    for attempt in range(ATTEMPTS):
+    """Run a whole transaction; again if it met a lock, lost a race for a unique row, or lost its server.
+
+    A transaction whose server died while it was committed may have been stored: it must be one that may be repeated.
+    """
+    attempt, lost_at = 0, 0.0
+    while True:
         try:
             return work()
-        except (OperationalError, IntegrityError, sqlite3.OperationalError) as e:
-            if attempt == ATTEMPTS - 1 or not _is_passing(e):
+        except (DBAPIError, sqlite3.OperationalError) as e:
+            if _is_lost(e):
+                lost_at = lost_at or time.monotonic()
+                if time.monotonic() - lost_at > SERVER_SECONDS:
+                    raise
+                time.sleep(random.uniform(0.2, 0.6))
+                continue
+            attempt += 1
+            if attempt == ATTEMPTS or not _is_passing(e):
                 raise
             time.sleep(random.uniform(0.01, 0.05) * 2**attempt)
-    raise AssertionError("unreachable")
+
+
+def _is_lost(error: Exception) -> bool:
+    """True if the server ended the connection, or does not take one yet."""
+    if not isinstance(error, OperationalError) or isinstance(error.orig, sqlite3.Error):
+        return False
+    text = str(error.orig).lower()
+    return error.connection_invalidated or any(
+        words in text for words in ("refused", "starting up", "shutting down", "in recovery mode", "closed the conn")
+    )
 
 
 def _is_passing(error: Exception) -> bool:

@@ -1,7 +1,7 @@
 """JSON Lines: how databases are exchanged, and how winners are shipped.
 
-The first line names the format and its version; every other line is one run or one measurement with all its fields.
-A measurement is identified by all of its fields, so importing a file twice changes nothing.
+The first line names the format and its version; every other line is one run, one space or one measurement with all its
+fields. A measurement is identified by all of its fields, so importing a file twice changes nothing.
 """
 
 from __future__ import annotations
@@ -15,13 +15,15 @@ from pathlib import Path
 from typing import Any
 
 from tilewright.errors import DatabaseError
-from tilewright.tuning_db.records import Measurement, Run
+from tilewright.tuning_db.records import Measurement, Run, Space
+from tilewright.tuning_db.writing import Record
 
 FORMAT = "tilewright-tuning"
-VERSION = 1
+VERSION = 2
+"""2: spaces, and the space of a measurement."""
 
 
-def write_file(path: Path, records: Iterable[Run | Measurement]) -> int:
+def write_file(path: Path, records: Iterable[Record]) -> int:
     """Write a whole file or none; the number of records. DatabaseError if it cannot be written."""
     count = 0
     try:
@@ -42,23 +44,28 @@ def write_file(path: Path, records: Iterable[Run | Measurement]) -> int:
     return count
 
 
-def _as_json(record: Run | Measurement) -> dict[str, Any]:
-    if isinstance(record, Run):
-        return {"kind": "run", **asdict(record)}
-    return {"kind": "measurement", **record.to_record()}
+def _as_json(record: Record) -> dict[str, Any]:
+    match record:
+        case Run():
+            return {"kind": "run", **asdict(record)}
+        case Space():
+            return {"kind": "space", **record.to_record()}
+        case Measurement():
+            return {"kind": "measurement", **record.to_record()}
 
 
-def read_file(path: Path) -> list[Run | Measurement]:
-    """Every record of a file; DatabaseError naming the line for anything that is not one."""
+def read_file(path: Path) -> Iterator[Record]:
+    """The records of a file, one after the other; DatabaseError naming the line for anything that is not one."""
     try:
         with path.open(encoding="utf-8") as lines:
-            return list(parse_lines(lines, str(path)))
+            yield from parse_lines(lines, str(path))
     except (OSError, UnicodeDecodeError) as e:
         raise DatabaseError(f"{path} cannot be read: {e}") from e
 
 
-def parse_lines(lines: Iterable[str], place: str) -> Iterator[Run | Measurement]:
+def parse_lines(lines: Iterable[str], place: str) -> Iterator[Record]:
     """Records from lines of text; ``place`` names them in errors."""
+    number = 0
     for number, line in enumerate(lines, 1):
         if not line.strip():
             continue
@@ -73,9 +80,11 @@ def parse_lines(lines: Iterable[str], place: str) -> Iterator[Run | Measurement]
                 yield _record(values)
         except (DatabaseError, TypeError) as e:
             raise DatabaseError(f"{place}, line {number}: {e}") from e
+    if not number:
+        raise DatabaseError(f"{place} is empty; an export begins with a line that names its format")
 
 
-def measurements_of(records: Iterable[Run | Measurement]) -> Iterator[Measurement]:
+def measurements_of(records: Iterable[Record]) -> Iterator[Measurement]:
     """Only the measurements."""
     return (r for r in records if isinstance(r, Measurement))
 
@@ -92,13 +101,15 @@ def _check_header(values: Any) -> None:
         raise DatabaseError(f"format version {version}, but this tilewright reads up to {VERSION}; update tilewright")
 
 
-def _record(values: Any) -> Run | Measurement:
+def _record(values: Any) -> Record:
     if not isinstance(values, dict):
         raise DatabaseError("a line must be a JSON object")
     fields = {k: v for k, v in values.items() if k != "kind"}
     match values.get("kind"):
         case "measurement":
             return Measurement.from_record(fields)
+        case "space":
+            return Space.from_record(fields)
         case "run":
             if set(fields) != {"id", "started", "host", "budget"} or not all(
                 isinstance(v, str) for v in fields.values()

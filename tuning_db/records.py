@@ -1,4 +1,4 @@
-"""What the store holds, as plain frozen data: measurements, winners, runs, and figures about the store itself."""
+"""What the store holds, as plain frozen data: measurements, spaces, winners, runs, and figures about the store."""
 
 from __future__ import annotations
 
@@ -6,13 +6,17 @@ import hashlib
 import json
 import math
 import platform
+import re
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field, fields
+from dataclasses import dataclass, field, fields
 from datetime import UTC, datetime
 from enum import StrEnum
-from typing import Any
+from typing import Any, cast
 
 from tilewright.errors import DatabaseError
+
+Value = int | float | str
+"""What a parameter may be set to; the language's own spaces have whole numbers and texts only."""
 
 
 class Status(StrEnum):
@@ -74,6 +78,8 @@ class Measurement:
     """Id of the tuning run, empty for a measurement made by hand."""
     round: str = ""
     """Id shared by the configurations that were timed in turns to decide between them; empty while searching."""
+    space: str = ""
+    """Digest of the `Space` that the configuration was taken from; empty if it was not recorded."""
 
     def __post_init__(self) -> None:
         problem = self._problem()
@@ -82,7 +88,10 @@ class Measurement:
 
     def _problem(self) -> str | None:
         texts = (self.device, self.driver, self.signature, self.structure, self.program, self.family, self.generator)
-        if not all(isinstance(t, str) for t in (*texts, self.message, self.host, self.created, self.run, self.round)):
+        if not all(
+            isinstance(t, str)
+            for t in (*texts, self.message, self.host, self.created, self.run, self.round, self.space)
+        ):
             return "one of its texts is not a text"
         if self.status is Status.OK and self.seconds is None:
             return "it is ok but has no time"
@@ -98,14 +107,15 @@ class Measurement:
         return _configuration_problem(self.configuration)
 
     def to_record(self) -> dict[str, Any]:
-        """The fields as JSON values."""
-        return {**asdict(self), "status": str(self.status), "sizes": list(self.sizes), "samples": list(self.samples)}
+        """The fields as JSON values, those that came with later versions of the format only if they are set."""
+        values = {f.name: getattr(self, f.name) for f in fields(self) if f.name not in _LATER or getattr(self, f.name)}
+        return {**values, "status": str(self.status), "sizes": list(self.sizes), "samples": list(self.samples)}
 
     @staticmethod
     def from_record(record: Mapping[str, Any]) -> Measurement:
         """The inverse of `to_record`; DatabaseError if a field is missing, unknown, or of the wrong type."""
         names = {f.name for f in fields(Measurement)}
-        odd = sorted(set(record) ^ names)
+        odd = sorted((set(record) ^ names) - _LATER)
         if odd:
             raise DatabaseError(f"a stored measurement has missing or unknown fields: {', '.join(odd)}")
         try:
@@ -133,9 +143,92 @@ def _configuration_problem(text: object) -> str | None:
         values = None
     if not isinstance(values, dict):
         return "its configuration is not a JSON object"
-    if not all(isinstance(v, int | str) and not isinstance(v, bool) for v in values.values()):
-        return "its configuration has a value that is neither a whole number nor a text"
+    if not all(_is_value(v) for v in values.values()):
+        return "its configuration has a value that is neither a number nor a text"
     return None
+
+
+def _is_value(value: object) -> bool:
+    return isinstance(value, int | str) or (isinstance(value, float) and math.isfinite(value))
+
+
+_LATER = {"space"}
+"""Fields that records of the first version of the format lack."""
+
+_HALVES = (("fp16", re.compile(r": f16\b")), ("bf16", re.compile(r": bf16\b")))
+
+
+def precision_of(program: str) -> str:
+    """The precision in which a program's text says that it is computed: tf32, fp16, bf16 or fp32.
+
+    A `precision` line of the text, else the first half type among its tensors' types. Empty for what is no text of
+    the language (recorded kernels).
+    """
+    if not program.startswith("op "):
+        return ""
+    line = re.search(r"^ +precision (\w+)$", program, re.MULTILINE)
+    if line:
+        return line[1]
+    head = program.partition("\n")[0]
+    return next((name for name, pattern in _HALVES if pattern.search(head)), "fp32")
+
+
+@dataclass(frozen=True)
+class Space:
+    """The configurations that a search may choose from: the values of every parameter, and the constraints' texts.
+
+    DatabaseError for values that are neither numbers nor texts.
+    """
+
+    family: str
+    parameters: tuple[tuple[str, tuple[Value, ...]], ...]
+    """Name and values, in the space's own order."""
+    constraints: tuple[str, ...] = ()
+    """What a configuration must meet beside, in words or as an expression: for people."""
+
+    def __post_init__(self) -> None:
+        names = [name for name, _ in self.parameters]
+        texts = (self.family, *names, *self.constraints)
+        values = [v for _, those in self.parameters for v in those]
+        if not all(isinstance(t, str) for t in texts) or not all(_is_value(v) for v in values):
+            raise DatabaseError(f"a space of {self.family} cannot be stored: only numbers and texts are values")
+        if len(set(names)) != len(names):
+            raise DatabaseError(f"a space of {self.family} cannot be stored: it names a parameter twice")
+
+    def violated(self, configuration: Mapping[str, Value]) -> str | None:
+        """Why a configuration cannot be of this space, or None; the constraints are not looked at."""
+        odd = sorted(set(configuration) ^ {name for name, _ in self.parameters})
+        if odd:
+            return f"its parameters do not match the space's ({', '.join(odd)})"
+        for name, values in self.parameters:
+            if configuration[name] not in values:
+                return f"{name}={configuration[name]} is not one of {', '.join(map(str, values))}"
+        return None
+
+    def to_record(self) -> dict[str, Any]:
+        """The fields as JSON values."""
+        return {
+            "family": self.family,
+            "parameters": {name: list(values) for name, values in self.parameters},
+            "constraints": list(self.constraints),
+        }
+
+    @staticmethod
+    def from_record(record: Mapping[str, Any]) -> Space:
+        """The inverse of `to_record`; DatabaseError if a field is missing, unknown, or of the wrong type."""
+        if set(record) != {"family", "parameters", "constraints"}:
+            raise DatabaseError("a space must have exactly family, parameters and constraints")
+        parameters, constraints = record["parameters"], record["constraints"]
+        lists = (*parameters.values(), constraints) if isinstance(parameters, dict) else (None,)
+        if not all(isinstance(found, list) for found in lists):
+            raise DatabaseError("a space's parameters must be lists of values by name, and its constraints a list")
+        values = tuple((name, tuple(those)) for name, those in parameters.items())
+        return Space(cast(str, record["family"]), values, tuple(constraints))
+
+    @property
+    def digest(self) -> str:
+        """Identity of this space: equal only if every field is, the parameters' order included (hex, 64 digits)."""
+        return hashlib.sha256(json.dumps(self.to_record(), ensure_ascii=True).encode()).hexdigest()
 
 
 @dataclass(frozen=True)
@@ -185,9 +278,10 @@ class Stats:
     drivers: int
     programs: int
     configurations: int
+    spaces: int
     runs: int
     measurements: int
     statuses: Mapping[str, int]
 
 
-__all__ = ["Measurement", "Run", "Stats", "Status", "Winner", "now"]
+__all__ = ["Measurement", "Run", "Space", "Stats", "Status", "Value", "Winner", "now", "precision_of"]

@@ -11,19 +11,20 @@ import json
 import math
 import os
 import threading
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import replace
+from functools import partial
 from importlib.resources.abc import Traversable
 from pathlib import Path
 from typing import Any, TypeVar
 
-from sqlalchemy import Connection, Table, delete, exists, func, insert, select
+from sqlalchemy import Connection, Table, delete, func, select
 
 from tilewright.errors import DatabaseError
-from tilewright.tuning_db import exchange, queries, shipped
+from tilewright.tuning_db import exchange, queries, reading, shipped
 from tilewright.tuning_db.engine import Place, open_place, translated, with_retries
-from tilewright.tuning_db.records import Measurement, Run, Stats, Winner
+from tilewright.tuning_db.records import Measurement, Run, Space, Stats, Winner
 from tilewright.tuning_db.schema import (
     CONFIGURATIONS,
     DEVICES,
@@ -31,13 +32,15 @@ from tilewright.tuning_db.schema import (
     MEASUREMENTS,
     PROGRAMS,
     RUNS,
+    SPACES,
     stored_version,
 )
+from tilewright.tuning_db.writing import BATCH, Record, add, drop_orphans
 
 OTHER_DRIVER_DISTANCE = 1.0
 """`nearest` counts another driver version like a factor of two in one size."""
 
-BATCH = 500
+ASKED = 500
 """Programs that are asked for in one query; SQLite allows 999 parameters in its older versions."""
 
 _Result = TypeVar("_Result")
@@ -92,20 +95,41 @@ class Store:
 
     def record(self, measurement: Measurement) -> None:
         """Store one measurement; it is safe on disk when this returns. DatabaseError if that is impossible."""
-        self._write(lambda c: _insert(c, measurement))
+        self._write(lambda c: add(c, [measurement]))
 
     def record_run(self, run: Run) -> None:
         """Store the frame of a tuning run (its measurements name its id)."""
-        self._write(lambda c: _insert_run(c, run))
+        self._write(lambda c: add(c, [run]))
+
+    def record_spaces(self, spaces: Collection[Space]) -> None:
+        """Store the spaces that measurements will name, before those."""
+        if spaces:
+            self._write(lambda c: add(c, list(spaces)))
+
+    def add(self, records: Iterable[Record]) -> int:
+        """Store what is not there yet, in batches that are each stored whole; the number of records added."""
+        added = 0
+        for batch in _batches(records):
+            added += self._write(partial(add, records=batch))
+        return added
 
     def import_(self, path: str | Path) -> int:
-        """Add what a JSON Lines export holds and this database lacks, all of it or nothing; the number added."""
-        records = exchange.read_file(Path(path))
+        """Add what a JSON Lines export holds and this database lacks; the number of records added.
 
-        def merge(c: Connection) -> int:
-            return sum(_insert_run(c, r) if isinstance(r, Run) else _insert(c, r) for r in records)
+        The whole file is checked before anything is stored. An import that was interrupted is simply repeated.
+        """
+        source = Path(path)
+        self._check_programs((m.signature, m.program) for m in exchange.measurements_of(exchange.read_file(source)))
+        return self.add(exchange.read_file(source))
 
-        return self._write(merge)
+    def merge(self, other: Store) -> int:
+        """Add what another database holds and this one lacks; the number of records added.
+
+        Nothing is lost or changed in either. A merge that was interrupted is simply repeated.
+        """
+        with other._connection() as c:
+            self._check_programs((row.signature, row.text) for row in c.execute(select(PROGRAMS)).all())
+        return self.add(other.records())
 
     def prune(
         self, keep_generator: str | None = None, losers_before: str | None = None, device: str | None = None
@@ -117,22 +141,26 @@ class Store:
         """
         winners = {(w.device, w.driver, w.signature, w.generator, w.family, w.configuration) for w in self.ls()}
 
-        def goes(m: Measurement) -> bool:
-            if device is not None and m.device != device:
+        def goes(m: Any) -> bool:
+            if device is not None and m.identity != device:
                 return False
             if keep_generator is not None and m.generator != keep_generator:
                 return True
-            key = (m.device, m.driver, m.signature, m.generator, m.family, m.configuration)
+            key = (m.identity, m.version, m.signature, m.generator, m.family, m.parameters)
             return losers_before is not None and m.created < losers_before and key not in winners
 
-        def work(c: Connection) -> int:
-            doomed = [digest for digest, m in _measurements(c) if goes(m)]
-            for digest in doomed:
-                c.execute(delete(MEASUREMENTS).where(MEASUREMENTS.c.digest == digest))
-            _drop_orphans(c)
+        def remove(c: Connection, page: list[Any]) -> int:
+            doomed = [row.id for row in page if goes(row)]
+            for n in range(0, len(doomed), ASKED):
+                c.execute(delete(MEASUREMENTS).where(MEASUREMENTS.c.id.in_(doomed[n : n + ASKED])))
             return len(doomed)
 
-        return self._write(work)
+        removed, after = 0, 0
+        while page := self._page(after):  # a transaction for each, so that others can write meanwhile
+            removed += self._write(partial(remove, page=page))
+            after = page[-1].id
+        self._write(drop_orphans)
+        return removed
 
     # --- questions ----------------------------------------------------------------------------------------------
 
@@ -167,9 +195,9 @@ class Store:
         winner. What takes more (winners on another driver version or of other sizes) is left to the questions.
         """
         asked = [s for s in programs if ("winner", device, driver, generator, s) not in self._answers]
-        for n in range(0, len(asked), BATCH):
+        for n in range(0, len(asked), ASKED):
             generation = self.generation
-            part = {s: programs[s] for s in asked[n : n + BATCH]}
+            part = {s: programs[s] for s in asked[n : n + ASKED]}
             with self._connection() as c:
                 answers = self._looked_up(c, device, driver, generator, part)
             with self._lock:
@@ -196,24 +224,26 @@ class Store:
         """The newest measurement of every (family, configuration as JSON) tried for a program on this very driver."""
         asked = {"device": device, "version": driver, "generator": generator, "signature": signature}
         with self._connection() as c:
-            rows = [_as_measurement(row) for row in c.execute(queries.TRIED, asked)]
+            rows = [reading.as_measurement(row) for row in c.execute(queries.TRIED, asked)]
         return {(m.family, m.configuration): m for m in rows}
 
     def ls(self, device: str | None = None) -> tuple[Winner, ...]:
         """The winners in this database (shipped ones not included), each with the driver it was measured on."""
         with self._connection() as c:
-            found = []
-            for k in c.execute(queries.KEYS).all():
-                if device is None or k.identity == device:
-                    row = _winner_row(c, k[4], k[1], k.generator)
-                    if row is not None:
-                        found.append(_as_winner(row, k, k.identity, k.version, k.generator, k.signature, True))
-            return tuple(found)
+            return tuple(
+                _as_winner(row, key, key.identity, key.version, key.generator, key.signature, True)
+                for key, row in _winning(c, device)
+            )
 
     def measurements(self) -> tuple[Measurement, ...]:
         """Everything ever measured, in the order in which it was stored."""
         with self._connection() as c:
-            return tuple(m for _, m in _measurements(c))
+            return tuple(reading.measurements(c))
+
+    def records(self) -> Iterator[Record]:
+        """Everything that the database holds, a page at a time: runs, spaces, then measurements."""
+        with self._connection() as c:
+            yield from reading.records(c)
 
     def stats(self) -> Stats:
         """How much there is of what."""
@@ -237,6 +267,7 @@ class Store:
                 drivers=count(DRIVERS),
                 programs=count(PROGRAMS),
                 configurations=count(CONFIGURATIONS),
+                spaces=count(SPACES),
                 runs=count(RUNS),
                 measurements=count(MEASUREMENTS),
                 statuses={status: number for status, number in statuses},
@@ -245,46 +276,63 @@ class Store:
     def verify(self) -> tuple[str, ...]:
         """What is wrong with the database, one sentence each; empty if it is whole.
 
-        Checks the file's own structure (SQLite), every reference between tables, and every row against its digest.
+        Checks the file's own structure (SQLite), every reference between tables, every row against its digest, every
+        configuration against the values of the space it was taken from, and whether there are rows that nothing
+        refers to.
         """
-        problems: list[str] = []
+        found: list[str] = []
         try:
             with self._connection() as c:
-                if c.dialect.name == "sqlite":
-                    answers = c.exec_driver_sql("PRAGMA integrity_check").scalars().all()
-                    problems += [f"file: {answer}" for answer in answers if answer != "ok"]
-                    for row in c.exec_driver_sql("PRAGMA foreign_key_check").all():
-                        problems.append(f"table {row[0]}, row {row[1]}: refers to a missing row of {row[2]}")
-                problems += _row_problems(c)
+                found += reading.problems(c)
         except DatabaseError as e:
-            problems.append(str(e))
-        return tuple(problems)
+            found.append(str(e))
+        return tuple(found)
 
     def export(self, path: str | Path, winners_only: bool = False) -> int:
         """Write JSON Lines with everything, or only the rows that hold winners; the number of records."""
-        target = Path(path)
-        if winners_only:
-            return exchange.write_file(target, self._winning_rows())
-        with self._connection() as c:
-            runs = [Run(*row) for row in c.execute(select(RUNS).order_by(RUNS.c.started, RUNS.c.id))]
-            return exchange.write_file(target, [*runs, *(m for _, m in _measurements(c))])
+        return exchange.write_file(Path(path), self._winning_records() if winners_only else self.records())
 
     def export_shipped(self, folder: str | Path) -> int:
         """Write one winners' file per device into a folder, as tilewright ships them; the number of winners."""
-        files = shipped.devices_of(self._winning_rows())
+        files = shipped.devices_of(replace(m, space="") for m in self._winning_rows())
         return sum(exchange.write_file(Path(folder) / name, rows) for name, rows in files.items())
 
     # --- inside -------------------------------------------------------------------------------------------------
 
     def _winning_rows(self) -> list[Measurement]:
-        wanted = {
-            (w.device, w.driver, w.signature, w.generator, w.family, w.configuration, w.created) for w in self.ls()
-        }
-        return [
-            m
-            for m in self.measurements()
-            if (m.device, m.driver, m.signature, m.generator, m.family, m.configuration, m.created) in wanted
-        ]
+        with self._connection() as c:
+            ids = [row.id for _, row in _winning(c)]
+            found: list[Measurement] = []
+            for n in range(0, len(ids), ASKED):
+                part = queries.ROWS.where(MEASUREMENTS.c.id.in_(ids[n : n + ASKED]))
+                found += [reading.as_measurement(row) for row in c.execute(part)]
+            return found
+
+    def _winning_records(self) -> list[Record]:
+        rows = self._winning_rows()
+        named = {m.space for m in rows}
+        with self._connection() as c:
+            spaces = [reading.as_space(row) for row in c.execute(select(SPACES)) if row.digest in named]
+        return [*spaces, *rows]
+
+    def _page(self, after: int) -> list[Any]:
+        with self._connection() as c:
+            return next(reading.pages(c, after=after), [])
+
+    def _check_programs(self, programs: Iterable[tuple[str, str]]) -> None:
+        """DatabaseError if a signature stands for different texts among (signature, text), or here."""
+        texts: dict[str, int] = {}
+        for signature, text in programs:
+            if texts.setdefault(signature, hash(text)) != hash(text):
+                raise DatabaseError(f"program signature {signature} stands for two programs; nothing was added")
+        signatures = list(texts)
+        with self._connection() as c:
+            for n in range(0, len(signatures), ASKED):
+                for row in c.execute(queries.SIGNED, {"signatures": signatures[n : n + ASKED]}):
+                    if texts[row.signature] != hash(row.text):
+                        raise DatabaseError(
+                            f"program signature {row.signature} stands for another program here; nothing was added"
+                        )
 
     def _drivers(self, c: Connection, device: str) -> tuple[tuple[int, str], ...]:
         """(id, version) of a device's drivers, kept like the answers (every lookup needs them)."""
@@ -400,109 +448,19 @@ class Store:
 # --- rows to records and back -------------------------------------------------------------------------------------
 
 
-def _id_of(c: Connection, table: Table, **values: object) -> int:
-    """The id of the row with these values, made if there is none."""
-    found = c.execute(select(table.c.id).where(*(table.c[k] == v for k, v in values.items()))).scalar()
-    if found is None:
-        key = c.execute(insert(table).values(**values)).inserted_primary_key
-        assert key is not None, "every table has a numbered key"
-        found = key[0]
-    return int(found)
+def _batches(records: Iterable[Record]) -> Iterator[list[Record]]:
+    waiting = iter(records)
+    while batch := list(itertools.islice(waiting, BATCH)):
+        yield batch
 
 
-def _program_id(c: Connection, m: Measurement) -> int:
-    sizes = json.dumps(list(m.sizes))
-    row = c.execute(queries.PROGRAM, {"signature": m.signature}).first()
-    if row is None:
-        return _id_of(c, PROGRAMS, signature=m.signature, structure=m.structure, sizes=sizes, text=m.program)
-    if (row.structure, row.sizes, row.text) != (m.structure, sizes, m.program):
-        raise DatabaseError(f"program signature {m.signature} stands for another program here; the row is not added")
-    return int(row.id)
-
-
-def _as_known(c: Connection, m: Measurement) -> Measurement:
-    """With the structure that the program was stored with: it follows from the text, but not in all versions alike."""
-    row = c.execute(queries.PROGRAM, {"signature": m.signature}).first()
-    return m if row is None or row.text != m.program else replace(m, structure=row.structure)
-
-
-def _insert(c: Connection, m: Measurement) -> int:
-    """Add one measurement; 1 if it is new, 0 if it was there."""
-    m = _as_known(c, m)
-    digest = m.digest
-    if c.execute(select(MEASUREMENTS.c.id).where(MEASUREMENTS.c.digest == digest)).first():
-        return 0
-    device = _id_of(c, DEVICES, identity=m.device)
-    c.execute(
-        insert(MEASUREMENTS).values(
-            digest=digest,
-            program_id=_program_id(c, m),
-            driver_id=_id_of(c, DRIVERS, device_id=device, version=m.driver),
-            generator=m.generator,
-            configuration_id=_id_of(c, CONFIGURATIONS, family=m.family, parameters=m.configuration),
-            status=m.status.value,
-            seconds=m.seconds,
-            samples=json.dumps(list(m.samples)),
-            error=m.error,
-            message=m.message,
-            build_seconds=m.build_seconds,
-            host=m.host,
-            created=m.created,
-            run=m.run,
-            round=m.round,
-        )
-    )
-    return 1
-
-
-def _insert_run(c: Connection, run: Run) -> int:
-    if c.execute(select(RUNS.c.id).where(RUNS.c.id == run.id)).first():
-        return 0
-    c.execute(insert(RUNS).values(id=run.id, started=run.started, host=run.host, budget=run.budget))
-    return 1
-
-
-def _as_measurement(row: Any) -> Measurement:
-    return Measurement.from_record(
-        {
-            "device": row.identity,
-            "driver": row.version,
-            "signature": row.signature,
-            "structure": row.structure,
-            "sizes": json.loads(row.sizes),
-            "program": row.text,
-            "family": row.family,
-            "configuration": row.parameters,
-            "generator": row.generator,
-            "status": row.status,
-            "seconds": row.seconds,
-            "samples": json.loads(row.samples),
-            "error": row.error,
-            "message": row.message,
-            "build_seconds": row.build_seconds,
-            "host": row.host,
-            "created": row.created,
-            "run": row.run,
-            "round": row.round,
-        }
-    )
-
-
-def _measurements(c: Connection) -> Iterable[tuple[str, Measurement]]:
-    """(digest, measurement) of every row."""
-    for row in c.execute(queries.ROWS).all():
-        yield row.digest, _as_measurement(row)
-
-
-def _row_problems(c: Connection) -> Iterator[str]:
-    for row in c.execute(queries.ROWS).all():
-        try:
-            whole = _as_measurement(row).digest == row.digest
-        except (DatabaseError, ValueError, TypeError) as e:
-            yield f"measurement {row.id}: {e}"
-            continue
-        if not whole:
-            yield f"measurement {row.id}: was changed after it was stored (its digest differs)"
+def _winning(c: Connection, device: str | None = None) -> Iterator[tuple[Any, Any]]:
+    """(row of `queries.KEYS`, row of `queries.WINNER`) of every winner."""
+    for key in c.execute(queries.KEYS).all():
+        if device is None or key.identity == device:
+            row = _winner_row(c, key[4], key[1], key.generator)
+            if row is not None:
+                yield key, row
 
 
 def _winner_row(c: Connection, program: int, driver: int, generator: str) -> Any:
@@ -532,18 +490,6 @@ def _seen_from(w: Winner, driver: str, sizes: tuple[int, ...] | None) -> Winner:
     if sizes is not None:
         distance = sum(abs(math.log2(max(a, 1) / max(b, 1))) for a, b in zip(w.sizes, sizes, strict=True))
     return replace(w, exact=w.driver == driver, distance=distance)
-
-
-def _drop_orphans(c: Connection) -> None:
-    """Rows that no measurement refers to any more."""
-    for table, column in (
-        (PROGRAMS, MEASUREMENTS.c.program_id),
-        (CONFIGURATIONS, MEASUREMENTS.c.configuration_id),
-        (DRIVERS, MEASUREMENTS.c.driver_id),
-    ):
-        c.execute(delete(table).where(~exists().where(column == table.c.id)))
-    c.execute(delete(DEVICES).where(~exists().where(DRIVERS.c.device_id == DEVICES.c.id)))
-    c.execute(delete(RUNS).where(~exists().where(MEASUREMENTS.c.run == RUNS.c.id)))
 
 
 __all__ = ["OTHER_DRIVER_DISTANCE", "Store"]

@@ -1,0 +1,141 @@
+"""Rows coming out of the database, a page at a time: memory stays the same however many there are."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from typing import Any
+
+from sqlalchemy import Connection, Row, Select, select
+
+from tilewright.errors import DatabaseError
+from tilewright.tuning_db import queries
+from tilewright.tuning_db.records import Measurement, Run, Space
+from tilewright.tuning_db.schema import CONFIGURATIONS, DEVICES, DRIVERS, MEASUREMENTS, PROGRAMS, RUNS, SPACES
+from tilewright.tuning_db.writing import Record
+
+PAGE = 2000
+"""Rows that are in memory at a time."""
+
+
+def pages(c: Connection, query: Select[Any] = queries.ROWS, after: int = 0) -> Iterator[list[Row[Any]]]:
+    """The rows of `queries.ROWS`, or of a query with more conditions, in the order in which they were stored.
+
+    ``after``: only those with a higher id.
+    """
+    while True:
+        page = list(c.execute(query.where(MEASUREMENTS.c.id > after).limit(PAGE)))
+        if not page:
+            return
+        yield page
+        after = page[-1].id
+
+
+def measurements(c: Connection, query: Select[Any] = queries.ROWS) -> Iterator[Measurement]:
+    """Every measurement, in the order in which it was stored."""
+    for page in pages(c, query):
+        for row in page:
+            yield as_measurement(row)
+
+
+def records(c: Connection) -> Iterator[Record]:
+    """Everything that an export holds: runs, then spaces, then measurements."""
+    for row in c.execute(select(RUNS).order_by(RUNS.c.started, RUNS.c.id)):
+        yield Run(row.id, row.started, row.host, row.budget)
+    for row in c.execute(select(SPACES).order_by(SPACES.c.id)):
+        yield as_space(row)
+    yield from measurements(c)
+
+
+def as_measurement(row: Any) -> Measurement:
+    """A row of `queries.ROWS` as a record; DatabaseError, ValueError or TypeError if it is spoilt."""
+    return Measurement.from_record(
+        {
+            "device": row.identity,
+            "driver": row.version,
+            "signature": row.signature,
+            "structure": row.structure,
+            "sizes": json.loads(row.sizes),
+            "program": row.text,
+            "family": row.family,
+            "configuration": row.parameters,
+            "generator": row.generator,
+            "status": row.status,
+            "seconds": row.seconds,
+            "samples": json.loads(row.samples),
+            "error": row.error,
+            "message": row.message,
+            "build_seconds": row.build_seconds,
+            "host": row.host,
+            "created": row.created,
+            "run": row.run,
+            "round": row.round,
+            "space": row.space or "",
+        }
+    )
+
+
+def as_space(row: Any) -> Space:
+    """A row of `spaces` as a record; DatabaseError or ValueError if it is spoilt."""
+    parameters, constraints = json.loads(row.parameters), json.loads(row.constraints)
+    return Space.from_record({"family": row.family, "parameters": parameters, "constraints": constraints})
+
+
+# --- what is wrong ------------------------------------------------------------------------------------------------
+
+
+def problems(c: Connection) -> Iterator[str]:
+    """What is wrong with the database, one sentence each.
+
+    The file's own structure (SQLite), references between tables, rows that nothing refers to, every row against its
+    digest, every space against its own, and every configuration against the values of the space it was taken from.
+    """
+    if c.dialect.name == "sqlite":
+        answers = c.exec_driver_sql("PRAGMA integrity_check").scalars().all()
+        yield from (f"file: {answer}" for answer in answers if answer != "ok")
+        for row in c.exec_driver_sql("PRAGMA foreign_key_check").all():
+            yield f"table {row[0]}, row {row[1]}: refers to a missing row of {row[2]}"
+    yield from _orphans(c)
+    spaces: dict[str, Space] = {}
+    for row in c.execute(select(SPACES).order_by(SPACES.c.id)).all():
+        try:
+            space = as_space(row)
+        except (DatabaseError, ValueError, TypeError) as e:
+            yield f"space {row.id}: {e}"
+            continue
+        if space.digest != row.digest:
+            yield f"space {row.id}: was changed after it was stored (its digest differs)"
+        spaces[row.digest] = space
+    for page in pages(c):
+        for row in page:
+            problem = _row_problem(row, spaces)
+            if problem:
+                yield f"measurement {row.id}: {problem}"
+
+
+def _orphans(c: Connection) -> Iterator[str]:
+    for table, column in (
+        (PROGRAMS, MEASUREMENTS.c.program_id),
+        (CONFIGURATIONS, MEASUREMENTS.c.configuration_id),
+        (DRIVERS, MEASUREMENTS.c.driver_id),
+        (DEVICES, DRIVERS.c.device_id),
+    ):
+        found = c.execute(select(table.c.id).where(table.c.id.not_in(select(column))).order_by(table.c.id)).scalars()
+        for number in found.all():
+            yield f"table {table.name}, row {number}: no measurement refers to it; `prune` removes it"
+
+
+def _row_problem(row: Any, spaces: dict[str, Space]) -> str | None:
+    try:
+        m = as_measurement(row)
+        whole = m.digest == row.digest
+    except (DatabaseError, ValueError, TypeError) as e:
+        return str(e)
+    if not whole:
+        return "was changed after it was stored (its digest differs)"
+    space = spaces.get(m.space)
+    outside = space.violated(json.loads(m.configuration)) if space is not None else None
+    return f"its configuration {m.configuration} is not of its space: {outside}" if outside else None
+
+
+__all__ = ["as_measurement", "as_space", "measurements", "pages", "problems", "records"]
