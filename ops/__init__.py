@@ -5,6 +5,7 @@
 
 from tilewright.ops import (
     convolution,
+    indexing,
     matmul,
     movement,
     normalise,
@@ -50,6 +51,7 @@ __all__ = [
     "View",
     "Views",
     "convolution",
+    "indexing",
     "matmul",
     "movement",
     "normalise",

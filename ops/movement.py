@@ -2,12 +2,9 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping
-from itertools import pairwise
 from typing import Any
 
-from tilewright.dsl.dtypes import DType
 from tilewright.errors import UnsupportedError
 from tilewright.ops.language import literal, pad_literal, program
 from tilewright.ops.operator import (
@@ -227,72 +224,6 @@ def space_to_depth(app: Application) -> Compute:
     else:
         out_shape, out = (n, c, b, b, h // b, w // b), "n, c, i, j, h, w"
     return _copy(app, "n, c, h, i, w, j", out=out, shape=shape, out_shape=out_shape)
-
-
-GATHER = """
-op gather(x[{sizes}], at[{places}]) -> y[{out_sizes}]:
-    y[{out}] = {kind}(k) where({place} == k, x[{read}], {otherwise})
-"""
-"""Positions that only the device knows: every element of the axis is looked at, and the wanted one taken."""
-
-MAX_LOOKS = 1 << 31
-"""Elements that a gather on the device may look at."""
-
-
-@operator("Gather")
-def gather(app: Application) -> Result:
-    """Elements at given positions of an axis; positions known ahead, evenly spaced upwards, are a slice."""
-    shape, indices = app.input(0).shape, app.input(1)
-    axis = app.integer("axis", 0) % len(shape)
-    if indices.value is not None:
-        places = [int(i) % shape[axis] for i in indices.value.reshape(-1)]
-        step = places[1] - places[0] if len(places) > 1 else 1
-        if places and step >= 1 and all(b - a == step for a, b in pairwise(places)):
-            return Views(((_one_axis(shape, axis, places[0], len(places), step), Reshaped(app.outputs[0].shape)),))
-    if shape[axis] * math.prod(app.outputs[0].shape) > MAX_LOOKS:
-        raise UnsupportedError(f"gathering from {shape[axis]} positions on the device would take too long")
-    return _gathered(app, axis)
-
-
-def _gathered(app: Application, axis: int) -> Compute:
-    shape, indices, dtype = app.input(0).shape, app.input(1), app.input(0).dtype
-    before = [f"b{d}" for d in range(axis)]
-    after = [f"a{d}" for d in range(len(shape) - axis - 1)]
-    at = [f"i{d}" for d in range(indices.rank)]
-    element = f"at[{', '.join(at)}]"
-    text = GATHER.format(
-        sizes=", ".join(map(str, shape)),
-        places=", ".join(map(str, indices.shape)),
-        out_sizes=", ".join(map(str, app.outputs[0].shape)),
-        out=", ".join([*before, *at, *after]),
-        kind="any" if dtype is DType.BOOL else "sum",
-        place=f"where({element} < 0, {element} + {shape[axis]}, {element})",
-        read=", ".join([*before, "k", *after]),
-        otherwise="false" if dtype is DType.BOOL else "0",
-    )
-    return program(app, text, {"x": shape, "at": indices.shape, "y": app.outputs[0].shape}, {"x": 0, "at": 1})
-
-
-@operator("GatherElements")
-def gather_elements(app: Application) -> Compute:
-    """Along one axis, the element at the position that the indices give for each output."""
-    shape, indices, dtype = app.input(0).shape, app.input(1), app.input(0).dtype
-    axis = app.integer("axis", 0) % len(shape)
-    if shape[axis] * math.prod(indices.shape) > MAX_LOOKS:
-        raise UnsupportedError(f"gathering from {shape[axis]} positions on the device would take too long")
-    names = [f"i{d}" for d in range(len(shape))]
-    element = f"at[{', '.join(names)}]"
-    text = GATHER.format(
-        sizes=", ".join(map(str, shape)),
-        places=", ".join(map(str, indices.shape)),
-        out_sizes=", ".join(map(str, indices.shape)),
-        out=", ".join(names),
-        kind="any" if dtype is DType.BOOL else "sum",
-        place=f"where({element} < 0, {element} + {shape[axis]}, {element})",
-        read=", ".join("k" if d == axis else f"{name} + 0" for d, name in enumerate(names)),
-        otherwise="false" if dtype is DType.BOOL else "0",
-    )
-    return program(app, text, {"x": shape, "at": indices.shape, "y": indices.shape}, {"x": 0, "at": 1})
 
 
 ONE_HOT = """
