@@ -11,7 +11,10 @@ import pytest
 from networks import by_onnxruntime, random
 from onnx import TensorProto, helper
 
+from tilewright.dsl.dtypes import DType
+from tilewright.errors import UnsupportedError
 from tilewright.graph.session import InferenceSession
+from tilewright.ops import OPERATORS, Application, Operand
 from tilewright.runtime import Device
 
 GATES = {"RNN": 1, "GRU": 3, "LSTM": 4}
@@ -127,3 +130,97 @@ def _check(case: Case, device: Device, constant: str) -> None:
 @pytest.mark.parametrize("name", CASES)
 def test_as_onnxruntime(name: str, device: Device) -> None:
     _check(CASES[name], device, "wrbp")
+
+
+@pytest.mark.parametrize("name", ["gru, both ways, lengths", "lstm, peepholes, both ways, lengths"])
+def test_weights_that_are_inputs(name: str, device: Device) -> None:
+    """So are the sequences' lengths, here and above."""
+    _check(CASES[name], device, "")
+
+
+def _typed(proto: onnx.ModelProto, dtype: np.dtype) -> onnx.ModelProto:
+    """The model with its floats in another type."""
+    code = helper.np_dtype_to_tensor_dtype(dtype)
+    for value in (*proto.graph.input, *proto.graph.output):
+        if value.type.tensor_type.elem_type == TensorProto.FLOAT:
+            value.type.tensor_type.elem_type = code
+    for tensor in proto.graph.initializer:
+        tensor.CopyFrom(onnx.numpy_helper.from_array(onnx.numpy_helper.to_array(tensor).astype(dtype), tensor.name))
+    return proto
+
+
+def _lstm_in_float64(arrays: Mapping[str, np.ndarray]) -> np.ndarray:
+    """Y of one direction by the operator's equations."""
+    a = {n: v.astype(np.float64) for n, v in arrays.items()}
+    h, c = a["h"][0], a["c"][0]
+    size, results = h.shape[1], []
+    for x in a["x"]:
+        gates = x @ a["w"][0].T + h @ a["r"][0].T + a["b"][0].reshape(2, -1).sum(0)
+        i, o, f, g = (gates[:, k * size : (k + 1) * size] for k in range(4))
+        c = c / (1 + np.exp(-f)) + np.tanh(g) / (1 + np.exp(-i))
+        h = np.tanh(c) / (1 + np.exp(-o))
+        results.append(h)
+    return np.stack(results)[:, None]
+
+
+@pytest.mark.parametrize(("dtype", "tolerance"), [(np.float16, 2e-3), (np.float64, 1e-12)])
+def test_other_types(dtype: type, tolerance: float, device: Device) -> None:
+    case = Case("LSTM", given="bhc", outputs="y")
+    proto = _typed(case.model(), np.dtype(dtype))
+    arrays = {n: a.astype(dtype) for n, a in case.arrays().items()}
+    found = InferenceSession(proto, device, store=False).run(None, {n: arrays[n] for n in ("x", "h", "c")})[0]
+    assert found.dtype == dtype
+    np.testing.assert_allclose(found, _lstm_in_float64(arrays), rtol=tolerance, atol=tolerance)
+
+
+@pytest.mark.parametrize("op", ["RNN", "GRU", "LSTM"])
+def test_batch_first(op: str, device: Device) -> None:
+    """With `layout` 1 batches come first everywhere."""
+    given = "bhc" if op == "LSTM" else "bh"
+    plain = Case(op, BIDIRECTIONAL, given=given, lens=(2, 5, 3))
+    turned = Case(op, BIDIRECTIONAL | {"layout": 1}, given=given, lens=(2, 5, 3))
+    feeds = plain.feeds()
+    moved = {n: a if n == "lens" else np.ascontiguousarray(a.swapaxes(0, 1)) for n, a in feeds.items()}
+    proto = turned.model()
+    for value in proto.graph.input:
+        sizes = value.type.tensor_type.shape.dim
+        for d, n in zip(sizes, moved[value.name].shape, strict=True):
+            d.dim_value = n
+    y, *last = InferenceSession(proto, device, store=False).run(None, moved)
+    expected_y, *expected_last = by_onnxruntime(plain.model(), feeds)
+    np.testing.assert_allclose(y, expected_y.transpose(2, 0, 1, 3), rtol=1e-4, atol=1e-5)
+    for result, wanted in zip(last, expected_last, strict=True):
+        np.testing.assert_allclose(result, wanted.swapaxes(0, 1), rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("sizes", [(0, 2, 3, 4), (3, 0, 3, 4), (3, 2, 0, 4)])
+def test_nothing_to_do(sizes: tuple[int, int, int, int], device: Device) -> None:
+    """No steps leave the state as it was, no inputs are inputs of zero."""
+    case = Case("LSTM", sizes=sizes, given="bhc")
+    y, h, c = InferenceSession(case.model(), device, store=False).run(None, case.feeds())
+    assert y.shape == (sizes[0], 1, *h.shape[1:])
+    if sizes[0] == 0:
+        np.testing.assert_array_equal(h, case.arrays()["h"])
+        np.testing.assert_array_equal(c, case.arrays()["c"])
+    elif sizes[2] == 0:
+        np.testing.assert_allclose(y, _lstm_in_float64(case.arrays()), rtol=1e-4, atol=1e-5)
+
+
+def test_all_steps_are_the_same_kernels(device: Device) -> None:
+    def kernels(steps: int) -> tuple[int, int]:
+        case = Case("LSTM", BIDIRECTIONAL, sizes=(steps, 1, 4, 8), outputs="h")
+        plan = InferenceSession(case.model(), device, store=False).plan(case.feeds())
+        return len(plan.launches), len({c.program for c in plan.calls})
+
+    (few, distinct), (many, as_distinct) = kernels(4), kernels(40)
+    assert many - few <= 2 * 36
+    assert as_distinct == distinct
+
+
+def test_what_is_refused() -> None:
+    reason = OPERATORS["GRU"].refusal({"activations": ("Sigmoid", "Gelu")}, 17, 2)
+    assert reason == "activation 'Gelu' is not supported"
+    assert OPERATORS["GRU"].refusal({"activations": ("sigmoid", "Tanh")}, 17, 2) is None
+    x, w, r = (Operand(DType.F32, shape) for shape in ((5000, 1, 2), (1, 3, 2), (1, 3, 3)))
+    with pytest.raises(UnsupportedError, match="a sequence of 5000 steps is too long"):
+        OPERATORS["RNN"].build(Application("RNN", 17, {}, (x, w, r), (Operand(DType.F32, (5000, 1, 1, 3)),)))
