@@ -30,9 +30,11 @@ from tilewright.autotune.supervisor import Job, Limits, StageError, Supervisor
 from tilewright.dsl import families
 from tilewright.dsl.lowering import Lowering
 from tilewright.dsl.program import GENERATOR_VERSION, Program
+from tilewright.dsl.space import Space
 from tilewright.errors import DatabaseError
 from tilewright.runtime import Device
 from tilewright.tuning_db import Measurement, Run, Status, Store, now
+from tilewright.tuning_db import Space as RecordedSpace
 
 FINALISTS = 3
 FINAL_ROUNDS = 7
@@ -107,6 +109,8 @@ class _Run:
         """Waits for the measuring process, while this thread looks ahead."""
         self.begun: set[str] = set()
         """Stages of which something was asked for."""
+        self.spaces = {(t.key, family): _recorded(family, s) for t in tuners for family, s in t.space.spaces.items()}
+        """What the candidates of each stage and family are chosen from, as the database keeps it."""
 
     def close(self) -> None:
         """End the thread; after the measurer was closed, for which it may wait."""
@@ -253,6 +257,7 @@ class _Run:
     def _row(self, tuner: StageTuner, candidate: Candidate, outcome: Outcome, decision: str = "") -> Measurement:
         program = tuner.job.program
         ok = outcome.status is Status.OK
+        space = self.spaces.get((tuner.key, candidate.family))
         return Measurement(
             device=self.device.identity,
             driver=self.device.driver,
@@ -271,6 +276,7 @@ class _Run:
             build_seconds=outcome.build_seconds,
             run=self.id,
             round=decision,
+            space=space.digest if space is not None else "",
         )
 
     def _report(self, tuner: StageTuner, candidate: str, status: Status | None) -> None:
@@ -311,6 +317,11 @@ class _Run:
             statuses=dict(tuner.statuses),
             message=tuner.message,
         )
+
+
+def _recorded(family: str, space: Space) -> RecordedSpace:
+    parameters = tuple((p.name, p.values) for p in space.parameters)
+    return RecordedSpace(family, parameters, tuple(c.reason for c in space.constraints))
 
 
 def _rounds(slowest: float) -> int:
@@ -360,6 +371,7 @@ def tune(
     run = _Run(tuners, device, store, limit, progress, measuring, family_source)
     try:
         store.record_run(Run(run.id, now(), platform.node(), str(limit)))
+        store.record_spaces(tuple(run.spaces.values()))
         try:
             run.search()
             run.finals()

@@ -15,16 +15,15 @@ from sqlalchemy.sql.selectable import FromClause
 from tilewright.tuning_db.records import Status
 from tilewright.tuning_db.schema import CONFIGURATIONS, DEVICES, DRIVERS, MEASUREMENTS, PROGRAMS, SPACES
 
-_KEY = ("program_id", "driver_id", "generator")
-
 
 def _same_key(a: FromClause, b: FromClause) -> ColumnElement[bool]:
-    return and_(*(a.c[name] == b.c[name] for name in _KEY))
+    columns = ("program_id", "driver_id", "generator")
+    return and_(*(a.c[name] == b.c[name] for name in columns))
 
 
 def _asked_key(m: FromClause) -> ColumnElement[bool]:
-    asked = (bindparam("program"), bindparam("driver"), bindparam("generator"))
-    return and_(*(m.c[name] == value for name, value in zip(_KEY, asked, strict=True)))
+    asked = {"program_id": "program", "driver_id": "driver", "generator": "generator"}
+    return and_(*(m.c[column] == bindparam(name) for column, name in asked.items()))
 
 
 def _competing(asked: bool) -> Select[Any]:
