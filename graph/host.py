@@ -1,11 +1,11 @@
-"""What the host works out ahead of time: values of nodes whose inputs are constant, and types of values.
+"""What the host works out: values of nodes whose inputs are constant or that only it can compute, and types of values.
 
 Both come from the onnx package (its reference evaluator, its shape inference), node by node.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 
 import numpy as np
@@ -13,7 +13,8 @@ import onnx
 from onnx import helper, numpy_helper
 
 from tilewright.dsl.dtypes import DType
-from tilewright.errors import ModelError
+from tilewright.errors import ModelError, UnsupportedOperatorError
+from tilewright.graph.host_values import HostValue, host_value, type_proto
 from tilewright.graph.ir import Attribute, Node, Value, frozen
 
 _KNOWN_DATA = 4096
@@ -23,31 +24,71 @@ _LIKE_ITS_INPUT = frozenset({"GroupNormalization"})
 """Operators whose output has the first input's type although ONNX's inference does not say so."""
 
 
+class NeedsHostError(UnsupportedOperatorError):
+    """Nodes cannot be computed on the device with the sizes and types at hand; the host may be able to."""
+
+    def __init__(self, message: str, sources: Iterable[str]) -> None:
+        super().__init__(message)
+        self.sources = frozenset(sources)
+        """Names of the file's nodes that they stand for."""
+
+
 def evaluate(node: Node, opset: int, inputs: Sequence[np.ndarray | None]) -> tuple[np.ndarray, ...]:
-    """The node's outputs for given inputs (None where an input is left out), by ONNX's reference evaluator.
+    """The node's outputs, all tensors, for given inputs (None where an input is left out), by ONNX's evaluator.
 
     Raises ModelError if the evaluator cannot compute it.
     """
+    found = evaluate_any(node, opset, {}, inputs)
+    if not all(isinstance(r, np.ndarray) for r in found):
+        raise ModelError(f"node {node.label!r} ({node.op}) gives something else than tensors")
+    return tuple(np.empty(0) if r is None else frozen(r) for r in found)
+
+
+def evaluate_any(
+    node: Node, opset: int, domains: Mapping[str, int], inputs: Sequence[HostValue]
+) -> tuple[HostValue, ...]:
+    """The node's outputs by ONNX's reference evaluator; outputs that nobody wants are empty arrays.
+
+    Values are NumPy arrays, sequences as lists of them, and None for an input that is left out or an optional without
+    an element. Raises ModelError if the evaluator cannot compute it.
+    """
     from onnx.reference import ReferenceEvaluator  # takes a while, and many networks do without
 
-    present = {name: a for name, a in zip(node.inputs, inputs, strict=True) if name and a is not None}
+    present = {name: a for name, a in zip(node.inputs, inputs, strict=True) if name}
     outputs = [o for o in node.outputs if o]
+    types = [helper.make_value_info(n, type_proto(a)) for n, a in present.items()]
     graph = helper.make_graph(
-        [node_proto(node)],
-        "node",
-        [
-            helper.make_tensor_value_info(n, helper.np_dtype_to_tensor_dtype(a.dtype), a.shape)
-            for n, a in present.items()
-        ],
-        [helper.make_empty_tensor_value_info(o) for o in outputs],
+        [node_proto(node)], "node", types, [helper.make_empty_tensor_value_info(o) for o in outputs]
     )
     try:
         with np.errstate(all="ignore"):
-            results = ReferenceEvaluator(graph, opsets={"": opset}).run(None, dict(present))
+            results = ReferenceEvaluator(graph, opsets={"": opset, **domains}).run(None, dict(present))
     except Exception as error:  # the evaluator runs foreign code on foreign data: any failure means the same here
-        raise ModelError(f"node {node.label!r} ({node.op}) cannot be computed from its constants: {error}") from None
-    found = dict(zip(outputs, (frozen(np.array(r)) for r in results), strict=True))
+        raise ModelError(f"node {node.label!r} ({node.op}) cannot be computed from its inputs: {error}") from None
+    found = dict(zip(outputs, map(host_value, results), strict=True))
     return tuple(found.get(o, np.empty(0)) for o in node.outputs)
+
+
+def can_evaluate(node: Node, opset: int, domains: Mapping[str, int]) -> bool:
+    """True if ONNX's reference evaluator knows the operator."""
+    from onnx.reference import ReferenceEvaluator
+
+    graph = helper.make_graph(
+        [node_proto(node)],
+        "node",
+        [helper.make_empty_tensor_value_info(i) for i in dict.fromkeys(node.inputs) if i],
+        [helper.make_empty_tensor_value_info(o) for o in node.outputs if o],
+    )
+    try:
+        ReferenceEvaluator(graph, opsets={"": opset, **domains})
+    except Exception as error:  # the evaluator's own, and whatever its operators raise when they are made
+        return _is_missing_type(error)
+    return True
+
+
+def _is_missing_type(error: Exception) -> bool:
+    """True for a function that is defined only when its inputs' types are known, which they are once it runs."""
+    return "context" in str(error) or "input_types" in str(error)
 
 
 def infer(node: Node, opset: int, inputs: Sequence[Value | None], data: Mapping[str, np.ndarray]) -> tuple[Value, ...]:
@@ -69,7 +110,7 @@ def infer(node: Node, opset: int, inputs: Sequence[Value | None], data: Mapping[
     except (onnx.shape_inference.InferenceError, RuntimeError) as error:
         text = " ".join(str(error).split())
         raise ModelError(f"node {node.label!r} ({node.op}) does not fit its inputs: {text}") from None
-    result = tuple(_value(o, found.get(o)) for o in node.outputs)
+    result = tuple(_value(node, o, found.get(o)) for o in node.outputs)
     if node.op in _LIKE_ITS_INPUT and result[0].shape is None and inputs[0] is not None:
         return (replace(inputs[0], name=node.outputs[0]), *result[1:])
     return result
@@ -79,7 +120,7 @@ def _type(value: Value) -> onnx.TypeProto:
     return helper.make_tensor_type_proto(helper.np_dtype_to_tensor_dtype(value.dtype.numpy), value.shape)
 
 
-def _value(name: str, proto: onnx.TypeProto | None) -> Value:
+def _value(node: Node, name: str, proto: onnx.TypeProto | None) -> Value:
     if proto is None or not proto.HasField("tensor_type"):
         return Value(name, DType.F32, None)
     tensor = proto.tensor_type
@@ -88,16 +129,22 @@ def _value(name: str, proto: onnx.TypeProto | None) -> Value:
         shape = tuple(d.dim_value if d.HasField("dim_value") else d.dim_param or None for d in tensor.shape.dim)
     try:
         dtype = DType.from_numpy(helper.tensor_dtype_to_np_dtype(tensor.elem_type))
-    except TypeError:
+    except (TypeError, KeyError):
         found = onnx.TensorProto.DataType.Name(tensor.elem_type)
-        raise ModelError(f"the value {name!r} has element type {found}, which is not supported") from None
+        raise NeedsHostError(
+            f"the value {name!r} has element type {found}, which is not supported", node.sources
+        ) from None
     return Value(name, dtype, shape)
 
 
 def node_proto(node: Node) -> onnx.NodeProto:
     """The node as ONNX writes it."""
-    proto = helper.make_node(node.op, node.inputs, node.outputs, node.name or None)
+    domain, _, op = node.op.rpartition("::")
+    proto = helper.make_node(op, node.inputs, node.outputs, node.name or None, domain=domain)
     for name, value in node.attributes.items():
+        if isinstance(value, onnx.AttributeProto):
+            proto.attribute.append(value)
+            continue
         is_empty = isinstance(value, tuple) and not value
         empty = onnx.AttributeProto.INTS if is_empty else None  # the only empty lists there are: axes, pads
         proto.attribute.append(helper.make_attribute(name, _plain(value), attr_type=empty))

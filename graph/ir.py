@@ -4,6 +4,9 @@
     Node     one ONNX operator applied to named values
     Value    a value's name, element type and sizes
 
+Bodies of control flow (If, Loop, Scan, SequenceMap) are Graphs among a node's attributes. They see nothing but their
+inputs: what they read of the graph around them are the node's last inputs, and the last inputs of every body.
+
 Passes are functions from Graph to Graph; the same object back means that nothing changed.
 """
 
@@ -16,10 +19,11 @@ from functools import cached_property
 from types import MappingProxyType
 
 import numpy as np
+import onnx
 
 from tilewright.dsl.dtypes import DType
 
-Attribute = int | float | str | tuple[int, ...] | tuple[float, ...] | tuple[str, ...] | np.ndarray
+Plain = int | float | str | tuple[int, ...] | tuple[float, ...] | tuple[str, ...] | np.ndarray
 Size = int | str | None
 """A dimension: a number, the name of an open size, or None if nothing is known."""
 
@@ -31,6 +35,9 @@ class Value:
     name: str
     dtype: DType
     shape: tuple[Size, ...] | None
+    hosted: str | None = None
+    """ONNX's name of a type that only the host can hold (``tensor(string)``, ``seq(tensor(float))``), of which `dtype`
+    says nothing; None for tensors of the language's types."""
 
     @property
     def is_concrete(self) -> bool:
@@ -53,9 +60,12 @@ class Node:
     inputs: tuple[str, ...]
     outputs: tuple[str, ...]
     attributes: Mapping[str, Attribute] = field(default_factory=dict)
+    """Attributes of kinds that nothing but ONNX's own evaluator reads are kept as the file has them."""
     name: str = ""
     origins: tuple[str, ...] = ()
     """Names of the file's nodes that this one stands for; its own where it stands for itself."""
+    captured: int = 0
+    """How many of the last inputs are what the bodies read of the graph around them."""
 
     @property
     def sources(self) -> tuple[str, ...]:
@@ -66,6 +76,11 @@ class Node:
     def label(self) -> str:
         """The node's name, or its first output where the file gives none."""
         return self.name or next((o for o in self.outputs if o), self.op)
+
+    @property
+    def bodies(self) -> Mapping[str, Graph]:
+        """The graphs among the attributes."""
+        return {name: v for name, v in self.attributes.items() if isinstance(v, Graph)}
 
     def integer(self, name: str, default: int) -> int:
         """An integer attribute."""
@@ -90,9 +105,11 @@ class Graph:
     constants: Mapping[str, np.ndarray]
     values: Mapping[str, Value] = field(default_factory=dict)
     """Known types of inputs, outputs and what lies between; may be incomplete before `specialise`."""
+    domains: Mapping[str, int] = field(default_factory=dict)
+    """Versions of the other operator sets that the file names."""
 
     def __post_init__(self) -> None:
-        for name in ("constants", "values"):
+        for name in ("constants", "values", "domains"):
             object.__setattr__(self, name, MappingProxyType(dict(getattr(self, name))))
 
     @cached_property
@@ -129,9 +146,35 @@ class Graph:
         """How many nodes of each operator there are."""
         return Counter(n.op for n in self.nodes)
 
+    @cached_property
+    def captured(self) -> tuple[str, ...]:
+        """Values that the nodes or outputs read and nothing here writes."""
+        written = {o for n in self.nodes for o in n.outputs} | self.constants.keys() | self.input_names
+        read = [i for n in self.nodes for i in n.inputs if i] + [v.name for v in self.outputs]
+        return tuple(dict.fromkeys(name for name in read if name not in written))
+
+    def with_bodies(self) -> Graph:
+        """The graph whose nodes' bodies, as a file has them, are made to read their own inputs alone."""
+        return replace(self, nodes=tuple(_closed(n, self) if n.bodies else n for n in self.nodes))
+
     def replace_nodes(self, nodes: tuple[Node, ...], constants: Mapping[str, np.ndarray] | None = None) -> Graph:
         """The same graph with other nodes and, if given, other constants."""
         return replace(self, nodes=nodes, constants=self.constants if constants is None else constants)
+
+
+def _closed(node: Node, around: Graph) -> Node:
+    """The node with what its bodies read of the graph around them as last inputs, of its own and of every body."""
+    bodies = {
+        name: replace(b, opset=around.opset, domains=around.domains).with_bodies() for name, b in node.bodies.items()
+    }
+    captured = tuple(dict.fromkeys(name for b in bodies.values() for name in b.captured))
+    unknown = tuple(Value(name, DType.F32, None) for name in captured)
+    closed = {name: replace(b, inputs=(*b.inputs, *unknown)) for name, b in bodies.items()}
+    attributes = {**node.attributes, **closed}
+    return replace(node, inputs=(*node.inputs, *captured), attributes=attributes, captured=len(captured))
+
+
+Attribute = Plain | Graph | onnx.AttributeProto
 
 
 def frozen(array: np.ndarray) -> np.ndarray:

@@ -7,7 +7,8 @@ a checker's complaint, operators nothing here can run (all of them at once, befo
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable, Collection, Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -36,7 +37,7 @@ _AS_NUMPY: Mapping[int, np.dtype[Any]] = {
 }  # fmt: skip
 """Element types whose elements lie in a file as in NumPy's memory."""
 
-_SHAPE_READERS = frozenset({"Shape", "Size"})
+SHAPE_READERS = frozenset({"Shape", "Size"})
 """Operators whose result follows from sizes alone, so that it is known when a plan is made."""
 
 _NOT_CONSTANT = frozenset(
@@ -44,37 +45,47 @@ _NOT_CONSTANT = frozenset(
         "Bernoulli",
         "Multinomial",
         "Optional",
+        "OptionalGetElement",
         "OptionalHasElement",
         "RandomNormal",
         "RandomNormalLike",
         "RandomUniform",
         "RandomUniformLike",
+        "SequenceConstruct",
+        "SequenceEmpty",
+        "SplitToSequence",
     }
 )
-"""Operators whose results are not decided by their inputs' elements."""
+"""Operators whose results are not decided by their inputs' elements, or are no tensors."""
 
 
-def import_model(model: Model) -> Graph:
+def import_model(model: Model, hosted: bool = False) -> Graph:
     """Read a network from a path, the bytes of a file, or a ModelProto.
 
-    Raises ModelError for a file that is missing, broken or invalid, UnsupportedOperatorError (listing every node)
-    for operators that cannot be run.
+    With `hosted` the graph may hold what only the host can compute or hold (`parts.py` says what runs where); without,
+    it is for the device alone. Raises ModelError for a file that is missing, broken or invalid, and, for the device
+    alone, UnsupportedOperatorError (listing every node) for operators that cannot be run.
     """
     proto, place, weights = _load(model)
     _check(proto, place, weights)
     if proto.functions:
         proto = onnx.inliner.inline_local_functions(proto)
     proto = _expand_functions(proto)
-    graph = _convert(proto, place, weights)
-    problems = unsupported_nodes(graph)
+    graph = _convert(proto, place, weights, hosted)
+    problems = [] if hosted else unsupported_nodes(graph)
     if problems:
-        count = f"{len(problems)} node{'s' if len(problems) > 1 else ''}"
-        raise UnsupportedOperatorError(
-            f"{place} has {count} that cannot be run here:\n  "
-            + "\n  ".join(problems)
-            + "\nExport the network without them, or run it in another runtime."
-        )
+        raise unsupported(place, problems)
     return graph
+
+
+def unsupported(place: str, problems: Sequence[str]) -> UnsupportedOperatorError:
+    """The error that lists all nodes that cannot be run, a line each."""
+    count = f"{len(problems)} node{'s' if len(problems) > 1 else ''}"
+    return UnsupportedOperatorError(
+        f"{place} has {count} that cannot be run here:\n  "
+        + "\n  ".join(problems)
+        + "\nExport the network without them, or run it in another runtime."
+    )
 
 
 # --- reading ----------------------------------------------------------------------------------------------------------
@@ -203,7 +214,7 @@ def _with_default_attributes(model: onnx.ModelProto, op: str, opset: int) -> onn
     return spelled
 
 
-_USUALLY_AHEAD = _SHAPE_READERS | {"Constant", "ConstantOfShape", "Range"}
+_USUALLY_AHEAD = SHAPE_READERS | {"Constant", "ConstantOfShape", "Range"}
 """Operators that definitions use on sizes and constants."""
 
 
@@ -219,80 +230,128 @@ def _has_function(op: str, opset: int) -> bool:
 # --- conversion -------------------------------------------------------------------------------------------------------
 
 
-def _convert(model: onnx.ModelProto, place: str, weights: Weights) -> Graph:
-    constants = {t.name: _array(t, place, weights.get(t.name)) for t in model.graph.initializer}
-    inputs = tuple(_value(i, place) for i in model.graph.input if i.name not in constants)
-    outputs = tuple(_value(o, place) for o in model.graph.output)
-    values = {v.name: v for v in (*_inferred(model), *inputs, *outputs)}
+def _convert(model: onnx.ModelProto, place: str, weights: Weights, hosted: bool) -> Graph:
+    reader = _Reader(place, weights, hosted)
+    constants = {t.name: reader.array(t) for t in model.graph.initializer}
+    inputs = tuple(reader.value(i) for i in model.graph.input if i.name not in constants)
+    outputs = tuple(reader.value(o) for o in model.graph.output)
+    values = {v.name: v for v in (*_inferred(model, hosted), *inputs, *outputs)}
     return Graph(
         model.graph.name,
         _opset(model, place),
         inputs,
         outputs,
-        tuple(_node(n) for n in model.graph.node),
+        tuple(reader.node(n) for n in model.graph.node),
         constants,
         values,
-    )
+        {o.domain: o.version for o in model.opset_import if o.domain not in {"", "ai.onnx"}},
+    ).with_bodies()
 
 
-def _inferred(model: onnx.ModelProto) -> list[Value]:
+def _inferred(model: onnx.ModelProto, hosted: bool) -> list[Value]:
     """Types of the values between inputs and outputs, as far as ONNX's inference knows them."""
     try:
         inferred = onnx.shape_inference.infer_shapes(_without_data(model))
     except (onnx.shape_inference.InferenceError, RuntimeError):
         return []
-    return [_value(v, "") for v in inferred.graph.value_info if _is_supported_tensor(v)]
+    found = [type_value(v.name, v.type) for v in inferred.graph.value_info if v.type.WhichOneof("value")]
+    return [v for v in found if hosted or v.hosted is None]
 
 
-def _is_supported_tensor(info: onnx.ValueInfoProto) -> bool:
-    return info.type.HasField("tensor_type") and _element_type(info.type.tensor_type.elem_type) is not None
+@dataclass(frozen=True)
+class _Reader:
+    """From ONNX's messages to the IR. Without `hosted`, types that the language lacks are errors."""
+
+    place: str
+    weights: Weights
+    hosted: bool
+
+    def value(self, info: onnx.ValueInfoProto) -> Value:
+        """An input or output."""
+        value = type_value(info.name, info.type)
+        if self.hosted or value.hosted is None:
+            return value
+        if not info.type.HasField("tensor_type"):
+            kind = info.type.WhichOneof("value") or "nothing"
+            raise ModelError(
+                f"{info.name!r} of {self.place} is a {kind}, only tensors can be handed to and from a network here"
+            )
+        name = TensorProto.DataType.Name(info.type.tensor_type.elem_type)
+        raise ModelError(f"{info.name!r} of {self.place} has element type {name}, which is not supported")
+
+    def array(self, tensor: TensorProto) -> np.ndarray:
+        """A constant; its elements may lie elsewhere, in ONNX's order of bytes, little-endian."""
+        if element_type(tensor.data_type) is None and not self.hosted:
+            name = TensorProto.DataType.Name(tensor.data_type)
+            raise ModelError(
+                f"the constant {tensor.name!r} of {self.place} has element type {name}, which is not supported"
+            )
+        raw = self.weights.get(tensor.name)
+        try:
+            if raw is not None and tensor.data_type in _AS_NUMPY:
+                return frozen(raw.view(_AS_NUMPY[tensor.data_type]).reshape(tuple(tensor.dims)))
+            if raw is not None:
+                tensor.raw_data = raw.tobytes()
+            return frozen(np.ascontiguousarray(onnx.numpy_helper.to_array(tensor)).reshape(tuple(tensor.dims)))
+        except (ValueError, TypeError) as error:
+            text = f"the data of {tensor.name!r} in {self.place} is incomplete: {_one_sentence(error)}"
+            raise ModelError(text) from None
+
+    def node(self, node: onnx.NodeProto) -> Node:
+        """A node; what its bodies read of the graph around them are its last inputs, and those of every body."""
+        domain = "" if node.domain in {"", "ai.onnx"} else f"{node.domain}::"
+        bodies = {a.name: self.body(a.g) for a in node.attribute if a.type == onnx.AttributeProto.GRAPH}
+        attributes = {a.name: bodies.get(a.name, _attribute(a)) for a in node.attribute}
+        return Node(domain + node.op_type, tuple(node.input), tuple(node.output), attributes, node.name)
+
+    def body(self, proto: onnx.GraphProto) -> Graph:
+        """The graph of an attribute."""
+        constants = {t.name: replace(self, weights={}).array(t) for t in proto.initializer}
+        inputs = tuple(self.value(i) for i in proto.input if i.name not in constants)
+        outputs = tuple(self.value(o) for o in proto.output)
+        nodes = tuple(self.node(n) for n in proto.node)
+        written = {o for n in nodes for o in n.outputs} | constants.keys() | {v.name for v in inputs}
+        types = [type_value(v.name, v.type) for v in proto.value_info if v.type.WhichOneof("value")]
+        values = {v.name: v for v in (*types, *inputs, *outputs) if v.name in written}
+        return Graph(proto.name, 0, inputs, outputs, nodes, constants, values)
 
 
-def _element_type(code: int) -> DType | None:
+def type_value(name: str, proto: onnx.TypeProto) -> Value:
+    """What a type of ONNX's says about a value."""
+    tensor = proto.tensor_type
+    dtype = element_type(tensor.elem_type) if proto.HasField("tensor_type") else None
+    shape = tuple(_size(d) for d in tensor.shape.dim) if tensor.HasField("shape") else None
+    return Value(name, dtype or DType.F32, shape, None if dtype else type_text(proto))
+
+
+def type_text(proto: onnx.TypeProto) -> str:
+    """A type as onnxruntime spells it: ``tensor(float)``, ``seq(tensor(int64))``, ``optional(tensor(string))``."""
+    match proto.WhichOneof("value"):
+        case "tensor_type":
+            return f"tensor({TensorProto.DataType.Name(proto.tensor_type.elem_type).lower()})"
+        case "sequence_type":
+            return f"seq({type_text(proto.sequence_type.elem_type)})"
+        case "optional_type":
+            return f"optional({type_text(proto.optional_type.elem_type)})"
+        case "map_type":
+            key = TensorProto.DataType.Name(proto.map_type.key_type).lower()
+            return f"map({key},{type_text(proto.map_type.value_type)})"
+        case other:
+            return other or "unknown"
+
+
+def element_type(code: int) -> DType | None:
+    """The language's name of an element type of ONNX's, None if it has none."""
     try:
         return DType.from_numpy(onnx.helper.tensor_dtype_to_np_dtype(code))
     except (TypeError, KeyError, ValueError):
         return None
 
 
-def _value(info: onnx.ValueInfoProto, place: str) -> Value:
-    tensor = info.type.tensor_type
-    if not info.type.HasField("tensor_type"):
-        kind = info.type.WhichOneof("value") or "nothing"
-        raise ModelError(f"{info.name!r} of {place} is a {kind}, only tensors can be handed to and from a network here")
-    dtype = _element_type(tensor.elem_type)
-    if dtype is None:
-        name = TensorProto.DataType.Name(tensor.elem_type)
-        raise ModelError(f"{info.name!r} of {place} has element type {name}, which is not supported")
-    shape = tuple(_size(d) for d in tensor.shape.dim) if tensor.HasField("shape") else None
-    return Value(info.name, dtype, shape)
-
-
 def _size(d: onnx.TensorShapeProto.Dimension) -> Size:
     if d.HasField("dim_value"):
         return int(d.dim_value) if d.dim_value >= 0 else None  # old exporters write -1 for an open size
     return d.dim_param or None
-
-
-def _array(tensor: TensorProto, place: str, raw: Bytes | None) -> np.ndarray:
-    """A constant; `raw` are its elements in ONNX's order of bytes, little-endian, if `tensor` lacks them."""
-    if _element_type(tensor.data_type) is None:
-        name = TensorProto.DataType.Name(tensor.data_type)
-        raise ModelError(f"the constant {tensor.name!r} of {place} has element type {name}, which is not supported")
-    try:
-        if raw is not None and tensor.data_type in _AS_NUMPY:
-            return frozen(raw.view(_AS_NUMPY[tensor.data_type]).reshape(tuple(tensor.dims)))
-        if raw is not None:
-            tensor.raw_data = raw.tobytes()
-        return frozen(np.ascontiguousarray(onnx.numpy_helper.to_array(tensor)).reshape(tuple(tensor.dims)))
-    except (ValueError, TypeError) as error:
-        raise ModelError(f"the data of {tensor.name!r} in {place} is incomplete: {_one_sentence(error)}") from None
-
-
-def _node(node: onnx.NodeProto) -> Node:
-    domain = "" if node.domain in {"", "ai.onnx"} else f"{node.domain}::"
-    attributes = {a.name: _attribute(a) for a in node.attribute}
-    return Node(domain + node.op_type, tuple(node.input), tuple(node.output), attributes, node.name)
 
 
 def _attribute(a: onnx.AttributeProto) -> Attribute:
@@ -309,8 +368,8 @@ def _attribute(a: onnx.AttributeProto) -> Attribute:
         case onnx.AttributeProto.INT | onnx.AttributeProto.FLOAT:
             number: Attribute = value
             return number
-        case other:
-            return f"<{onnx.AttributeProto.AttributeType.Name(other)}>"  # subgraphs; no operator here has any
+        case _:
+            return a
 
 
 # --- what cannot be run -----------------------------------------------------------------------------------------------
@@ -341,25 +400,30 @@ def steering_inputs(graph: Graph) -> tuple[str, ...]:
         operator = OPERATORS.get(node.op)
         if operator is not None:
             needed.update(node.inputs[n] for n in operator.host if n < len(node.inputs))
-        if node.op not in _SHAPE_READERS and needed & set(node.outputs):
+        if node.op not in SHAPE_READERS and needed & set(node.outputs):
             needed.update(node.inputs)
     return tuple(v.name for v in graph.inputs if v.name in needed and v.shape is not None and len(v.shape) <= 1)
 
 
 def is_known_ahead(node: Node, host: Collection[str]) -> bool:
     """True if the node's result follows from constants and sizes, so that the host computes it once per plan."""
-    if node.op in _SHAPE_READERS:
+    if node.op in SHAPE_READERS:
         return True
     computable = "::" not in node.op and node.op not in _NOT_CONSTANT and onnx.defs.has(node.op)
-    has_subgraph = any(isinstance(v, str) and v in {"<GRAPH>", "<GRAPHS>"} for v in node.attributes.values())
-    return computable and not has_subgraph and all(i in host for i in node.inputs if i)
+    return computable and not node.bodies and all(i in host for i in node.inputs if i)
 
 
 def _reason(node: Node, opset: int, host: set[str]) -> str | None:
     operator = OPERATORS.get(node.op)
-    if operator is None:
-        return "the operator is not supported"
-    for position in operator.host:
+    for position in operator.host if operator else ():
         if position < len(node.inputs) and node.inputs[position] and node.inputs[position] not in host:
             return f"its input {node.inputs[position]!r} must be constant, but is computed from data"
+    return refusal(node, opset)
+
+
+def refusal(node: Node, opset: int) -> str | None:
+    """Why the device cannot compute a node whatever its operands, or None if it may."""
+    operator = OPERATORS.get(node.op)
+    if operator is None:
+        return "the operator is not supported"
     return operator.refusal(node.attributes, opset, len([o for o in node.outputs if o]))

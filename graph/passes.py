@@ -15,11 +15,10 @@ import onnx
 
 from tilewright.dsl.dtypes import DType
 from tilewright.errors import ModelError
-from tilewright.graph import host
+from tilewright.graph import host, host_values
 from tilewright.graph.ir import Graph, Node, Value, frozen
 from tilewright.graph.onnx_import import is_known_ahead
 from tilewright.graph.rules import Replacement, Rule, apply, dead_code_removed, fresh, type_of
-from tilewright.ops import OPERATORS
 
 MAX_ROUNDS = 32
 """Rounds after which the graph is left as it is; real networks need three or four."""
@@ -75,7 +74,7 @@ def fold_constants(graph: Graph, sizes: bool = False) -> Graph:
     if len(nodes) == len(graph.nodes) and not sizes:
         return graph
     for v in graph.outputs:
-        if sizes and v.name in constants:
+        if sizes and v.name in constants and host_values.language_type(constants[v.name].dtype) is not None:
             values[v.name] = Value(v.name, *_constant_type(constants[v.name]))
     outputs = tuple(values.get(v.name, v) for v in graph.outputs) if sizes else graph.outputs
     return dead_code_removed(replace(graph, nodes=tuple(nodes), constants=constants, values=values, outputs=outputs))
@@ -96,21 +95,26 @@ def _value_ahead(
     try:
         return host.evaluate(node, opset, [constants.get(i) for i in node.inputs])
     except ModelError:
-        if node.op in OPERATORS:
-            return None  # the reference evaluator has gaps; the device can do it
-        raise
+        return None  # the reference evaluator has gaps; the device can do it, or the graph's cutting refuses the node
 
 
 def _types(
     node: Node, opset: int, constants: Mapping[str, np.ndarray], values: Mapping[str, Value]
 ) -> tuple[Value, ...]:
+    foreign = [i for i in node.inputs if i in constants and host_values.language_type(constants[i].dtype) is None]
+    if foreign:
+        raise host.NeedsHostError(
+            f"the constant {foreign[0]!r} has element type {constants[foreign[0]].dtype}, which is not supported",
+            node.sources,
+        )
     inputs = [Value(i, *_constant_type(constants[i])) if i in constants else values.get(i) for i in node.inputs]
     found = host.infer(node, opset, inputs, constants)
     for value in found:
         if value.name and not value.is_concrete:
-            raise ModelError(
+            raise host.NeedsHostError(
                 f"the size of {value.name!r}, written by node {node.label!r} ({node.op}), depends on data; "
-                "only networks whose sizes follow from their inputs' sizes can be planned"
+                "only networks whose sizes follow from their inputs' sizes can be planned",
+                node.sources,
             )
     return found
 

@@ -11,7 +11,7 @@ from dataclasses import dataclass, field, replace
 
 import numpy as np
 
-from tilewright.dsl.dtypes import DType
+from tilewright.graph.host_values import language_type
 from tilewright.graph.ir import Graph, Node, Value, frozen
 
 
@@ -130,4 +130,5 @@ def type_of(graph: Graph, name: str) -> Value | None:
     constant = graph.constants.get(name)
     if constant is None:
         return graph.values.get(name)
-    return Value(name, DType.from_numpy(constant.dtype), constant.shape)
+    dtype = language_type(constant.dtype)
+    return None if dtype is None else Value(name, dtype, constant.shape)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import threading
 from collections import Counter, OrderedDict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -11,17 +10,18 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from tilewright.dsl.dtypes import DType
-from tilewright.dsl.precision import ROUNDED_TO, has_tf32, known
+from tilewright.dsl.precision import known
 from tilewright.errors import InputError
-from tilewright.graph import passes
-from tilewright.graph.calls import Network
-from tilewright.graph.fusion import fuse
-from tilewright.graph.ir import Graph, Value
-from tilewright.graph.layout import lay_out
-from tilewright.graph.onnx_import import Model, import_model, steering_inputs
-from tilewright.graph.plan import Feeds, Plan, PlannedCall, ProfileRow, SharedConstants, build_plan
-from tilewright.graph.precision import NarrowConstants, narrowed
-from tilewright.graph.steps import steps_of
+from tilewright.graph import host_values, passes
+from tilewright.graph.bodies import with_simple_bodies
+from tilewright.graph.host import NeedsHostError
+from tilewright.graph.host_values import Held, HostValue
+from tilewright.graph.ir import Value
+from tilewright.graph.onnx_import import Model, import_model, steering_inputs, unsupported
+from tilewright.graph.parts import DevicePart, refused_nodes
+from tilewright.graph.plan import Feeds, Plan, PlannedCall, ProfileRow
+from tilewright.graph.planning import Planner
+from tilewright.graph.runner import Runner, Watch
 from tilewright.runtime import Array, Device, asarray, select_device
 from tilewright.tuning_db import Store
 from tilewright.tuning_db.default import default_store
@@ -30,7 +30,8 @@ if TYPE_CHECKING:
     from tilewright.autotune import TuningReport
     from tilewright.autotune.tuning import Progress
 
-Given = np.ndarray[Any, Any] | Array
+Given = Any
+"""An array, an Array, or what `host_values` says of other types."""
 Sizes = tuple[tuple[int, ...], ...]
 Key = tuple[Sizes, tuple[bytes, ...]]
 """What a plan is made for: the inputs' sizes, and the elements of those inputs that decide sizes."""
@@ -81,22 +82,24 @@ class InferenceSession:
         precision: str = "fp32",
     ) -> None:
         self.precision = known(precision)
-        graph = import_model(model)
+        graph = import_model(model, hosted=True)
         self._outputs = graph.outputs
         computed = tuple(v for v in graph.outputs if v.name not in graph.input_names)
-        self._graph = passes.simplify(replace(graph, outputs=computed))
+        self._graph = with_simple_bodies(passes.simplify(replace(graph, outputs=computed)))
         self.device = select_device(device)
-        self._fast_math = fast_math
-        stored = ROUNDED_TO.get(precision)
-        self._narrow = None if stored is None else NarrowConstants(stored)
         self._own_store = store is None
         self._store = _opened(store)
+        self._planner = Planner(self.device, self._store, precision, fast_math)
+        self._runner = Runner(self._graph, self._planner)
+        problems = refused_nodes(self._graph, self._runner.parts)
+        if problems:
+            raise unsupported("the network", problems)
+        self._is_one_part = all(isinstance(p, DevicePart) for p in self._runner.parts)
         self._steering = steering_inputs(self._graph)
-        self._plans: OrderedDict[Key, Plan] = OrderedDict()
-        self._shared = SharedConstants()
-        self._lock = threading.RLock()
-        if all(v.is_concrete for v in self._graph.inputs) and not self._steering:
-            self.plan()
+        self._plans: OrderedDict[Key, Plan | None] = OrderedDict()
+        self._lock = self._planner.lock
+        if self._is_one_part and all(v.is_concrete for v in self._graph.inputs) and not self._steering:
+            self._plan(self._sizes_with(1), {})
 
     # --- what goes in and out ---
 
@@ -108,15 +111,20 @@ class InferenceSession:
         """What `run` gives."""
         return [_argument(v) for v in self._outputs]
 
-    def run(self, output_names: Sequence[str] | None, input_feed: Mapping[str, Any]) -> list[np.ndarray[Any, Any]]:
+    def run(self, output_names: Sequence[str] | None, input_feed: Mapping[str, Any]) -> list[HostValue]:
         """Run once: the named outputs (None: all) for arrays by input name.
 
-        Inputs are NumPy arrays, or Arrays in the device's memory (`tilewright.asarray`), which are not copied. Raises
-        InputError for names, types, sizes or devices that do not fit; the first run with new sizes builds kernels.
+        Inputs are NumPy arrays, or Arrays in the device's memory (`tilewright.asarray`), which are not copied.
+        Sequences are lists of arrays, optionals a value or None, texts arrays of objects. Raises InputError for names,
+        types, sizes or devices that do not fit; the first run with new sizes builds kernels.
         """
         wanted = self._wanted(output_names)
         given = self._checked(input_feed)
-        results = self._plan_for(given).run(_feeds(given), wanted)
+        plan = self._plan_for(given)
+        if plan is None:
+            held = self._run_parts(given)
+            return [_own(held[name].host) for name in wanted]
+        results = plan.run(_feeds(given), wanted)
         # a network may name one of its inputs as an output
         return [results[name] if name in results else np.array(given[name]) for name in wanted]
 
@@ -130,10 +138,23 @@ class InferenceSession:
         wanted = self._wanted(output_names)
         given = self._checked(input_feed)
         plan = self._plan_for(given)
+        if plan is None:
+            held = self._run_parts(given)
+            return [self._on_device(name, held[name]) for name in wanted]
         made = plan.run_on_device(_feeds(given))
         specs = plan.outputs
         results = {n: Array(b, specs[n].shape, specs[n].dtype, self.device) for n, b in made.items()}
         return [results[name] if name in results else asarray(given[name], self.device) for name in wanted]
+
+    def _run_parts(self, given: Mapping[str, Given], watch: Watch | None = None) -> dict[str, Held]:
+        """All outputs of a network in several parts."""
+        held = {name: Held(value) for name, value in given.items()}
+        return {**held, **self._runner.run(held, watch)}
+
+    def _on_device(self, name: str, held: Held) -> Array:
+        if held.array is None or held.typed(name) is None:
+            raise InputError(f"the output {name!r} cannot lie on the device; use run")
+        return held.on(self.device)
 
     def _wanted(self, names: Sequence[str] | None) -> list[str]:
         known = [v.name for v in self._outputs]
@@ -161,45 +182,63 @@ class InferenceSession:
     # --- plans ---
 
     def plan(self, feeds: Mapping[str, Any] | None = None, batch: int = 1) -> Plan:
-        """The plan for the sizes of `feeds`, or with every open size set to `batch`, made if there is none yet."""
+        """The plan for the sizes of `feeds`, or with every open size set to `batch`, made if there is none yet.
+
+        InputError for a network that runs in several parts, each with plans of its own: `plans` gives those of a run.
+        """
         if feeds is not None:
-            return self._plan_for(self._checked(feeds))
-        if self._steering:
+            plan = self._plan_for(self._checked(feeds))
+        elif self._steering:
             raise InputError(f"the input {_listed(self._steering)} decides sizes; give feeds")
-        return self._plan(self._sizes_with(batch), {})
+        else:
+            plan = self._plan(self._sizes_with(batch), {}) if self._is_one_part else None
+        if plan is None:
+            raise InputError("the network runs in several parts, some of them on the host; use plans or profile")
+        return plan
+
+    def plans(self, feeds: Mapping[str, Any]) -> list[Plan]:
+        """The plans of all parts in the order in which a run with these feeds, which is done for it, takes them."""
+        given = self._checked(feeds)
+        plan = self._plan_for(given)
+        if plan is not None:
+            return [plan]
+        watch = Watch()
+        self._run_parts(given, watch)
+        return watch.plans
 
     def _sizes_with(self, batch: int) -> Sizes:
         return tuple(tuple(n if isinstance(n, int) else batch for n in v.shape or ()) for v in self._graph.inputs)
 
-    def _plan_for(self, arrays: Mapping[str, Given]) -> Plan:
+    def _plan_for(self, arrays: Mapping[str, Given]) -> Plan | None:
+        """The plan for inputs; None where the network runs in several parts."""
+        if not self._is_one_part:
+            return None
         steering = {name: np.asarray(arrays[name]) for name in self._steering}
         return self._plan(tuple(arrays[v.name].shape for v in self._graph.inputs), steering)
 
-    def _plan(self, sizes: Sizes, steering: Mapping[str, np.ndarray[Any, Any]]) -> Plan:
+    def _plan(self, sizes: Sizes, steering: Mapping[str, np.ndarray[Any, Any]]) -> Plan | None:
         key = sizes, tuple(a.tobytes() for a in steering.values())
         with self._lock:
             plan = self._plans.get(key)
             if plan is not None and plan.lost:
                 self._plans.clear()
-                self._shared, plan = SharedConstants(), None
-            if plan is None:
-                shapes = {v.name: n for v, n in zip(self._graph.inputs, sizes, strict=True)}
-                network = self._network(passes.specialise(self._graph, shapes, steering))
-                plan = self._plans[key] = build_plan(network, self.device, self._store, self._shared)
+                self._planner.forget_constants()
+            if key not in self._plans:
+                self._plans[key] = self._made(sizes, steering)
                 while len(self._plans) > MAX_PLANS:
                     self._plans.popitem(last=False)
             self._plans.move_to_end(key)
-            return plan
+            return self._plans[key]
 
-    def _network(self, graph: Graph) -> Network:
-        """The calls for a graph of known sizes, in the session's precision."""
-        steps = fuse(steps_of(graph))
-        if self._narrow is not None:
-            steps = narrowed(steps, self._narrow)
-        network = lay_out(steps, self.device.target)
-        if self.precision == "tf32" and has_tf32(self.device.target):
-            network = network.with_tf32
-        return network.with_fast_math if self._fast_math else network
+    def _made(self, sizes: Sizes, steering: Mapping[str, np.ndarray[Any, Any]]) -> Plan | None:
+        """A new plan; None where, with these sizes, some nodes are for the host."""
+        shapes = {v.name: n for v, n in zip(self._graph.inputs, sizes, strict=True)}
+        try:
+            return self._planner.plan(passes.specialise(self._graph, shapes, steering))
+        except NeedsHostError as error:
+            if not self._runner.can_cut_again(error):
+                raise
+            return None
 
     # --- tuning and profiling ---
 
@@ -223,9 +262,10 @@ class InferenceSession:
         store = Store.open() if self._store is None and self._own_store else self._store
         if store is None:
             raise InputError("this session has no tuning database; make it with store=None for the user's own")
-        plan = self.plan(feeds, batch)
-        counts = Counter((c.program, c.constants) for c in plan.calls)
-        stages: list[PlannedCall] = list({(c.program, c.constants): c for c in plan.calls}.values())
+        plans = [self.plan(None, batch)] if feeds is None else self.plans(feeds)
+        calls = [c for plan in plans for c in plan.calls]
+        counts = Counter((c.program, c.constants) for c in calls)
+        stages: list[PlannedCall] = list({(c.program, c.constants): c for c in calls}.values())
         report = tune(
             [c.program for c in stages],
             self.device,
@@ -237,11 +277,19 @@ class InferenceSession:
         )
         with self._lock:
             self._plans.clear()
+            self._runner = Runner(self._graph, self._planner)
         return report
 
     def profile(self, feeds: Mapping[str, Any]) -> list[ProfileRow]:
-        """What every kernel launch of one run takes, in order."""
-        return self.plan(feeds).profile(_feeds(self._checked(feeds)))
+        """What every kernel launch and every node on the host takes in one run, in order."""
+        given = self._checked(feeds)
+        plan = self._plan_for(given)
+        if plan is not None:
+            return plan.profile(_feeds(given))
+        self._run_parts(given)  # plans are made and kernels built ahead of what is timed
+        watch = Watch(timed=True)
+        self._run_parts(given, watch)
+        return watch.rows
 
 
 def _opened(store: Store | str | bool | None) -> Store | None:
@@ -254,7 +302,7 @@ def _opened(store: Store | str | bool | None) -> Store | None:
 
 def _argument(value: Value) -> NodeArgument:
     name = _TYPE_NAMES.get(value.dtype, value.dtype.numpy.name)
-    return NodeArgument(value.name, list(value.shape or ()), f"tensor({name})")
+    return NodeArgument(value.name, list(value.shape or ()), value.hosted or f"tensor({name})")
 
 
 def _listed(names: Sequence[str]) -> str:
@@ -266,8 +314,15 @@ def _feeds(given: Mapping[str, Given]) -> Feeds:
     return {name: a.buffer if isinstance(a, Array) else a for name, a in given.items()}
 
 
+def _own(value: HostValue) -> HostValue:
+    """A result that is the caller's: what the session keeps is read-only, and copied."""
+    return np.array(value) if isinstance(value, np.ndarray) and not value.flags.writeable else value
+
+
 def _array(value: Value, given: Any, device: Device) -> Given:
     """The fed array, checked against what the network declares."""
+    if value.hosted:
+        return host_values.checked(value, given)
     if isinstance(given, Array) and given.device != device:
         raise InputError(
             f"the input {value.name!r} lies on {given.device.name}, but the session runs on {device.name}; "
@@ -296,6 +351,8 @@ def _check_named_sizes(inputs: Sequence[Value], arrays: Mapping[str, Given]) -> 
     """InputError where one name stands for two sizes."""
     sizes: dict[str, tuple[int, str]] = {}
     for v in inputs:
+        if v.hosted:
+            continue
         for d, (name, n) in enumerate(zip(v.shape or (), arrays[v.name].shape, strict=False)):
             if not isinstance(name, str):
                 continue

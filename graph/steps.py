@@ -15,7 +15,8 @@ import numpy as np
 from tilewright.dsl import compose
 from tilewright.dsl.dtypes import DType
 from tilewright.dsl.program import Program, Tensor
-from tilewright.errors import ModelError, UnsupportedError, UnsupportedOperatorError
+from tilewright.errors import ModelError, UnsupportedError
+from tilewright.graph.host import NeedsHostError
 from tilewright.graph.ir import Graph, Node, Value
 from tilewright.ops import NOTHING, OPERATORS, Application, Compute, Expansion, Join, Operand, View, Views
 
@@ -117,23 +118,26 @@ class Steps:
 def steps_of(graph: Graph) -> Steps:
     """Every node of a specialised graph as steps.
 
-    Raises UnsupportedOperatorError that lists all nodes for which there is none with the sizes and types at hand.
+    Raises NeedsHostError that lists all nodes for which there is none with the sizes and types at hand.
     """
     references = References()
     steps: list[Step] = []
     constants = dict(graph.constants)
     values = dict(graph.values)
     problems = []
+    sources: list[str] = []
     for node in graph.nodes:
         try:
             steps += _node_steps(graph, node, references, constants, values)
         except UnsupportedError as error:
             problems.append(f"{node.label!r}: {node.op} (opset {graph.opset}): {error}")
+            sources += node.sources
     if problems:
-        raise UnsupportedOperatorError(
+        raise NeedsHostError(
             f"{len(problems)} node{'s' if len(problems) > 1 else ''} cannot be run with these sizes:\n  "
             + "\n  ".join(problems)
-            + "\nExport the network without them, or run it in another runtime."
+            + "\nExport the network without them, or run it in another runtime.",
+            sources,
         )
     return Steps(replace(graph, constants=constants, values=values), tuple(steps), references)
 

@@ -1,0 +1,52 @@
+"""From a graph of known sizes to a plan, with a session's settings."""
+
+from __future__ import annotations
+
+import threading
+from dataclasses import dataclass, field
+
+from tilewright.dsl.precision import ROUNDED_TO, has_tf32
+from tilewright.graph.calls import Network
+from tilewright.graph.fusion import fuse
+from tilewright.graph.ir import Graph
+from tilewright.graph.layout import lay_out
+from tilewright.graph.plan import Plan, SharedConstants, build_plan
+from tilewright.graph.precision import NarrowConstants, narrowed
+from tilewright.graph.steps import steps_of
+from tilewright.runtime import Device
+from tilewright.tuning_db import Store
+
+
+@dataclass(eq=False)
+class Planner:
+    """Makes plans of a network's parts, which share constants on the device."""
+
+    device: Device
+    store: Store | None
+    precision: str = "fp32"
+    fast_math: bool = False
+    lock: threading.RLock = field(default_factory=threading.RLock)
+    """Held while plans are looked up and made."""
+    _shared: SharedConstants = field(default_factory=SharedConstants)
+
+    def __post_init__(self) -> None:
+        stored = ROUNDED_TO.get(self.precision)
+        self._narrow = None if stored is None else NarrowConstants(stored)
+
+    def plan(self, graph: Graph) -> Plan:
+        """The plan of a specialised graph; NeedsHostError for nodes that the device cannot do."""
+        return build_plan(self._network(graph), self.device, self.store, self._shared)
+
+    def forget_constants(self) -> None:
+        """After a fault of the device, with which they are gone."""
+        self._shared = SharedConstants()
+
+    def _network(self, graph: Graph) -> Network:
+        """The calls for a graph of known sizes, in the session's precision."""
+        steps = fuse(steps_of(graph))
+        if self._narrow is not None:
+            steps = narrowed(steps, self._narrow)
+        network = lay_out(steps, self.device.target)
+        if self.precision == "tf32" and has_tf32(self.device.target):
+            network = network.with_tf32
+        return network.with_fast_math if self.fast_math else network

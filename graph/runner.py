@@ -1,0 +1,197 @@
+"""Running a graph part by part: device parts by plans that are made for the sizes at hand, host nodes in between.
+
+Values stay where they were made until somebody needs them elsewhere. A device part whose nodes turn out to be none for
+the device, with the sizes and types at hand, is cut again.
+"""
+
+from __future__ import annotations
+
+import time
+from collections import OrderedDict
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+
+from tilewright.errors import ModelError
+from tilewright.graph import passes
+from tilewright.graph.control import run_control
+from tilewright.graph.host import NeedsHostError, can_evaluate, evaluate_any
+from tilewright.graph.host_values import Held
+from tilewright.graph.ir import Graph, Node
+from tilewright.graph.parts import CONTROL, DevicePart, HostNode, Part, cut
+from tilewright.graph.plan import Plan, ProfileRow
+from tilewright.graph.planning import Planner
+from tilewright.graph.rules import dead_code_removed
+from tilewright.runtime import Array
+
+MAX_PLANS = 8
+"""Plans that a part keeps; the one that was used longest ago goes first."""
+
+
+@dataclass
+class Watch:
+    """What a run notes down about itself."""
+
+    timed: bool = False
+    plans: list[Plan] = field(default_factory=list)
+    """The plans in the order in which they ran."""
+    rows: list[ProfileRow] = field(default_factory=list)
+    """With `timed`: every launch and every host node, in order."""
+
+
+@dataclass(frozen=True)
+class _Ready:
+    """A device part for certain sizes."""
+
+    plan: Plan | None = None
+    known: Mapping[str, Held] = field(default_factory=dict)
+    """Outputs that follow from sizes and steering values."""
+    inner: Runner | None = None
+    """Runs the part where some of it is for the host."""
+
+
+class Runner:
+    """A graph that is run in parts. One Runner may be used from several threads."""
+
+    def __init__(self, graph: Graph, planner: Planner, forced: Collection[Node] = frozenset()) -> None:
+        self.graph = graph
+        self.parts = cut(graph, forced)
+        self._forced = frozenset(forced)
+        self._planner = planner
+        self._constants = {name: Held(array) for name, array in graph.constants.items()}
+        self._bodies = {
+            (p.node, name): Runner(body, planner)
+            for p in self.parts
+            if isinstance(p, HostNode)
+            for name, body in p.node.bodies.items()
+        }
+        self._ready: dict[DevicePart, OrderedDict[object, _Ready]] = {}
+        self._dead = _last_readers(self.parts, graph)
+
+    def run(self, given: Mapping[str, Held], watch: Watch | None = None) -> dict[str, Held]:
+        """All outputs by name for the inputs by name."""
+        values = {**self._constants, **given}
+        for part, dead in zip(self.parts, self._dead, strict=True):
+            if isinstance(part, DevicePart):
+                values.update(self._run_part(part, {v.name: values[v.name] for v in part.graph.inputs}, watch))
+            else:
+                values.update(self._run_node(part.node, values, watch))
+            for name in dead:
+                values.pop(name, None)
+        return {v.name: values[v.name] for v in self.graph.outputs}
+
+    def can_cut_again(self, error: NeedsHostError) -> bool:
+        """True if the host can compute the nodes that the device cannot."""
+        return bool(_for_the_host(self.graph, error))
+
+    # --- the device's parts ---
+
+    def _run_part(self, part: DevicePart, given: Mapping[str, Held], watch: Watch | None) -> dict[str, Held]:
+        ready = self._ready_for(part, given)
+        if ready.inner is not None:
+            return ready.inner.run(given, watch)
+        if ready.plan is None:
+            return dict(ready.known)
+        plan, device = ready.plan, self._planner.device
+        feeds = {name: given[name].on(device).buffer for name in plan.inputs}
+        if watch is not None:
+            watch.plans.append(plan)
+            watch.rows += plan.profile(feeds) if watch.timed else []
+        made = plan.run_on_device(feeds)
+        arrays = {n: Array(b, plan.outputs[n].shape, plan.outputs[n].dtype, device) for n, b in made.items()}
+        return {**ready.known, **{name: Held(a) for name, a in arrays.items()}}
+
+    def _ready_for(self, part: DevicePart, given: Mapping[str, Held]) -> _Ready:
+        key = tuple(_key(given[v.name], v.name in part.steering) for v in part.graph.inputs)
+        with self._planner.lock:
+            kept = self._ready.setdefault(part, OrderedDict())
+            ready = kept.get(key)
+            if ready is not None and ready.plan is not None and ready.plan.lost:
+                self._ready.clear()
+                self._planner.forget_constants()
+                kept, ready = self._ready.setdefault(part, OrderedDict()), None
+            if ready is None:
+                ready = kept[key] = self._made(part, given)
+                while len(kept) > MAX_PLANS:
+                    kept.popitem(last=False)
+            kept.move_to_end(key)
+            return ready
+
+    def _made(self, part: DevicePart, given: Mapping[str, Held]) -> _Ready:
+        graph = part.graph
+        types = {v.name: given[v.name].typed(v.name) for v in graph.inputs}
+        foreign = {name for name, t in types.items() if t is None}
+        if foreign:
+            return self._cut_again(graph, [n for n in graph.nodes if foreign & set(n.inputs)])
+        inputs = tuple(t for t in types.values() if t is not None)
+        shapes = {v.name: v.sizes for v in inputs}
+        steering = {name: given[name].host for name in part.steering}
+        try:
+            sized = passes.specialise(replace(graph, inputs=inputs), shapes, steering)
+            known = {v.name: Held(sized.constants[v.name]) for v in sized.outputs if v.name in sized.constants}
+            left = tuple(v for v in sized.outputs if v.name not in known)
+            sized = dead_code_removed(replace(sized, outputs=left))
+            return _Ready(self._planner.plan(sized) if left else None, known)
+        except NeedsHostError as error:
+            nodes = _for_the_host(graph, error)
+            if not nodes:
+                raise
+            return self._cut_again(graph, nodes)
+
+    def _cut_again(self, graph: Graph, nodes: Sequence[Node]) -> _Ready:
+        return _Ready(inner=Runner(graph, self._planner, self._forced | set(nodes)))
+
+    # --- the host's nodes ---
+
+    def _run_node(self, node: Node, values: Mapping[str, Held], watch: Watch | None) -> dict[str, Held]:
+        inputs = [values[name] if name else None for name in node.inputs]
+        start, rows = time.perf_counter(), len(watch.rows) if watch else 0
+        if node.op in CONTROL:
+            found = run_control(node, self.graph.opset, inputs, lambda name, v: self._run_body(node, name, v, watch))
+        else:
+            arrays = [None if held is None else held.host for held in inputs]
+            found = [Held(v) for v in evaluate_any(node, self.graph.opset, self.graph.domains, arrays)]
+        if len(found) < len(node.outputs):
+            raise ModelError(f"node {node.label!r} ({node.op}) has {len(node.outputs)} outputs, but gave {len(found)}")
+        if watch is not None and watch.timed:
+            watch.rows.insert(rows, _row(node, time.perf_counter() - start))
+        return {name: held for name, held in zip(node.outputs, found, strict=False) if name}
+
+    def _run_body(self, node: Node, name: str, values: Sequence[Held], watch: Watch | None) -> list[Held]:
+        runner = self._bodies[node, name]
+        inputs = [v.name for v in runner.graph.inputs]
+        if len(inputs) != len(values):
+            raise ModelError(
+                f"the body of node {node.label!r} ({node.op}) reads {len(inputs)} values, but is given {len(values)}"
+            )
+        found = runner.run(dict(zip(inputs, values, strict=True)), watch)
+        return [found[v.name] for v in runner.graph.outputs]
+
+
+def _for_the_host(graph: Graph, error: NeedsHostError) -> list[Node]:
+    """The nodes that an error is about, if the host can compute all of them."""
+    nodes = [n for n in graph.nodes if error.sources & set(n.sources)]
+    return nodes if all(can_evaluate(n, graph.opset, graph.domains) for n in nodes) else []
+
+
+def _key(held: Held, steers: bool) -> object:
+    """What a plan depends on: type and sizes, and the elements of what steers."""
+    array = held.array
+    if array is None:
+        return None
+    return str(array.dtype), tuple(array.shape), held.host.tobytes() if steers else None
+
+
+def _last_readers(parts: Sequence[Part], graph: Graph) -> list[tuple[str, ...]]:
+    """For each part, the values that nothing after it reads."""
+    needed = {v.name for v in graph.outputs}
+    dead: list[tuple[str, ...]] = []
+    for part in reversed(parts):
+        read = {v.name for v in part.graph.inputs} if isinstance(part, DevicePart) else {*part.node.inputs}
+        dead.append(tuple(read - needed - {""}))
+        needed |= read
+    return dead[::-1]
+
+
+def _row(node: Node, seconds: float) -> ProfileRow:
+    """A host node in a profile; its time includes that of its bodies, whose rows follow."""
+    return ProfileRow(f"{node.op} {node.label}", "", "host", "", "host", seconds * 1e6, 0.0, 0.0)
