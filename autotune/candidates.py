@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import math
-import random
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import cached_property
 
+from tilewright.autotune.grids import Grid
 from tilewright.dsl import families
 from tilewright.dsl.families import Family
 from tilewright.dsl.program import Program
@@ -20,8 +20,9 @@ FamilySource = Callable[[Program, Target], tuple[Family, ...]]
 REFERENCE_FAMILY = "naive"
 """Fits everything; searched only where nothing else fits."""
 
-_ENUMERATE_RAW = 2_000
-"""Points of a space before constraints up to which listing it takes no noticeable time."""
+
+_ALL = 2_000
+"""Candidates of a stage that are listed one by one, at most."""
 
 
 @dataclass(frozen=True)
@@ -74,22 +75,28 @@ class StageSpace:
         candidate = Candidate(family, Configuration.of(moved))
         return candidate if space.violated(candidate.configuration) is None else None
 
-    def neighbours(self, candidate: Candidate) -> list[Candidate]:
-        """Candidates that differ in one parameter by one step."""
-        found = self.spaces[candidate.family].neighbours(candidate.configuration)
-        return [Candidate(candidate.family, c) for c in found]
+    def grid(self, family: str) -> Grid:
+        """The points of a family's space; made once."""
+        if family not in self._grids:
+            self._grids[family] = Grid.of(self.spaces[family])
+        return self._grids[family]
 
-    def sample(self, rng: random.Random, family: str) -> Candidate | None:
-        """A family's candidate at random, or None if none was met."""
-        found = self.spaces[family].sample(rng)
-        return Candidate(family, found) if found is not None else None
+    def listed(self, most: int) -> list[Candidate] | None:
+        """Every candidate, or None if there are more than `most`."""
+        grids = {name: self.grid(name) for name in self.spaces}
+        if any(g.size is None for g in grids.values()) or sum(g.size or 0 for g in grids.values()) > most:
+            return None
+        return [Candidate(name, g.configuration(row)) for name, g in grids.items() for row in g.rows]
 
     @cached_property
     def all(self) -> tuple[Candidate, ...] | None:
         """Every candidate, or None where there are too many to list."""
-        if sum(s.raw_size for s in self.spaces.values()) > _ENUMERATE_RAW:
-            return None
-        return tuple(Candidate(name, c) for name, space in self.spaces.items() for c in space)
+        found = self.listed(_ALL)
+        return None if found is None else tuple(found)
+
+    @cached_property
+    def _grids(self) -> dict[str, Grid]:
+        return {}
 
 
 def _nearest(value: Value, values: tuple[Value, ...]) -> Value:

@@ -9,7 +9,7 @@ from collections.abc import Collection, Sequence
 from tilewright.autotune.candidates import Candidate, FamilySource, StageSpace, stage_space
 from tilewright.autotune.choosing import Choice, choose, stage_key, start_winners
 from tilewright.autotune.messages import Outcome
-from tilewright.autotune.search import LocalSearch
+from tilewright.autotune.search import StageSearch
 from tilewright.autotune.supervisor import Job
 from tilewright.dsl import families
 from tilewright.dsl.families import Family
@@ -32,7 +32,7 @@ class StageTuner:
         job: Job,
         space: StageSpace,
         fitting: Sequence[Family],
-        search: LocalSearch,
+        search: StageSearch,
         used: Choice,
         weight: float,
         key: str,
@@ -133,7 +133,7 @@ def _tuner(
     used = choose(stage, device, store, constants, source)
     near = (space.nearest(w.family, w.configuration) for w in start_winners(stage, device, store, key))
     known = list(dict.fromkeys(c for c in near if c is not None))[:NEAR_WINNERS]
-    search = LocalSearch(space, [Candidate(used.family, used.configuration), *known, *space.defaults], seed)
+    search = StageSearch(space, [Candidate(used.family, used.configuration), *known, *space.defaults], seed)
     for measured in store.tried(device.identity, device.driver, GENERATOR_VERSION, key).values():
         candidate = space.stored(measured.family, measured.configuration)
         if space.violated(candidate) is None:

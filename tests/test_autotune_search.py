@@ -12,7 +12,9 @@ import pytest
 from tuning_cases import GOOD, TARGET, TILE_OPTIMUM, TileFamily, relu, tile_seconds, tiles
 
 from tilewright.autotune.candidates import Candidate, StageSpace, stage_space
-from tilewright.autotune.search import LocalSearch, SearchSettings
+from tilewright.autotune.grids import Grid
+from tilewright.autotune.guided import GuidedSettings
+from tilewright.autotune.search import SearchSettings, StageSearch
 from tilewright.autotune.surrogate import Surrogate, expected_improvement
 from tilewright.dsl.space import Configuration
 
@@ -21,7 +23,11 @@ def tile_space() -> StageSpace:
     return stage_space(relu(), TARGET, tiles())
 
 
-def replay(search: LocalSearch, count: int) -> list[Candidate]:
+def features(grid: Grid, candidates: list[Candidate]) -> np.ndarray:
+    return grid.features(np.array([grid.point(c.configuration) for c in candidates]))
+
+
+def replay(search: StageSearch, count: int) -> list[Candidate]:
     done: list[Candidate] = []
     while len(done) < count and (candidate := search.ask()) is not None:
         search.tell(candidate, tile_seconds(candidate.configuration))
@@ -31,7 +37,7 @@ def replay(search: LocalSearch, count: int) -> list[Candidate]:
 
 @pytest.mark.parametrize("seed", range(5))
 def test_search_finds_the_best_of_a_known_landscape(seed: int) -> None:
-    search = LocalSearch(tile_space(), tile_space().defaults, seed)
+    search = StageSearch(tile_space(), tile_space().defaults, seed)
     replay(search, 100)
     (best,) = search.best()
     assert (tile_seconds(best.configuration) or 1.0) <= 1.05 * TILE_OPTIMUM
@@ -43,7 +49,7 @@ def test_search_beats_chance() -> None:
 
     def searched(seed: int) -> Callable[[int], float]:
         def run(count: int) -> float:
-            search = LocalSearch(tile_space(), (), seed)
+            search = StageSearch(tile_space(), (), seed)
             replay(search, count)
             return tile_seconds(search.best()[0].configuration) or 1.0
 
@@ -59,30 +65,30 @@ def test_search_beats_chance() -> None:
 def test_search_starts_with_the_start_set_and_repeats_nothing() -> None:
     space = tile_space()
     start = [Candidate("tiles", Configuration.of({**GOOD, "m": m})) for m in (2, 4, 2, 64)]
-    done = replay(LocalSearch(space, [*start, *space.defaults], 0), 150)
+    done = replay(StageSearch(space, [*start, *space.defaults], 0), 150)
     assert done[:3] == [start[0], start[1], space.defaults[0]]
     assert len(set(done)) == 150
     assert all(space.violated(c) is None for c in done)
 
 
 def test_every_code_path_is_tried_early() -> None:
-    done = replay(LocalSearch(tile_space(), (), 3), 12)
+    done = replay(StageSearch(tile_space(), (), 3), 12)
     assert {c.configuration["path"] for c in done} == {"direct", "packed", "local"}
 
 
 def test_small_spaces_are_measured_whole_and_large_ones_can_be() -> None:
     small = StageSpace({"tiles": TileFamily(sizes=(1, 2)).space(relu(), TARGET)}, ())
-    search = LocalSearch(small)
+    search = StageSearch(small)
     assert search.is_exhaustive
     assert len(replay(search, 1000)) == 2 * 2 * 2 * 3
     large = StageSpace({"tiles": TileFamily(sizes=(1, 2, 4, 8)).space(relu(), TARGET)}, ())
-    search = LocalSearch(large)
+    search = StageSearch(large)
     assert not search.is_exhaustive
     assert len(replay(search, 1000)) == 4 * 4 * 4 * 3
 
 
 def test_a_long_search_stays_cheap() -> None:
-    search = LocalSearch(tile_space(), (), 0, SearchSettings(remembered=40))
+    search = StageSearch(tile_space(), (), 0, SearchSettings(guided=GuidedSettings(remembered=40)))
     assert len(replay(search, 120)) == 120
 
 
@@ -91,13 +97,14 @@ def test_the_model_learns_which_parameters_matter() -> None:
     random.Random(0).shuffle(every)
     known = [c for c in every if tile_seconds(c.configuration)]
     seen, unseen = known[:80], known[80:200]
-    model = Surrogate(TileFamily().space(relu(), TARGET))
-    model.fit([c.configuration for c in seen], [math.log(tile_seconds(c.configuration) or 1.0) for c in seen], True)
-    mean, deviation = model.predict([c.configuration for c in unseen])
+    grid = Grid.of(TileFamily().space(relu(), TARGET))
+    model = Surrogate(grid.widths)
+    model.fit(features(grid, seen), [math.log(tile_seconds(c.configuration) or 1.0) for c in seen], True)
+    mean, deviation = model.predict(features(grid, unseen))
     truth = np.log([tile_seconds(c.configuration) or 1.0 for c in unseen])
     assert np.sqrt(np.mean((mean - truth) ** 2)) < 0.3 * truth.std()
     assert np.mean(np.abs(mean - truth) < 3 * deviation) > 0.9
-    known_mean, known_deviation = model.predict([seen[0].configuration])
+    known_mean, known_deviation = model.predict(features(grid, seen[:1]))
     assert known_mean[0] == pytest.approx(math.log(tile_seconds(seen[0].configuration) or 1.0), abs=0.05)
     assert known_deviation[0] < deviation.min()
     gains = expected_improvement(mean, deviation, float(truth.min()))
@@ -106,17 +113,18 @@ def test_the_model_learns_which_parameters_matter() -> None:
 
 
 def test_a_model_of_equal_times_predicts_them() -> None:
-    configurations = [c.configuration for c in (tile_space().all or ())[:6]]
-    model = Surrogate(TileFamily().space(relu(), TARGET))
-    model.fit(configurations, [-3.0] * 6, True)
-    assert model.predict(configurations[:2])[0] == pytest.approx([-3.0, -3.0])
+    grid = Grid.of(TileFamily().space(relu(), TARGET))
+    points = grid.features(grid.rows[:6])
+    model = Surrogate(grid.widths)
+    model.fit(points, [-3.0] * 6, True)
+    assert model.predict(points[:2])[0] == pytest.approx([-3.0, -3.0])
 
 
 def test_history_is_not_asked_again() -> None:
     space = tile_space()
-    first = LocalSearch(space, space.defaults, 0)
+    first = StageSearch(space, space.defaults, 0)
     known = replay(first, 40)
-    second = LocalSearch(space, space.defaults, 0)
+    second = StageSearch(space, space.defaults, 0)
     for c in known:
         second.tell(c, tile_seconds(c.configuration))
     assert not set(known) & set(replay(second, 40))
@@ -130,7 +138,7 @@ class SlowFamily(TileFamily):
 
 def test_families_far_from_the_best_get_little() -> None:
     space = stage_space(relu(), TARGET, tiles(SlowFamily(), TileFamily()))
-    search = LocalSearch(space, space.defaults, 0)
+    search = StageSearch(space, space.defaults, 0)
     asked: Counter[str] = Counter()
     for _ in range(100):
         candidate = search.ask()
@@ -145,7 +153,7 @@ def test_families_far_from_the_best_get_little() -> None:
 
 @pytest.mark.parametrize("seed", range(3))
 def test_asking_far_ahead_of_the_answers_loses_little(seed: int) -> None:
-    search = LocalSearch(tile_space(), tile_space().defaults, seed)
+    search = StageSearch(tile_space(), tile_space().defaults, seed)
     asked: list[Candidate] = []
     for n in range(120):
         candidate = search.ask()
@@ -159,7 +167,7 @@ def test_asking_far_ahead_of_the_answers_loses_little(seed: int) -> None:
 
 
 def test_a_search_survives_a_space_where_everything_fails() -> None:
-    search = LocalSearch(tile_space(), tile_space().defaults, 0, SearchSettings(explore=5))
+    search = StageSearch(tile_space(), tile_space().defaults, 0, SearchSettings(guided=GuidedSettings(design=5)))
     for _ in range(50):
         candidate = search.ask()
         assert candidate is not None
