@@ -4,6 +4,7 @@
 """
 
 from tilewright.ops import (
+    attention,
     convolution,
     indexing,
     matmul,
@@ -51,6 +52,7 @@ __all__ = [
     "Sliced",
     "View",
     "Views",
+    "attention",
     "convolution",
     "indexing",
     "matmul",
