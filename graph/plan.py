@@ -145,11 +145,11 @@ class _Builder:
     def _packed_key(self, call: PlannedCall, scratch: str) -> object:
         """Equal for scratch that the same launches fill from the same constants; None if that cannot be told."""
         names = dict(zip(call.program.tensors, call.call.program.tensors, strict=True))
-        keys = tuple(self.network.buffers[call.call.buffers[names[c]]].key for c in call.constants)
+        keys = tuple(self.network.buffers[call.call.buffers[names[c]]].key for c in call.stage.constants)
         if None in keys:
             return None
         sources = tuple(call.lowering.launches[n].source for n in sorted(call.ahead))
-        return sources, call.constants, keys, scratch
+        return sources, call.stage.constants, keys, scratch
 
     def _uploaded(self, spec: BufferSpec) -> Buffer:
         assert spec.content is not None

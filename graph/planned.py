@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
@@ -13,21 +14,53 @@ from tilewright.runtime import Builds, Device
 from tilewright.tuning_db import Store
 
 
+@dataclass(frozen=True)
+class Stage:
+    """A call as the tuner and the database know it."""
+
+    program: Program
+    """With canonical names."""
+    constants: tuple[str, ...]
+    """Inputs of ``program`` that never change between runs."""
+
+    @staticmethod
+    def of(call: Call, network: Network) -> Stage:
+        """The stage of a network's call."""
+        names = _canonical_names(call)
+        return Stage(call.program.canonical, tuple(names[name] for name in network.constant_inputs(call)))
+
+
+def stages_of(network: Network) -> Counter[Stage]:
+    """The different stages of a network, and how often each runs."""
+    return Counter(Stage.of(call, network) for call in _writing(network))
+
+
+def _writing(network: Network) -> list[Call]:
+    """The calls that write anything."""
+    return [call for call in network.calls if any(t.size for t in call.program.outputs)]
+
+
+def _canonical_names(call: Call) -> dict[str, str]:
+    return dict(zip(call.program.tensors, call.program.canonical.tensors, strict=True))
+
+
 @dataclass(frozen=True, eq=False)
 class PlannedCall:
     """One stage with the configuration that it runs with."""
 
     call: Call
-    program: Program
-    """The stage with canonical names: what the tuner and the database know it by."""
-    constants: tuple[str, ...]
-    """Inputs of ``program`` that never change between runs."""
+    stage: Stage
     choice: Choice
     lowering: Lowering
     arguments: Mapping[str, str]
     """Buffer name by kernel argument."""
     ahead: frozenset[int]
     """Positions of the lowering's launches that depend on constants alone and run once."""
+
+    @property
+    def program(self) -> Program:
+        """The stage's program."""
+        return self.stage.program
 
 
 @dataclass(frozen=True, eq=False)
@@ -47,28 +80,23 @@ def planned_calls(
 
     ``builds`` is handed every source as soon as it is written. Nothing is asked of the device itself.
     """
-    calls = [call for call in network.calls if any(t.size for t in call.program.outputs)]
-    names_of = [dict(zip(c.program.tensors, c.program.canonical.tensors, strict=True)) for c in calls]
-    constants_of = [
-        tuple(names[name] for name in network.constant_inputs(c)) for c, names in zip(calls, names_of, strict=True)
-    ]
-    look_up(((c.program.canonical, fixed) for c, fixed in zip(calls, constants_of, strict=True)), device, store)
-    lowered: dict[tuple[Program, tuple[str, ...]], tuple[Choice, Lowering]] = {}
+    calls = _writing(network)
+    stages = [Stage.of(call, network) for call in calls]
+    look_up(((s.program, s.constants) for s in stages), device, store)
+    lowered: dict[Stage, tuple[Choice, Lowering]] = {}
     result = []
-    for number, (call, names, constants) in enumerate(zip(calls, names_of, constants_of, strict=True)):
-        program = call.program.canonical
-        key = (program, constants)
-        if key not in lowered:
-            choice = choose(program, device, store, constants)
-            lowered[key] = choice, lower(program, device, choice)
+    for number, (call, stage) in enumerate(zip(calls, stages, strict=True)):
+        if stage not in lowered:
+            choice = choose(stage.program, device, store, stage.constants)
+            lowered[stage] = choice, lower(stage.program, device, choice)
             if builds is not None:
-                for launch in lowered[key][1].launches:
+                for launch in lowered[stage][1].launches:
                     builds.add(launch.source)
-        choice, lowering = lowered[key]
+        choice, lowering = lowered[stage]
+        names = _canonical_names(call)
         arguments = {names[tensor]: buffer for tensor, buffer in call.buffers.items()}
         arguments |= {s.name: _scratch_name(number, s) for s in lowering.scratch}
-        ahead = _ahead(lowering, constants)
-        result.append(PlannedCall(call, program, constants, choice, lowering, arguments, ahead))
+        result.append(PlannedCall(call, stage, choice, lowering, arguments, _ahead(lowering, stage.constants)))
     return tuple(result)
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+from collections import Counter
 from dataclasses import dataclass, field
 
 from tilewright.dsl.precision import ROUNDED_TO, has_tf32
@@ -11,6 +12,7 @@ from tilewright.graph.fusion import fuse
 from tilewright.graph.ir import Graph
 from tilewright.graph.layout import lay_out
 from tilewright.graph.plan import Plan, SharedConstants, build_plan
+from tilewright.graph.planned import Stage, stages_of
 from tilewright.graph.precision import NarrowConstants, narrowed
 from tilewright.graph.steps import steps_of
 from tilewright.runtime import Device
@@ -36,6 +38,10 @@ class Planner:
     def plan(self, graph: Graph) -> Plan:
         """The plan of a specialised graph; NeedsHostError for nodes that the device cannot do."""
         return build_plan(self._network(graph), self.device, self.store, self._shared)
+
+    def stages(self, graph: Graph) -> Counter[Stage]:
+        """The different stages of a specialised graph, and how often each runs; nothing is built for that."""
+        return stages_of(self._network(graph))
 
     def forget_constants(self) -> None:
         """After a fault of the device, with which they are gone."""

@@ -16,10 +16,11 @@ from tilewright.graph import host_values, passes
 from tilewright.graph.bodies import with_simple_bodies
 from tilewright.graph.host import NeedsHostError
 from tilewright.graph.host_values import Held, HostValue
-from tilewright.graph.ir import Value
+from tilewright.graph.ir import Graph, Value
 from tilewright.graph.onnx_import import Model, import_model, steering_inputs, unsupported
 from tilewright.graph.parts import DevicePart, refused_nodes
-from tilewright.graph.plan import Feeds, Plan, PlannedCall, ProfileRow
+from tilewright.graph.plan import Feeds, Plan, ProfileRow
+from tilewright.graph.planned import Stage
 from tilewright.graph.planning import Planner
 from tilewright.graph.runner import Runner, Watch
 from tilewright.runtime import Array, Device, asarray, select_device
@@ -186,12 +187,7 @@ class InferenceSession:
 
         InputError for a network that runs in several parts, each with plans of its own: `plans` gives those of a run.
         """
-        if feeds is not None:
-            plan = self._plan_for(self._checked(feeds))
-        elif self._steering:
-            raise InputError(f"the input {_listed(self._steering)} decides sizes; give feeds")
-        else:
-            plan = self._plan(self._sizes_with(batch), {}) if self._is_one_part else None
+        plan = self._plan(*self._sizes_for(feeds, batch)) if self._is_one_part else None
         if plan is None:
             raise InputError("the network runs in several parts, some of them on the host; use plans or profile")
         return plan
@@ -206,15 +202,41 @@ class InferenceSession:
         self._run_parts(given, watch)
         return watch.plans
 
+    def stages(self, feeds: Mapping[str, Any] | None = None, batch: int = 1) -> Counter[Stage]:
+        """The different stages of a run with the sizes of `feeds` (or `batch`), and how often each is run.
+
+        No kernel is built for that, unless the network runs in several parts.
+        """
+        if self._is_one_part:
+            try:
+                return self._planner.stages(self._specialised(*self._sizes_for(feeds, batch)))
+            except NeedsHostError:
+                pass  # with these sizes it runs in several parts, or not at all: the plans tell
+        plans = [self.plan(None, batch)] if feeds is None else self.plans(feeds)
+        return Counter(c.stage for plan in plans for c in plan.calls)
+
+    def _sizes_for(self, feeds: Mapping[str, Any] | None, batch: int) -> tuple[Sizes, dict[str, np.ndarray[Any, Any]]]:
+        """The inputs' sizes, and the elements of those that decide sizes; InputError if these are not given."""
+        if feeds is None:
+            if self._steering:
+                raise InputError(f"the input {_listed(self._steering)} decides sizes; give feeds")
+            return self._sizes_with(batch), {}
+        return self._sizes_of(self._checked(feeds))
+
+    def _sizes_of(self, arrays: Mapping[str, Given]) -> tuple[Sizes, dict[str, np.ndarray[Any, Any]]]:
+        steering = {name: np.asarray(arrays[name]) for name in self._steering}
+        return tuple(arrays[v.name].shape for v in self._graph.inputs), steering
+
+    def _specialised(self, sizes: Sizes, steering: Mapping[str, np.ndarray[Any, Any]]) -> Graph:
+        shapes = {v.name: n for v, n in zip(self._graph.inputs, sizes, strict=True)}
+        return passes.specialise(self._graph, shapes, steering)
+
     def _sizes_with(self, batch: int) -> Sizes:
         return tuple(tuple(n if isinstance(n, int) else batch for n in v.shape or ()) for v in self._graph.inputs)
 
     def _plan_for(self, arrays: Mapping[str, Given]) -> Plan | None:
         """The plan for inputs; None where the network runs in several parts."""
-        if not self._is_one_part:
-            return None
-        steering = {name: np.asarray(arrays[name]) for name in self._steering}
-        return self._plan(tuple(arrays[v.name].shape for v in self._graph.inputs), steering)
+        return self._plan(*self._sizes_of(arrays)) if self._is_one_part else None
 
     def _plan(self, sizes: Sizes, steering: Mapping[str, np.ndarray[Any, Any]]) -> Plan | None:
         key = sizes, tuple(a.tobytes() for a in steering.values())
@@ -232,9 +254,8 @@ class InferenceSession:
 
     def _made(self, sizes: Sizes, steering: Mapping[str, np.ndarray[Any, Any]]) -> Plan | None:
         """A new plan; None where, with these sizes, some nodes are for the host."""
-        shapes = {v.name: n for v, n in zip(self._graph.inputs, sizes, strict=True)}
         try:
-            return self._planner.plan(passes.specialise(self._graph, shapes, steering))
+            return self._planner.plan(self._specialised(sizes, steering))
         except NeedsHostError as error:
             if not self._runner.can_cut_again(error):
                 raise
@@ -262,18 +283,15 @@ class InferenceSession:
         store = Store.open() if self._store is None and self._own_store else self._store
         if store is None:
             raise InputError("this session has no tuning database; make it with store=None for the user's own")
-        plans = [self.plan(None, batch)] if feeds is None else self.plans(feeds)
-        calls = [c for plan in plans for c in plan.calls]
-        counts = Counter((c.program, c.constants) for c in calls)
-        stages: list[PlannedCall] = list({(c.program, c.constants): c for c in calls}.values())
+        stages = self.stages(feeds, batch)
         report = tune(
-            [c.program for c in stages],
+            [s.program for s in stages],
             self.device,
             store,
             Budget.parse(budget, evaluations),
             progress,
-            weights=[float(counts[c.program, c.constants]) for c in stages],
-            constants=[c.constants for c in stages],
+            weights=[float(count) for count in stages.values()],
+            constants=[s.constants for s in stages],
         )
         with self._lock:
             self._plans.clear()

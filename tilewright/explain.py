@@ -213,7 +213,7 @@ def _measured(call: PlannedCall, device: Device, store: Store | None) -> Measure
     if store is None:
         return {}
     try:
-        key = stage_key(call.program, call.constants)
+        key = stage_key(call.program, call.stage.constants)
         tried = store.tried(device.identity, device.driver, GENERATOR_VERSION, key)
     except DatabaseError:
         return {}
