@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import click
 
-from tilewright.options import FILE, NEW_FILE, json_option
+from tilewright.options import FILE, json_option
 from tilewright.output import print_table, to_json, write_json
 
 if TYPE_CHECKING:
@@ -72,22 +73,75 @@ def stats(store: Store, as_json: bool) -> None:
 
 
 @db.command()
-@click.argument("file", type=NEW_FILE)
+@click.argument("file", type=click.Path(path_type=Path))
 @click.option("--winners", is_flag=True, help="Only the measurements that won.")
+@click.option("--t4", is_flag=True, help="T4 results instead, in a folder FILE: one file per program and device.")
 @json_option
 @click.pass_obj
-def export(store: Store, file: Path, winners: bool, as_json: bool) -> None:
+def export(store: Store, file: Path, winners: bool, t4: bool, as_json: bool) -> None:
     """Write the database to FILE as JSON Lines."""
+    if winners and t4:
+        raise click.UsageError("--winners and --t4 cannot be combined")
+    if t4:
+        file.mkdir(parents=True, exist_ok=True)
+        _report_count(store.export_recorded(file), f"files written to {file}", as_json)
+        return
+    if file.is_dir():
+        raise click.UsageError(f"{file} is a folder; name a file")
     _report_count(store.export(file, winners_only=winners), f"records written to {file}", as_json)
 
 
 @db.command("import")
 @click.argument("file", type=FILE)
+@click.option("--device", default="", metavar="TEXT", help="What T4 results were measured on, where they don't say it.")
+@click.option("--kernel", default="", metavar="TEXT", help="What T4 results are of, where they don't say it.")
 @json_option
 @click.pass_obj
-def import_(store: Store, file: Path, as_json: bool) -> None:
-    """Add the records of an export that this database lacks."""
-    _report_count(store.import_(file), f"records added from {file}", as_json)
+def import_(store: Store, file: Path, device: str, kernel: str, as_json: bool) -> None:
+    """Add the records of an export that this database lacks.
+
+    FILE is JSON Lines, T4 results or a Kernel Tuner cache; the last two may be compressed with gzip.
+    """
+    from tilewright.tuning_db.recorded import is_recorded
+
+    added = store.import_recorded(file, device, kernel) if is_recorded(file) else store.import_(file)
+    _report_count(added, f"records added from {file}", as_json)
+
+
+@db.command()
+@click.argument("other", metavar="DATABASE")
+@json_option
+@click.pass_obj
+def merge(store: Store, other: str, as_json: bool) -> None:
+    """Add what another DATABASE (a file or an SQLAlchemy URL) holds and this one lacks; that one is only read."""
+    from tilewright.tuning_db import Store
+
+    with Store.open(other, read_only=True) as source:
+        _report_count(store.merge(source), f"records added from {source.url}", as_json)
+
+
+@db.command()
+@click.option("--older-generators", is_flag=True, help="Results of other versions of the code generator.")
+@click.option("--losers", "days", type=click.FloatRange(0), metavar="DAYS", help="Older results that did not win.")
+@click.option("--device", "selector", metavar="NAME", help="Only results of this device.")
+@json_option
+@click.pass_obj
+def prune(store: Store, older_generators: bool, days: float | None, selector: str | None, as_json: bool) -> None:
+    """Delete results that are no longer of use."""
+    from tilewright.dsl.program import GENERATOR_VERSION
+    from tilewright.runtime import select_device
+
+    if not older_generators and days is None:
+        raise click.UsageError("say what is to go: --older-generators, --losers DAYS, or both")
+    before = None
+    if days is not None:
+        before = (datetime.now(UTC) - timedelta(days=days)).isoformat(timespec="microseconds")
+    removed = store.prune(
+        GENERATOR_VERSION if older_generators else None,
+        before,
+        select_device(selector).identity if selector else None,
+    )
+    _report_count(removed, "measurements deleted", as_json)
 
 
 def _report_count(count: int, what: str, as_json: bool) -> None:
@@ -101,8 +155,13 @@ def _report_count(count: int, what: str, as_json: bool) -> None:
 @json_option
 @click.pass_obj
 def verify(store: Store, as_json: bool) -> int:
-    """Check the file and every row; status 1 if something is wrong."""
-    problems = store.verify()
+    """Check the file, every row, and the winners against their spaces; status 1 if something is wrong.
+
+    Winners of devices that are present here are checked against the space that their kernels have now.
+    """
+    from tilewright.revalidate import outdated_winners
+
+    problems = [*store.verify(), *outdated_winners(store)]
     if as_json:
         write_json({"url": store.url, "problems": problems})
     else:

@@ -9,10 +9,11 @@ from __future__ import annotations
 import json
 import os
 import tempfile
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any
+from typing import Any, TextIO
 
 from tilewright.errors import DatabaseError
 from tilewright.tuning_db.records import Measurement, Run, Space
@@ -26,14 +27,27 @@ VERSION = 2
 def write_file(path: Path, records: Iterable[Record]) -> int:
     """Write a whole file or none; the number of records. DatabaseError if it cannot be written."""
     count = 0
+    with _replaced(path) as out:
+        out.write(json.dumps({"format": FORMAT, "version": VERSION}) + "\n")
+        for record in records:
+            out.write(json.dumps(_as_json(record), ensure_ascii=True, allow_nan=False) + "\n")
+            count += 1
+    return count
+
+
+def write_json(path: Path, values: Mapping[str, Any]) -> None:
+    """Write a whole file with one JSON object, or none; DatabaseError if it cannot be written."""
+    with _replaced(path) as out:
+        json.dump(values, out, ensure_ascii=True, allow_nan=False)
+
+
+@contextmanager
+def _replaced(path: Path) -> Iterator[TextIO]:
     try:
         handle, name = tempfile.mkstemp(dir=path.parent, prefix=path.name, suffix=".part")
         try:
             with os.fdopen(handle, "w", encoding="utf-8") as out:
-                out.write(json.dumps({"format": FORMAT, "version": VERSION}) + "\n")
-                for record in records:
-                    out.write(json.dumps(_as_json(record), ensure_ascii=True, allow_nan=False) + "\n")
-                    count += 1
+                yield out
             os.chmod(name, 0o644)  # mkstemp keeps files private; an export is meant to be passed on
             os.replace(name, path)
         except BaseException:
@@ -41,7 +55,6 @@ def write_file(path: Path, records: Iterable[Record]) -> int:
             raise
     except OSError as e:
         raise DatabaseError(f"the export {path} cannot be written: {e.strerror or e}") from e
-    return count
 
 
 def _as_json(record: Record) -> dict[str, Any]:
@@ -120,4 +133,4 @@ def _record(values: Any) -> Record:
             raise DatabaseError(f"unknown kind of record {kind!r}")
 
 
-__all__ = ["measurements_of", "parse_lines", "read_file", "write_file"]
+__all__ = ["measurements_of", "parse_lines", "read_file", "write_file", "write_json"]

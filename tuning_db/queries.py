@@ -173,15 +173,34 @@ KEYS = (
 )
 """Everything that has a winner."""
 
+_GROUP = (
+    MEASUREMENTS.c.driver_id,
+    MEASUREMENTS.c.program_id,
+    MEASUREMENTS.c.generator,
+    MEASUREMENTS.c.space_id,
+    CONFIGURATIONS.c.family,
+)
+
+RECORDED = select(*_GROUP).join_from(MEASUREMENTS, CONFIGURATIONS).distinct().order_by(*_GROUP)
+"""What a file of recorded results holds: one program by one family on one device, from one space."""
+
+
+def recorded_rows(group: Any) -> Select[Any]:
+    """`ROWS` of one row of `RECORDED`."""
+    return ROWS.where(*(column.is_not_distinct_from(value) for column, value in zip(_GROUP, group, strict=True)))
+
+
 __all__ = [
     "COMPETING",
     "DRIVERS_OF",
     "KEYS",
     "PROGRAM",
+    "RECORDED",
     "ROWS",
     "SHAPES",
     "SIGNED",
     "STRUCTURES",
     "TRIED",
     "WINNER",
+    "recorded_rows",
 ]

@@ -22,7 +22,7 @@ from typing import Any, TypeVar
 from sqlalchemy import Connection, Table, delete, func, select
 
 from tilewright.errors import DatabaseError
-from tilewright.tuning_db import exchange, queries, reading, shipped
+from tilewright.tuning_db import exchange, queries, reading, recorded, shipped
 from tilewright.tuning_db.engine import Place, open_place, translated, with_retries
 from tilewright.tuning_db.records import Measurement, Run, Space, Stats, Winner
 from tilewright.tuning_db.schema import (
@@ -121,6 +121,13 @@ class Store:
         source = Path(path)
         self._check_programs((m.signature, m.program) for m in exchange.measurements_of(exchange.read_file(source)))
         return self.add(exchange.read_file(source))
+
+    def import_recorded(self, path: str | Path, device: str = "", kernel: str = "") -> int:
+        """Add what a T4 or Kernel Tuner file has recorded; the number of records added.
+
+        ``device`` and ``kernel`` name what was measured, where the file does not.
+        """
+        return self.add(list(recorded.read_file(Path(path), recorded.Origin(device, kernel))))
 
     def merge(self, other: Store) -> int:
         """Add what another database holds and this one lacks; the number of records added.
@@ -291,6 +298,24 @@ class Store:
     def export(self, path: str | Path, winners_only: bool = False) -> int:
         """Write JSON Lines with everything, or only the rows that hold winners; the number of records."""
         return exchange.write_file(Path(path), self._winning_records() if winners_only else self.records())
+
+    def export_recorded(self, folder: str | Path) -> int:
+        """Write T4 files into a folder, one for each program, family, generator, device and driver; their number.
+
+        T4 has no place for hosts, runs and rounds, and its times are rounded to milliseconds' last digits: other
+        databases are best given a JSON Lines export.
+        """
+        place = Path(folder)
+        with self._connection() as c:
+            groups = c.execute(queries.RECORDED).all()
+            for group in groups:
+                rows = list(reading.measurements(c, queries.recorded_rows(group)))
+                space = c.execute(select(SPACES).where(SPACES.c.digest == rows[0].space)).first()
+                name = recorded.file_name(rows[0])
+                exchange.write_json(
+                    place / name, recorded.as_t4(rows, reading.as_space(space) if space is not None else None)
+                )
+        return len(groups)
 
     def export_shipped(self, folder: str | Path) -> int:
         """Write one winners' file per device into a folder, as tilewright ships them; the number of winners."""
