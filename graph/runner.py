@@ -15,7 +15,8 @@ from tilewright.errors import ModelError
 from tilewright.graph import passes
 from tilewright.graph.control import run_control
 from tilewright.graph.host import NeedsHostError, can_evaluate, evaluate_any
-from tilewright.graph.host_values import Held
+from tilewright.graph.host_operators import HOST_OPERATORS
+from tilewright.graph.host_values import Held, HostValue
 from tilewright.graph.ir import Graph, Node
 from tilewright.graph.parts import CONTROL, DevicePart, HostNode, Part, cut
 from tilewright.graph.plan import Plan, ProfileRow
@@ -148,13 +149,19 @@ class Runner:
         if node.op in CONTROL:
             found = run_control(node, self.graph.opset, inputs, lambda name, v: self._run_body(node, name, v, watch))
         else:
-            arrays = [None if held is None else held.host for held in inputs]
-            found = [Held(v) for v in evaluate_any(node, self.graph.opset, self.graph.domains, arrays)]
+            found = self._computed(node, [None if held is None else held.host for held in inputs])
         if len(found) < len(node.outputs):
             raise ModelError(f"node {node.label!r} ({node.op}) has {len(node.outputs)} outputs, but gave {len(found)}")
         if watch is not None and watch.timed:
             watch.rows.insert(rows, _row(node, time.perf_counter() - start))
         return {name: held for name, held in zip(node.outputs, found, strict=False) if name}
+
+    def _computed(self, node: Node, inputs: Sequence[HostValue]) -> list[Held]:
+        """The outputs of a node without bodies."""
+        compute = HOST_OPERATORS.get(node.op)
+        if compute is not None:
+            return [Held(compute(node, inputs))]
+        return [Held(v) for v in evaluate_any(node, self.graph.opset, self.graph.domains, inputs)]
 
     def _run_body(self, node: Node, name: str, values: Sequence[Held], watch: Watch | None) -> list[Held]:
         runner = self._bodies[node, name]
