@@ -15,7 +15,9 @@ from tilewright.ops import (
     quantised,
     recurrent,
     reduce,
+    regions,
     resize,
+    sampling,
     transposed,
 )
 from tilewright.ops.operator import (
@@ -63,6 +65,8 @@ __all__ = [
     "quantised",
     "recurrent",
     "reduce",
+    "regions",
     "resize",
+    "sampling",
     "transposed",
 ]

@@ -1,0 +1,148 @@
+"""Operators on images against onnxruntime or ONNX's reference evaluator, on uneven sizes, on every device."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Sequence
+
+import numpy as np
+import onnx
+import pytest
+from networks import by_onnxruntime, random
+from one_node import one_node
+from onnx.reference import ReferenceEvaluator
+
+from tilewright.graph.session import InferenceSession
+from tilewright.runtime import Device
+
+
+def on_device(proto: onnx.ModelProto, feeds: dict[str, np.ndarray], device: Device) -> list[np.ndarray]:
+    """All outputs; nothing may have been left to the host."""
+    session = InferenceSession(proto, device, store=False)
+    assert not [row.op for row in session.profile(feeds) if row.family == "host"]
+    return session.run(None, feeds)
+
+
+def check(
+    device: Device,
+    op: str,
+    inputs: Sequence[np.ndarray | None],
+    opset: int = 22,
+    constant: Collection[int] = (),
+    types: Sequence[int] = (),
+    by_reference: bool = False,
+    **attributes: object,
+) -> None:
+    """Compare one node's outputs with those of onnxruntime, or of ONNX's reference evaluator."""
+    outputs = len(types) or 1
+    proto, feeds = one_node(op, inputs, constant, opset, outputs, types, **attributes)
+    expected = ReferenceEvaluator(proto).run(None, dict(feeds)) if by_reference else by_onnxruntime(proto, feeds)
+    for found, wanted in zip(on_device(proto, feeds, device), expected, strict=True):
+        assert found.dtype == wanted.dtype
+        assert found.shape == wanted.shape
+        np.testing.assert_allclose(found, wanted, rtol=1e-4, atol=1e-5)
+
+
+def uniform(low: float, high: float, *shape: int) -> np.ndarray:
+    """Numbers between two bounds, f32, the same for the same shape."""
+    return np.random.default_rng(shape).uniform(low, high, shape).astype(np.float32)
+
+
+# --- sampling ---------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("mode", ["nearest", "linear", "cubic"])
+@pytest.mark.parametrize("padding", ["zeros", "border", "reflection"])
+@pytest.mark.parametrize("corners", [0, 1])
+def test_grid_samples(mode: str, padding: str, corners: int, device: Device) -> None:
+    x, grid = random(2, 3, 5, 7), uniform(-2.5, 2.5, 2, 4, 3, 2)
+    check(device, "GridSample", [x, grid], mode=mode, padding_mode=padding, align_corners=corners)
+
+
+@pytest.mark.parametrize("mode", ["nearest", "linear"])
+@pytest.mark.parametrize(("padding", "corners"), [("zeros", 0), ("border", 1), ("reflection", 0), ("reflection", 1)])
+def test_grid_samples_of_volumes(mode: str, padding: str, corners: int, device: Device) -> None:
+    x, grid = random(1, 2, 4, 5, 3), uniform(-1.5, 1.5, 1, 2, 3, 4, 3)
+    check(device, "GridSample", [x, grid], mode=mode, padding_mode=padding, align_corners=corners)
+
+
+@pytest.mark.parametrize("padding", ["zeros", "border", "reflection"])
+def test_grid_samples_of_one_pixel(padding: str, device: Device) -> None:
+    x, grid = random(2, 1, 1, 1), uniform(-1, 1, 2, 3, 1, 2)
+    check(device, "GridSample", [x, grid], mode="linear", padding_mode=padding, align_corners=0)
+
+
+def test_grid_samples_of_nothing(device: Device) -> None:
+    proto, feeds = one_node("GridSample", [random(2, 3, 4, 5), np.zeros((2, 0, 3, 2), np.float32)], opset=22)
+    assert on_device(proto, feeds, device)[0].shape == (2, 3, 0, 3)
+
+
+def test_grid_samples_of_integers(device: Device) -> None:
+    x, grid = np.arange(24, dtype=np.int32).reshape(1, 2, 3, 4), uniform(-1.2, 1.2, 1, 5, 2, 2)
+    check(device, "GridSample", [x, grid], mode="nearest", by_reference=True)
+
+
+def test_grid_samples_by_the_names_of_opset_16(device: Device) -> None:
+    x, grid = random(2, 3, 5, 7), uniform(-1.2, 1.2, 2, 4, 3, 2)
+    check(device, "GridSample", [x, grid], opset=16, mode="bicubic", padding_mode="border")
+
+
+@pytest.mark.parametrize(
+    ("size", "corners"), [((2, 3, 5, 4), 0), ((2, 3, 5, 4), 1), ((2, 3, 1, 4), 0), ((2, 1, 3, 5, 2), 1)]
+)
+def test_affine_grids(size: tuple[int, ...], corners: int, device: Device) -> None:
+    theta = random(2, len(size) - 2, len(size) - 1)
+    known = np.array(size, np.int64)
+    check(device, "AffineGrid", [theta, known], constant=[1], align_corners=corners, by_reference=True)
+
+
+# --- regions ----------------------------------------------------------------------------------------------------------
+
+REGIONS = np.array([[0, 0, 6, 4], [1.3, 2.2, 9.7, 7.9], [-4, -3, 30, 25], [5, 5, 5.2, 5.1], [8, 1, 60, 3]], np.float32)
+"""Within the image, partly outside on all sides, and smaller than a pixel."""
+
+
+@pytest.mark.parametrize("mode", ["avg", "max"])
+@pytest.mark.parametrize("ratio", [0, 2, 3])
+@pytest.mark.parametrize("transform", ["half_pixel", "output_half_pixel"])
+def test_roi_align(mode: str, ratio: int, transform: str, device: Device) -> None:
+    inputs = [random(2, 3, 9, 11), REGIONS, np.array([0, 1, 1, 0, 1], np.int64)]
+    check(
+        device,
+        "RoiAlign",
+        inputs,
+        mode=mode,
+        sampling_ratio=ratio,
+        coordinate_transformation_mode=transform,
+        output_height=3,
+        output_width=2,
+        spatial_scale=0.8,
+        by_reference=True,
+    )
+
+
+def test_roi_align_without_regions(device: Device) -> None:
+    inputs = [random(2, 3, 9, 11), np.zeros((0, 4), np.float32), np.zeros(0, np.int64)]
+    proto, feeds = one_node("RoiAlign", inputs, opset=22, output_height=2, output_width=2)
+    assert on_device(proto, feeds, device)[0].shape == (0, 3, 2, 2)
+
+
+# --- deformable convolution -------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(("groups", "parts", "given"), [(1, 1, ""), (2, 1, "b"), (1, 2, "bm"), (2, 4, "m")])
+def test_deformable_convolutions(groups: int, parts: int, given: str, device: Device) -> None:
+    x, w = random(2, 4, 7, 8), random(6, 4 // groups, 3, 2)
+    inputs = [x, w, random(2, parts * 3 * 2 * 2, 4, 3), None, None]
+    inputs[3] = random(6) if "b" in given else None
+    inputs[4] = uniform(0, 1, 2, parts * 3 * 2, 4, 3) if "m" in given else None
+    check(
+        device,
+        "DeformConv",
+        inputs if "m" in given else inputs[:4] if "b" in given else inputs[:3],
+        group=groups,
+        offset_group=parts,
+        strides=[2, 2],
+        pads=[1, 0, 1, 0],
+        dilations=[1, 2],
+        by_reference=True,
+    )
