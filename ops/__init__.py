@@ -7,6 +7,8 @@ from tilewright.ops import (
     attention,
     convolution,
     indexing,
+    integers,
+    losses,
     matmul,
     movement,
     normalise,
@@ -15,9 +17,8 @@ from tilewright.ops import (
     quantised,
     recurrent,
     reduce,
-    regions,
     resize,
-    sampling,
+    selection,
     transposed,
 )
 from tilewright.ops.operator import (
@@ -57,6 +58,8 @@ __all__ = [
     "attention",
     "convolution",
     "indexing",
+    "integers",
+    "losses",
     "matmul",
     "movement",
     "normalise",
@@ -65,8 +68,7 @@ __all__ = [
     "quantised",
     "recurrent",
     "reduce",
-    "regions",
     "resize",
-    "sampling",
+    "selection",
     "transposed",
 ]

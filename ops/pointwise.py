@@ -9,17 +9,18 @@ from typing import Any
 
 from tilewright.dsl.dtypes import DType
 from tilewright.errors import UnsupportedError
-from tilewright.ops.language import literal, pointwise
+from tilewright.ops.integers import quotient, rounded_power, whole_power
+from tilewright.ops.language import literal, pointwise, program
 from tilewright.ops.operator import Application, Compute, operator
 
 UNARY = {
     "Abs": "abs(a)",
-    "Acos": "1.5707963267948966 - atan(a / sqrt(1 - a * a))",
-    "Acosh": "log(a + sqrt(a * a - 1))",
-    "Asin": "atan(a / sqrt(1 - a * a))",
-    "Asinh": "sign(a) * log(abs(a) + sqrt(a * a + 1))",
+    "Acos": "acos(a)",
+    "Acosh": "acosh(a)",
+    "Asin": "asin(a)",
+    "Asinh": "asinh(a)",
     "Atan": "atan(a)",
-    "Atanh": "0.5 * (log1p(a) - log1p(-a))",
+    "Atanh": "atanh(a)",
     "Ceil": "ceil(a)",
     "Cos": "cos(a)",
     "Cosh": "cosh(a)",
@@ -89,13 +90,26 @@ def unary(app: Application) -> Compute:
     return pointwise(app, UNARY[app.op], app.inputs[:1])
 
 
-@operator("Dropout", pointwise=True, host=(2,))
-def dropout(app: Application) -> Compute:
-    """Nothing, in inference."""
-    mode = app.known(2)
-    if mode is not None and bool(mode.reshape(-1)[0]):
-        raise UnsupportedError("training_mode is not supported")
-    return pointwise(app, "a", app.inputs[:1])
+KEPT = """
+op kept() -> y[{sizes}]:
+    y[{at}] = true
+"""
+
+
+@operator("Dropout", host=(1, 2), outputs=2)
+def dropout(app: Application) -> tuple[Compute, ...]:
+    """Nothing, in inference and where nothing is to be dropped; the mask of what is kept is all true."""
+    mode, ratio = app.known(2), app.known(1)
+    trains = mode is not None and bool(mode.reshape(-1)[0])
+    if trains and (ratio is None or float(ratio.reshape(-1)[0]) != 0):
+        raise UnsupportedError("dropping elements at random (training_mode) is not supported")
+    shape = app.input(0).shape
+    made = [pointwise(app, "a", app.inputs[:1])]
+    if len(app.outputs) > 1:
+        at = ", ".join(f"i{d}" for d in range(len(shape)))
+        text = KEPT.format(sizes=", ".join(map(str, shape)), at=at)
+        made.append(program(app, text, {"y": shape}, {}, output=1))
+    return tuple(made)
 
 
 @operator(*WITH_ATTRIBUTES, pointwise=True)
@@ -121,32 +135,32 @@ def binary(app: Application) -> Compute:
 @operator("Div", pointwise=True, refuse=_refuse_old_broadcast)
 def divide(app: Application) -> Compute:
     """Quotient; for integers it is cut towards zero."""
-    if app.outputs[0].dtype.is_float:
-        return pointwise(app, "a / b", app.inputs)
-    return pointwise(app, f"{app.outputs[0].dtype.value}(f64(a) / f64(b))", app.inputs)
+    dtype = app.outputs[0].dtype
+    return pointwise(app, "a / b" if dtype.is_float else quotient(dtype), app.inputs)
 
 
 @operator("Mod", pointwise=True)
 def modulo(app: Application) -> Compute:
-    """Remainder with the divisor's sign, or (``fmod``) with the dividend's."""
-    dtype = app.outputs[0].dtype
-    wide = "f64" if dtype is not DType.F32 and dtype is not DType.F16 else "f32"
-    quotient = f"({wide}(a) / {wide}(b))"
-    whole = f"floor({quotient})"
-    if app.integer("fmod", 0):
-        whole = f"where({quotient} < 0, ceil({quotient}), {whole})"
-    return pointwise(app, f"a - b * {dtype.value}({whole})", app.inputs)
+    """Remainder with the divisor's sign, or (``fmod``) with the dividend's, as NumPy's functions of these names."""
+    return pointwise(app, "fmod(a, b)" if app.integer("fmod", 0) else "a % b", app.inputs)
+
+
+POWERS = {1: "a", 2: "a * a", 3: "a * a * a", 0.5: "sqrt(a)", -1: "1 / a", -0.5: "rsqrt(a)"}
+"""Formulas of the usual exponents."""
 
 
 @operator("Pow", pointwise=True, refuse=_refuse_old_broadcast)
 def power(app: Application) -> Compute:
-    """``a ** b``; the usual constant exponents become products and roots."""
-    exponent = app.input(1).scalar
-    simple = {1: "a", 2: "a * a", 3: "a * a * a", 0.5: "sqrt(a)", -1: "1 / a", -0.5: "rsqrt(a)"}
-    formula = simple.get(float(exponent), "pow(a, b)") if exponent is not None else "pow(a, b)"
-    if formula == "sqrt(a)" and not app.input(0).dtype.is_float:
-        formula = "pow(a, b)"
-    return pointwise(app, formula, app.inputs)
+    """``a ** b`` in the type of `a`; the usual constant exponents become products and roots."""
+    base, exponent = app.input(0).dtype, app.input(1)
+    known = exponent.scalar
+    if base.is_float:
+        return pointwise(app, POWERS.get(float(known), "pow(a, b)") if known is not None else "pow(a, b)", app.inputs)
+    if known in {1, 2, 3}:
+        return pointwise(app, POWERS[known], app.inputs)
+    if exponent.dtype.is_float:
+        return pointwise(app, rounded_power(base), app.inputs)
+    return pointwise(app, whole_power(base, exponent.dtype), app.inputs)
 
 
 @operator(*VARIADIC, pointwise=True)
@@ -180,7 +194,8 @@ def clip(app: Application) -> Compute:
 @operator("Where", pointwise=True)
 def where(app: Application) -> Compute:
     """``b`` where ``a`` holds, else ``c``."""
-    return pointwise(app, "where(a, b, c)", app.inputs)
+    kind = app.outputs[0].dtype.value
+    return pointwise(app, f"where(a, {kind}(b), {kind}(c))", app.inputs)
 
 
 @operator("Gelu", pointwise=True)

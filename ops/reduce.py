@@ -19,19 +19,21 @@ REDUCTIONS = {
     "ReduceL1": "(sum({axes}) abs(x[{at}]))",
     "ReduceL2": "sqrt(sum({axes}) x[{at}] * x[{at}])",
     "ReduceLogSum": "log(sum({axes}) x[{at}])",
+    "ReduceLogSumExp": "(logsumexp({axes}) x[{at}])",
 }
+
+OF_INTEGERS = {
+    "ReduceMean": "((sum({axes}) x[{at}]) - fmod((sum({axes}) x[{at}]), {count})) // {count}",
+    "ReduceL2": "sqrt(f64(sum({axes}) x[{at}] * x[{at}]))",
+    "ReduceLogSum": "log(f64(sum({axes}) x[{at}]))",
+    "ReduceLogSumExp": "(logsumexp({axes}) f64(x[{at}]))",
+}
+"""What floats of 32 bits would not give exactly; quotients are cut towards zero."""
 
 REDUCE = """
 op reduce(x[{sizes}]) -> y[{out_sizes}]:
     y[{out}] = {value}
 """
-
-LOG_SUM_EXP = """
-op log_sum_exp(x[{sizes}]) -> y[{out_sizes}]:
-    m[{kept}] = max({axes}) x[{at}]
-    y[{out}] = m[{kept}] + log(sum({axes}) exp(x[{at}] - m[{kept}]))
-"""
-"""The largest element is taken out first, so that nothing overflows."""
 
 SOFTMAX = """
 op softmax(x[{sizes}]) -> y[{sizes}]:
@@ -46,13 +48,6 @@ op log_softmax(x[{sizes}]) -> y[{sizes}]:
     s[{kept}] = sum({axes}) exp(x[{at}] - m[{kept}])
     y[{at}] = x[{at}] - m[{kept}] - log(s[{kept}])
 """
-
-ARG = """
-op arg(x[{sizes}]) -> y[{out_sizes}]:
-    m[{kept}] = {kind}({axes}) x[{at}]
-    y[{out}] = {first}({axes}) where(x[{at}] == m[{kept}], {axes}, {none})
-"""
-"""The first (or last) position that holds the extreme."""
 
 
 @dataclass(frozen=True)
@@ -99,24 +94,16 @@ def _filled(app: Application, template: str, frame: Axes, shape: tuple[int, ...]
 
 @operator(*REDUCTIONS, host=(1,))
 def reduction(app: Application) -> Compute:
-    """One reduction over the axes given by attribute or input."""
+    """One reduction over the axes given by attribute or input; without axes, what would be reduced of each element."""
     frame = Axes(app.input(0).shape, _reduced_axes(app), app.outputs[0].shape)
-    template = REDUCTIONS[app.op]
-    if app.input(0).dtype is DType.BOOL:
+    dtype = app.input(0).dtype
+    template = REDUCTIONS[app.op] if dtype.is_float else OF_INTEGERS.get(app.op, REDUCTIONS[app.op])
+    if dtype is DType.BOOL:
         template = template.replace("max(", "any(").replace("min(", "all(")
     value = template.format(**frame.holes())
     if not frame.axes:
-        value = re.sub(r"\b(sum|max|min|prod|any|all)\(\) ", "", value)
+        value = re.sub(r"\b(sum|max|min|prod|any|all|logsumexp)\(\) ", "", value)
     return program(app, REDUCE.format(**frame.holes(), value=value), {"x": frame.shape, "y": frame.out_shape}, {"x": 0})
-
-
-@operator("ReduceLogSumExp", host=(1,))
-def log_sum_exp(app: Application) -> Compute:
-    """``log(sum(exp(x)))`` along axes."""
-    frame = Axes(app.input(0).shape, _reduced_axes(app), app.outputs[0].shape)
-    if not frame.axes:
-        return _filled(app, REDUCE.replace("{value}", "x[{at}]"), frame)
-    return _filled(app, LOG_SUM_EXP, frame)
 
 
 @operator("Softmax", "LogSoftmax")
@@ -160,31 +147,35 @@ def extreme_position(app: Application) -> Compute:
     """Where the largest or smallest element along the axis stands."""
     shape = app.input(0).shape
     axis = app.integer("axis", 0) % len(shape)
-    last = app.integer("select_last_index", 0)
-    text = ARG.replace("{kind}", "max" if app.op == "ArgMax" else "min")
-    text = text.replace("{first}", "max" if last else "min").replace("{none}", "0" if last else str(shape[axis] - 1))
-    return _filled(app, text, Axes(shape, (axis,), app.outputs[0].shape))
+    frame = Axes(shape, (axis,), app.outputs[0].shape)
+    kind, holes = app.op.lower(), frame.holes()
+    value = f"{kind}({holes['axes']}) x[{holes['at']}]"
+    if app.integer("select_last_index", 0):
+        last = shape[axis] - 1
+        turned = ", ".join(f"{last} - r" if d == axis else f"i{d}" for d in range(len(shape)))
+        value = f"{last} - {kind}(r: {shape[axis]}) x[{turned}]"
+    return _filled(app, REDUCE.replace("{value}", value), frame)
 
 
-CUMULATIVE_SUM = """
-op cumulative_sum(x[{sizes}]) -> y[{sizes}]:
-    y[{at}] = sum(j: {count}) where(j {sign} {axis}, x[{inner}], 0)
+CUMULATIVE = """
+op cumulative(x[{sizes}]) -> y[{sizes}]:
+    y[{at}] = {value}
 """
 
 
-@operator("CumSum", host=(1,))
-def cumulative_sum(app: Application) -> Compute:
-    """Sums of everything before each element (``exclusive``) and the element itself, or after it (``reverse``)."""
+@operator("CumSum", "CumProd", host=(1,))
+def cumulative(app: Application) -> Compute:
+    """Sums or products of what is before each element (``exclusive``) and the element, or after it (``reverse``)."""
     shape, axis_operand = app.input(0).shape, app.known(1)
     axis = int(axis_operand.reshape(-1)[0]) % len(shape) if axis_operand is not None else 0
     names = [f"i{d}" for d in range(len(shape))]
-    sign = ">" if app.integer("reverse", 0) else "<"
-    text = CUMULATIVE_SUM.format(
-        sizes=", ".join(map(str, shape)),
-        at=", ".join(names),
-        count=shape[axis],
-        sign=sign if app.integer("exclusive", 0) else f"{sign}=",
-        axis=names[axis],
-        inner=", ".join("j" if d == axis else name for d, name in enumerate(names)),
-    )
+    at, kind = ", ".join(names), app.op.removeprefix("Cum").lower()
+    reverse, exclusive = app.integer("reverse", 0), app.integer("exclusive", 0)
+    if reverse or exclusive:
+        bound = (">" if reverse else "<") + ("" if exclusive else "=")
+        inner = ", ".join("j" if d == axis else name for d, name in enumerate(names))
+        value = f"{kind}(j {bound} {names[axis]}) x[{inner}]"
+    else:
+        value = f"cum{kind}({names[axis]}) x[{at}]"
+    text = CUMULATIVE.format(sizes=", ".join(map(str, shape)), at=at, value=value)
     return program(app, text, {"x": shape, "y": shape}, {"x": 0})
