@@ -17,7 +17,9 @@ from tilewright.ops import (
     quantised,
     recurrent,
     reduce,
+    regions,
     resize,
+    sampling,
     selection,
     transposed,
 )
@@ -68,7 +70,9 @@ __all__ = [
     "quantised",
     "recurrent",
     "reduce",
+    "regions",
     "resize",
+    "sampling",
     "selection",
     "transposed",
 ]
