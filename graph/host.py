@@ -20,8 +20,14 @@ from tilewright.graph.ir import Attribute, Node, Value, frozen
 _KNOWN_DATA = 4096
 """Elements up to which a constant's data is shown to shape inference: sizes, axes and pads are far smaller."""
 
-_LIKE_ITS_INPUT = frozenset({"GroupNormalization"})
+_LIKE_ITS_INPUT = frozenset({"GroupNormalization", "MeanVarianceNormalization"})
 """Operators whose output has the first input's type although ONNX's inference does not say so."""
+
+_UNTOLD_DEFAULTS: Mapping[str, Mapping[str, Attribute]] = {"STFT": {"onesided": 1}}
+"""Attributes that ONNX's inference takes for 0 where they are left out, although their default is another."""
+
+_EVALUATED_FROM = {"DequantizeLinear": 19}
+"""Opsets from which ONNX's evaluator has operators that mean the same in older ones."""
 
 
 class NeedsHostError(UnsupportedOperatorError):
@@ -62,7 +68,7 @@ def evaluate_any(
     )
     try:
         with np.errstate(all="ignore"):
-            results = ReferenceEvaluator(graph, opsets={"": opset, **domains}).run(None, dict(present))
+            results = ReferenceEvaluator(graph, opsets=_opsets(node, opset, domains)).run(None, dict(present))
     except Exception as error:  # the evaluator runs foreign code on foreign data: any failure means the same here
         raise ModelError(f"node {node.label!r} ({node.op}) cannot be computed from its inputs: {error}") from None
     found = dict(zip(outputs, map(host_value, results), strict=True))
@@ -80,10 +86,14 @@ def can_evaluate(node: Node, opset: int, domains: Mapping[str, int]) -> bool:
         [helper.make_empty_tensor_value_info(o) for o in node.outputs if o],
     )
     try:
-        ReferenceEvaluator(graph, opsets={"": opset, **domains})
+        ReferenceEvaluator(graph, opsets=_opsets(node, opset, domains))
     except Exception as error:  # the evaluator's own, and whatever its operators raise when they are made
         return _is_missing_type(error)
     return True
+
+
+def _opsets(node: Node, opset: int, domains: Mapping[str, int]) -> dict[str, int]:
+    return {"": max(opset, _EVALUATED_FROM.get(node.op, 0)), **domains}
 
 
 def _is_missing_type(error: Exception) -> bool:
@@ -97,6 +107,7 @@ def infer(node: Node, opset: int, inputs: Sequence[Value | None], data: Mapping[
     Raises ModelError if the inputs contradict each other.
     """
     schema = onnx.defs.get_schema(node.op, max_inclusive_version=opset, domain="")
+    told = replace(node, attributes={**_UNTOLD_DEFAULTS.get(node.op, {}), **node.attributes})
     types = {v.name: _type(v) for v in inputs if v is not None}
     small = {
         name: numpy_helper.from_array(np.array(data[name]), name)
@@ -105,15 +116,32 @@ def infer(node: Node, opset: int, inputs: Sequence[Value | None], data: Mapping[
     }
     try:
         found = onnx.shape_inference.infer_node_outputs(
-            schema, node_proto(node), types, small, opset_imports=[helper.make_opsetid("", opset)]
+            schema, node_proto(told), types, small, opset_imports=[helper.make_opsetid("", opset)]
         )
     except (onnx.shape_inference.InferenceError, RuntimeError) as error:
         text = " ".join(str(error).split())
         raise ModelError(f"node {node.label!r} ({node.op}) does not fit its inputs: {text}") from None
+    if not all(o in found for o in node.outputs if o):
+        found = {**_inferred_by_definition(told, opset, types, small), **found}
     result = tuple(_value(node, o, found.get(o)) for o in node.outputs)
     if node.op in _LIKE_ITS_INPUT and result[0].shape is None and inputs[0] is not None:
         return (replace(inputs[0], name=node.outputs[0]), *result[1:])
     return result
+
+
+def _inferred_by_definition(
+    node: Node, opset: int, types: Mapping[str, onnx.TypeProto], data: Mapping[str, onnx.TensorProto]
+) -> dict[str, onnx.TypeProto]:
+    """Types of outputs of an operator that has no inference of its own, but a definition by other operators."""
+    inputs = [helper.make_value_info(name, t) for name, t in types.items()]
+    outputs = [helper.make_empty_tensor_value_info(o) for o in node.outputs if o]
+    graph = helper.make_graph([node_proto(node)], "node", inputs, outputs, list(data.values()))
+    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", opset)])
+    try:
+        inferred = onnx.shape_inference.infer_shapes(model, data_prop=True).graph
+    except (onnx.shape_inference.InferenceError, RuntimeError):
+        return {}
+    return {v.name: v.type for v in inferred.output if v.type.tensor_type.elem_type}
 
 
 def _type(value: Value) -> onnx.TypeProto:

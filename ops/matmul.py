@@ -3,6 +3,11 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from string import ascii_letters
+
+import numpy as np
 
 from tilewright.errors import UnsupportedError
 from tilewright.ops.language import literal, program
@@ -84,19 +89,93 @@ def _dims(operand: Operand) -> str:
     return ", ".join(map(str, operand.shape))
 
 
+@dataclass(frozen=True)
+class Term:
+    """An operand of a contraction: its name, its index per dimension ("0" where it repeats), how its text reads it."""
+
+    name: str
+    at: tuple[str, ...]
+
+    @property
+    def indices(self) -> frozenset[str]:
+        """The indices that its elements depend on."""
+        return frozenset(self.at) - {"0"}
+
+    @property
+    def text(self) -> str:
+        """The read."""
+        return f"{self.name}[{', '.join(self.at)}]"
+
+
 @operator("Einsum")
 def einsum(app: Application) -> Compute:
-    """Index notation as ONNX writes it, without ellipsis."""
-    equation = re.sub(r"\s", "", str(app.attributes["equation"]))
-    left, _, right = equation.partition("->")
-    if "." in equation or len(app.inputs) > 8:
-        raise UnsupportedError(f"equation {equation!r} has an ellipsis or more than eight operands")
+    """Sums of products in index notation; more than two operands are contracted two by two, the cheapest first."""
+    shapes = [app.input(n).shape for n in range(len(app.inputs))]
+    places, out = _notation(str(app.attributes["equation"]), [len(shape) for shape in shapes])
+    sizes: dict[str, int] = {}
+    terms = []
+    for number, (place, shape) in enumerate(zip(places, shapes, strict=True)):
+        at = tuple("0" if size == 1 else name for name, size in zip(place, shape, strict=True))
+        sizes.update((name, size) for name, size in zip(place, shape, strict=True) if size != 1)
+        terms.append(Term(f"x{number}", at))
+    lines = []
+    for number, pair in enumerate(_order(terms, out, sizes)):
+        chosen = [terms[n] for n in pair]
+        terms = [term for n, term in enumerate(terms) if n not in pair]
+        last = not terms
+        needed = set(out).union(*(term.indices for term in terms))
+        kept = out if last else sorted(frozenset().union(*(term.indices for term in chosen)) & needed)
+        made = Term("y" if last else f"t{number}", tuple(kept))
+        head = made.text if last else f"{made.name}[{', '.join(f'{i}: {sizes[i]}' for i in kept)}]"
+        lines.append(f"    {head} = {_sum_of_products(chosen, kept, sizes)}\n")
+        terms.append(made)
+    heads = ", ".join(f"x{number}[{', '.join(map(str, shape))}]" for number, shape in enumerate(shapes))
+    y = app.outputs[0].shape
+    text = f"op einsum({heads}) -> y[{', '.join(map(str, y))}]:\n{''.join(lines)}"
+    named = {f"x{number}": shape for number, shape in enumerate(shapes)}
+    return program(app, text, named | {"y": y}, {name: number for number, name in enumerate(named)})
+
+
+def _notation(equation: str, ranks: list[int]) -> tuple[list[list[str]], list[str]]:
+    """An index per dimension of every operand, and of the output; an ellipsis is counted from behind."""
+    left, arrow, right = re.sub(r"\s", "", equation).partition("->")
     terms = left.split(",")
-    if "->" not in equation:
-        letters = left.replace(",", "")
-        right = "".join(sorted(x for x in set(letters) if letters.count(x) == 1))
-    places = [
-        ["0" if app.input(n).shape[d] == 1 else f"i{ord(x)}" for d, x in enumerate(term)]
-        for n, term in enumerate(terms)
-    ]
-    return _product(app, places, [f"i{ord(x)}" for x in right])
+    if len(terms) != len(ranks):
+        raise UnsupportedError(f"equation {equation!r} is of {len(terms)} operands, there are {len(ranks)}")
+    widths = [rank - len(term.replace("...", "")) for term, rank in zip(terms, ranks, strict=True)]
+    if any(width < 0 or (width and "..." not in term) for term, width in zip(terms, widths, strict=True)):
+        raise UnsupportedError(f"equation {equation!r} does not fit operands of {ranks} dimensions")
+    widest = max((width for term, width in zip(terms, widths, strict=True) if "..." in term), default=0)
+    if not arrow:
+        letters = left.replace(",", "").replace("...", "")
+        right = "..." * ("..." in left) + "".join(sorted(x for x in set(letters) if letters.count(x) == 1))
+    places = [_indices(term, width) for term, width in zip(terms, widths, strict=True)]
+    return places, _indices(right, widest)
+
+
+def _indices(term: str, width: int) -> list[str]:
+    before, dots, behind = term.partition("...")
+    shared = [f"e{n}" for n in reversed(range(width))] if dots else []
+    return [*(f"i{ord(x)}" for x in before), *shared, *(f"i{ord(x)}" for x in behind)]
+
+
+def _order(terms: list[Term], out: list[str], sizes: Mapping[str, int]) -> list[tuple[int, ...]]:
+    """Which operands are contracted with each other, step by step; results go to the end of the list (as in NumPy)."""
+    if len(terms) <= 2:
+        return [tuple(range(len(terms)))]
+    names = sorted(frozenset(out).union(*(term.indices for term in terms)))
+    if len(names) > len(ascii_letters):
+        raise UnsupportedError(f"{len(names)} indices are more than the {len(ascii_letters)} supported")
+    letter = dict(zip(names, ascii_letters, strict=False))
+    seen = frozenset().union(*(term.indices for term in terms))
+    left = ",".join("".join(letter[i] for i in sorted(term.indices)) for term in terms)
+    right = "".join(letter[i] for i in out if i in seen)
+    dummies = [np.broadcast_to(np.float32(0), [sizes[i] for i in sorted(term.indices)]) for term in terms]
+    path, _ = np.einsum_path(f"{left}->{right}", *dummies, optimize="greedy")
+    return [tuple(int(n) for n in step) for step in path[1:]]
+
+
+def _sum_of_products(terms: list[Term], kept: Sequence[str], sizes: Mapping[str, int]) -> str:
+    reads = " * ".join(term.text for term in terms)
+    summed = [i for i in dict.fromkeys(i for term in terms for i in term.at) if i != "0" and i not in kept]
+    return f"sum({', '.join(f'{i}: {sizes[i]}' for i in summed)}) {reads}" if summed else reads

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
+from typing import Any
 
 from tilewright.errors import UnsupportedError
 from tilewright.ops.language import literal, program
@@ -61,16 +63,77 @@ def _spatial(rank: int) -> dict[str, str]:
     }
 
 
-@operator("BatchNormalization")
-def batch_normalization(app: Application) -> Compute:
-    """With the statistics given as inputs (inference)."""
-    if app.integer("training_mode", 0):
-        raise UnsupportedError("training_mode=1 is not supported")
-    x = app.input(0)
-    text = BATCH.format(**_spatial(x.rank), epsilon=literal(app.number("epsilon", 1e-5)))
+TRAINING = """
+op batch_norm(x[N, C{sizes}], scale[C], bias[C]) -> y[N, C{sizes}]:
+    m[c] = (sum({batch}) x[n, c{at}]) / {count}
+    v[c] = (sum({batch}) (x[n, c{at}] - m[c]) * (x[n, c{at}] - m[c])) / {count}
+    y[n, c{at}] = (x[n, c{at}] - m[c]) / sqrt(v[c] + {epsilon}) * scale[c] + bias[c]
+"""
+
+RUNNING_MEAN = """
+op running_mean(x[N, C{sizes}], mean[C]) -> y[C]:
+    m[c] = (sum({batch}) x[n, c{at}]) / {count}
+    y[c] = mean[c] * {momentum} + m[c] * {rest}
+"""
+
+RUNNING_VARIANCE = """
+op running_variance(x[N, C{sizes}], var[C]) -> y[C]:
+    m[c] = (sum({batch}) x[n, c{at}]) / {count}
+    v[c] = (sum({batch}) (x[n, c{at}] - m[c]) * (x[n, c{at}] - m[c])) / {count}
+    y[c] = var[c] * {momentum} + v[c] * {rest}
+"""
+
+
+def _refuse_batch_norm(attributes: Mapping[str, Any], opset: int) -> str | None:
+    return None if attributes.get("spatial", 1) else "statistics per element (spatial=0) are not supported"
+
+
+@operator("BatchNormalization", outputs=3, refuse=_refuse_batch_norm)
+def batch_normalization(app: Application) -> tuple[Compute, ...]:
+    """With the statistics given as inputs, or (``training_mode``) those of the batch and running ones as outputs."""
+    x, trains = app.input(0), bool(app.integer("training_mode", 0))
+    if len(app.outputs) > 1 and not trains:
+        raise UnsupportedError("its statistics are outputs in training_mode only")
+    momentum, epsilon = app.number("momentum", 0.9), literal(app.number("epsilon", 1e-5))
+    holes = _spatial(x.rank) | {"batch": ", ".join(["n", *(f"p{d}" for d in range(x.rank - 2))])}
+    holes |= {"count": str(x.shape[0] * math.prod(x.shape[2:])), "epsilon": epsilon}
+    holes |= {"momentum": literal(momentum), "rest": literal(1 - momentum)}
     names = ("x", "scale", "bias", "mean", "var")
     shapes = {name: app.input(n).shape for n, name in enumerate(names)} | {"y": x.shape}
-    return program(app, text, shapes, {name: n for n, name in enumerate(names)})
+    used = {name: n for n, name in enumerate(names)}
+    if not trains:
+        return (program(app, BATCH.format(**holes), shapes, used),)
+    made = [program(app, TRAINING.format(**holes), shapes, {name: used[name] for name in names[:3]})]
+    shapes |= {"y": (x.shape[1],)}
+    running = ((RUNNING_MEAN, "mean"), (RUNNING_VARIANCE, "var"))[: len(app.outputs) - 1]
+    for position, (template, name) in enumerate(running):
+        operands = {"x": 0, name: used[name]}
+        made.append(program(app, template.format(**holes), shapes, operands, output=position + 1))
+    return tuple(made)
+
+
+MEAN_VARIANCE = """
+op mean_variance_norm(x[{sizes}]) -> y[{sizes}]:
+    m[{kept}] = (sum({axes}) x[{at}]) / {count}
+    v[{kept}] = (sum({axes}) (x[{at}] - m[{kept}]) * (x[{at}] - m[{kept}])) / {count}
+    y[{at}] = (x[{at}] - m[{kept}]) / (sqrt(v[{kept}]) + 1e-9)
+"""
+
+
+@operator("MeanVarianceNormalization")
+def mean_variance_normalization(app: Application) -> Compute:
+    """To mean 0 and variance 1 along axes; the small summand is ONNX's own."""
+    shape = app.input(0).shape
+    axes = {a % len(shape) for a in app.integers("axes") or (0, 2, 3)}
+    names = [f"i{d}" for d in range(len(shape))]
+    text = MEAN_VARIANCE.format(
+        sizes=", ".join(map(str, shape)),
+        kept=", ".join(name for d, name in enumerate(names) if d not in axes),
+        axes=", ".join(name for d, name in enumerate(names) if d in axes),
+        at=", ".join(names),
+        count=math.prod(shape[d] for d in axes),
+    )
+    return program(app, text, {"x": shape, "y": shape}, {"x": 0})
 
 
 @operator("InstanceNormalization")
