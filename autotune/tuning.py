@@ -112,8 +112,12 @@ class _Run:
         self.spaces = {(t.key, family): _recorded(family, s) for t in tuners for family, s in t.space.spaces.items()}
         """What the candidates of each stage and family are chosen from, as the database keeps it."""
 
-    def close(self) -> None:
-        """End the thread; after the measurer was closed, for which it may wait."""
+    def close(self, owned: bool) -> None:
+        """End the thread, and the measurer if it is the run's own; the thread may still wait for another's."""
+        if not owned:
+            self.measuring.shutdown(wait=False)
+            return
+        self.measurer.close()
         self.measuring.shutdown()
         self.measurer.close()  # it may have been starting a process when it was closed
 
@@ -355,8 +359,9 @@ def tune(
     together with its time decides its share of the budget. ``constants`` name, per stage, the inputs that never
     change between runs. Candidates that the database knows for this device, driver and generator are not measured
     again. Ctrl-C ends the run with everything measured kept. ``source``, ``limits`` and ``measurer`` replace the
-    families, the deadlines and the measuring process; ``helpers`` is the number of processes that compile meanwhile
-    (by default one per core for GPUs, and none for processors, whose measurements they would disturb).
+    families, the deadlines and the measuring process, which is closed by whoever gives it; ``helpers`` is the number of
+    processes that compile meanwhile (by default one per core for GPUs, and none for processors, whose measurements they
+    would disturb).
 
     DatabaseError if the store cannot be written, DeviceError if no measuring process can be started.
     """
@@ -378,8 +383,7 @@ def tune(
         except KeyboardInterrupt:
             interrupted = True
     finally:
-        measuring.close()
-        run.close()
+        run.close(owned=measurer is None)
     reports = tuple(run.stage_report(t) for t in tuners)
     return TuningReport(reports, time.monotonic() - start, run.evaluations, interrupted)
 

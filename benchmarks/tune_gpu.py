@@ -3,12 +3,13 @@
     python benchmarks/tune_gpu.py --out tuning_db/winners --total 15m
     python benchmarks/tune_gpu.py --out winners --networks resnet50 --precisions fp16 --batches 1,64 --budget 30s
 
-Every combination of network, precision and batch gets ``--budget``, or its share of ``--total``: by the number of its
-distinct stages, less what the rest (loading, planning, timing) has cost so far. Winners that the folder holds are read
-first; the winners of all devices in the database are written to it after each combination, but not more often than
-every 15 s (it takes a second once there are many). A line of JSON per combination goes to ``--log`` (default: OUT.log
-beside the folder), and what is in there is not tuned again. What fails is reported, and the next one follows. SIGTERM
-ends it like Ctrl-C, with everything measured kept.
+Every combination of network, precision and batch gets ``--budget``, or its share of what is left of ``--total``, by the
+number of its distinct stages. One measuring process serves all; the next combination's stages are found while one is
+tuned, and nothing is built but candidates. Winners that the folder holds are read first; the winners of all devices in
+the database are written to it after each combination, but not more often than every 15 s (it takes a second once there
+are many). A line of JSON per combination goes to ``--log`` (default: OUT.log beside the folder), and what is in there
+is not tuned again. What fails is reported, and the next one follows. SIGTERM ends it like Ctrl-C, with everything
+measured kept.
 """
 
 from __future__ import annotations
@@ -19,24 +20,22 @@ import signal
 import statistics
 import sys
 import time
-from collections import defaultdict
+from collections import Counter, deque
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
 
 from gpu_networks import reason, say
 from models import default_folder, source
 
 import tilewright as tw
 from tilewright import torch_peer
-from tilewright.autotune import Budget, Event, TuningReport
-from tilewright.bench import device_runner
-from tilewright.feeds import network_feeds
+from tilewright.autotune import Budget, tune
+from tilewright.autotune.compiling import helpers_wanted
+from tilewright.autotune.supervisor import Supervisor
+from tilewright.graph.planned import Stage
 from tilewright.output import to_json
-from tilewright.runtime import context
 from tilewright.tuning_db import Store
 from tilewright.tuning_db.default import default_store
 
@@ -44,9 +43,6 @@ LEAST = 2.0
 """Seconds that a combination is given at least."""
 DEFAULT = 30.0
 """Seconds for each where neither budget nor total is given."""
-RUNS, WARM_UP = 9, 3
-PHASES = ("load", "plan", "start", "tune", "time", "write")
-"""Of which `start` is until the first candidate is measured: the measuring process, the first stage's reference."""
 
 
 @dataclass(frozen=True)
@@ -63,54 +59,16 @@ class Combination:
 
 @dataclass(frozen=True)
 class Result:
-    """What tuning one combination did; times in milliseconds."""
+    """What tuning one combination did; times in milliseconds, sums of the kernels by the tuner's measurements."""
 
     combination: Combination
     stages: int
     before: float
-    """Wall time of a run with inputs and outputs on the device."""
     after: float
-    kernels_before: float
-    """Sum of the kernels by the tuner's measurements."""
-    kernels_after: float
     evaluations: int
     statuses: dict[str, int]
-    seconds: dict[str, float]
-    """By phase."""
-
-
-class Watch:
-    """Seconds by phase, of one combination and of all."""
-
-    def __init__(self) -> None:
-        self.current: defaultdict[str, float] = defaultdict(float)
-        self.total: defaultdict[str, float] = defaultdict(float)
-
-    @contextmanager
-    def phase(self, name: str) -> Iterator[None]:
-        """Time a block."""
-        start = time.perf_counter()
-        try:
-            yield
-        finally:
-            spent = time.perf_counter() - start
-            self.current[name] += spent
-            self.total[name] += spent
-
-    def shift(self, seconds: float, source: str, to: str) -> None:
-        """Count seconds for another phase."""
-        for counter in (self.current, self.total):
-            counter[source] -= seconds
-            counter[to] += seconds
-
-    def lap(self) -> dict[str, float]:
-        """The current combination's seconds; the next one begins."""
-        done = {name: round(self.current[name], 2) for name in PHASES}
-        self.current.clear()
-        return done
-
-    def __str__(self) -> str:
-        return ", ".join(f"{name} {self.total[name]:.1f} s" for name in PHASES)
+    seconds: float
+    """Of tuning."""
 
 
 class Shares:
@@ -125,110 +83,86 @@ class Shares:
         self.each = each
         self.end = None if total is None else time.monotonic() + total
         self.stages: dict[str, int] = {}
-        self.done = 0
 
-    def seconds(self, now: Combination, stages: int, left: Sequence[Combination], overhead: float) -> float:
-        """For one with that many stages, where ``left`` come after it and all so far cost ``overhead`` besides."""
+    def seconds(self, now: Combination, stages: int, left: Sequence[Combination]) -> float:
+        """For one with that many stages, where ``left`` come after it."""
         self.stages[now.network] = stages
-        self.done += 1
         if self.end is None:
             return self.each or DEFAULT
         mean = statistics.fmean(self.stages.values()) if self.stages else self.FIRST_GUESS
         expected = stages + sum(self.stages.get(c.network, mean) for c in left)
-        remaining = self.end - time.monotonic() - overhead / self.done * (len(left) + 1)
-        share = max(LEAST, remaining * stages / expected)
+        share = max(LEAST, (self.end - time.monotonic()) * stages / expected)
         return min(share, self.each) if self.each else share
 
 
+class Finder:
+    """Finds the stages of combinations; a network's session serves all its batches."""
+
+    def __init__(self, device: tw.Device, store: Store, models: Path | None) -> None:
+        self.device, self.store, self.models = device, store, models
+        self.session: tw.InferenceSession | None = None
+        self.loaded: tuple[str, str] | None = None
+
+    def stages(self, combination: Combination) -> Counter[Stage]:
+        """The different stages, and how often each runs."""
+        key = (combination.network, combination.precision)
+        if self.session is None or key != self.loaded:
+            self.session = None
+            file = source(combination.network, self.models).file
+            self.session = tw.InferenceSession(file, self.device, self.store, precision=combination.precision)
+            self.loaded = key
+        return self.session.stages(batch=combination.batch)
+
+
 def tuned(
-    combination: Combination, session: tw.InferenceSession, left: Sequence[Combination], shares: Shares, watch: Watch
+    combination: Combination,
+    stages: Counter[Stage],
+    seconds: float,
+    device: tw.Device,
+    store: Store,
+    measurer: Supervisor,
 ) -> Result:
-    """Tune one combination and time it before and after."""
-    batch = combination.batch
-    feeds = network_feeds(session.get_inputs(), (), batch)
-    with watch.phase("plan"):
-        plan = session.plan(batch=batch)
-        stages = len({(c.program, c.constants) for c in plan.calls})
-    with watch.phase("time"):
-        before = _milliseconds(session, feeds)
-    overhead = sum(watch.total.values()) - watch.total["start"] - watch.total["tune"]
-    budget = shares.seconds(combination, stages, left, overhead)
-    start = time.perf_counter()
-    first: list[float] = []
-
-    def note(event: Event) -> None:
-        if not first:
-            first.append(time.perf_counter())
-
-    with watch.phase("tune"):
-        report: TuningReport = session.tune(budget, batch=batch, progress=note)
-    watch.shift((first or [time.perf_counter()])[0] - start, "tune", "start")
+    """Tune one combination; KeyboardInterrupt if it was stopped."""
+    report = tune(
+        [s.program for s in stages],
+        device,
+        store,
+        Budget(seconds=seconds),
+        weights=[float(count) for count in stages.values()],
+        constants=[s.constants for s in stages],
+        measurer=measurer,
+    )
     if report.interrupted:
         raise KeyboardInterrupt
-    with watch.phase("plan"):
-        session.plan(batch=batch)
-    with watch.phase("time"):
-        after = _milliseconds(session, feeds)
-    return Result(
-        combination,
-        stages,
-        before,
-        after,
-        1e3 * report.before,
-        1e3 * report.after,
-        report.evaluations,
-        dict(report.statuses),
-        watch.lap(),
-    )
-
-
-def _milliseconds(session: tw.InferenceSession, feeds: dict[str, Any]) -> float:
-    run = device_runner(session, feeds)
-    times = []
-    for _ in range(WARM_UP + RUNS):
-        start = time.perf_counter()
-        run()
-        times.append(time.perf_counter() - start)
-    return 1e3 * statistics.median(times[WARM_UP:])
+    times = 1e3 * report.before, 1e3 * report.after
+    return Result(combination, len(stages), *times, report.evaluations, dict(report.statuses), report.seconds)
 
 
 def tune_all(
-    todo: Sequence[Combination], device: tw.Device, store: Store, models: Path | None, shares: Shares, watch: Watch
+    todo: Sequence[Combination], device: tw.Device, store: Store, models: Path | None, shares: Shares
 ) -> Iterator[Result]:
-    """Tune one after another; sessions are kept for all batches of a network and precision.
-
-    Files of networks that come later are made meanwhile: the measuring has a process of its own.
-    """
-    maker = ThreadPoolExecutor(1)
-    files = {name: maker.submit(source, name, models) for name in dict.fromkeys(c.network for c in todo)}
-    session: tw.InferenceSession | None = None
-    loaded: tuple[str, str] | None = None
-    try:
+    """Tune one after another."""
+    finder = Finder(device, store, models)
+    with Supervisor(device, helpers=helpers_wanted(device)) as measurer, ThreadPoolExecutor(1, "stages") as ahead:
+        found = deque(ahead.submit(finder.stages, c) for c in todo[:1])
         for number, combination in enumerate(todo):
-            key = (combination.network, combination.precision)
+            left = todo[number + 1 :]
+            found.extend(ahead.submit(finder.stages, c) for c in left[:1])
             try:
-                if session is None or key != loaded:
-                    session = None
-                    context(device).trim()
-                    with watch.phase("load"):
-                        file = files[combination.network].result().file
-                        session = tw.InferenceSession(file, device, store, precision=combination.precision)
-                        loaded = key
-                yield tuned(combination, session, todo[number + 1 :], shares, watch)
+                stages = found.popleft().result()
+                yield tuned(
+                    combination, stages, shares.seconds(combination, len(stages), left), device, store, measurer
+                )
             except Exception as error:  # what fails with one network must not end the tuning of the others
-                watch.lap()
                 say(f"{combination} failed: {reason(error)}")
-    finally:
-        maker.shutdown(wait=False, cancel_futures=True)
 
 
 def shown(r: Result) -> str:
     """A result in a line."""
-    wall, kernels = r.before / r.after, r.kernels_before / r.kernels_after if r.kernels_after else 1.0
-    phases = ", ".join(f"{name} {s:.1f}" for name, s in r.seconds.items() if s >= 0.05)
+    gain = r.before / r.after if r.after else 1.0
     return (
-        f"{r.combination}: {r.before:.3f} -> {r.after:.3f} ms (x{wall:.2f}), kernels {r.kernels_before:.3f} -> "
-        f"{r.kernels_after:.3f} ms (x{kernels:.2f}), {r.evaluations} candidates of {r.stages} stages; {phases} s"
+        f"{r.combination}: kernels {r.before:.3f} -> {r.after:.3f} ms (x{gain:.2f}), {r.evaluations} candidates of "
+        f"{r.stages} stages in {r.seconds:.1f} s"
     )
 
 
@@ -237,8 +171,8 @@ class Keeper:
 
     INTERVAL = 15.0
 
-    def __init__(self, store: Store, folder: Path, log: Path, watch: Watch) -> None:
-        self.store, self.folder, self.log, self.watch = store, folder, log, watch
+    def __init__(self, store: Store, folder: Path, log: Path) -> None:
+        self.store, self.folder, self.log = store, folder, log
         self.pending: list[Result] = []
         self.last = time.monotonic()
 
@@ -250,10 +184,9 @@ class Keeper:
 
     def write(self) -> int:
         """Write what there is; the number of winners."""
-        with self.watch.phase("write"):
-            winners = self.store.export_shipped(self.folder)
-            with self.log.open("a", encoding="utf-8") as lines:
-                lines.writelines(json.dumps(to_json(asdict(r))) + "\n" for r in self.pending)
+        winners = self.store.export_shipped(self.folder)
+        with self.log.open("a", encoding="utf-8") as lines:
+            lines.writelines(json.dumps(to_json(asdict(r))) + "\n" for r in self.pending)
         self.pending.clear()
         self.last = time.monotonic()
         return winners
@@ -300,14 +233,12 @@ def main() -> int:
     done = finished(log)
     todo = [c for c in wanted if c not in done]
     say(f"{len(todo)} of {len(wanted)} combinations on {device.name}, {len(wanted) - len(todo)} are in {log}")
-    store, watch = default_store() or Store.open(), Watch()
-    start, shares = time.perf_counter(), Shares(given.budget, given.total)
-    with watch.phase("load"):
-        for file in sorted(given.out.glob("*.jsonl")):
-            store.import_(file)
-    keeper = Keeper(store, given.out, log, watch)
+    store, start, shares = default_store() or Store.open(), time.perf_counter(), Shares(given.budget, given.total)
+    for file in sorted(given.out.glob("*.jsonl")):
+        store.import_(file)
+    keeper = Keeper(store, given.out, log)
     try:
-        for result in tune_all(todo, device, store, given.models, shares, watch):
+        for result in tune_all(todo, device, store, given.models, shares):
             print(shown(result), flush=True)
             keeper.add(result)
     except KeyboardInterrupt:
@@ -315,7 +246,7 @@ def main() -> int:
         return 130
     finally:
         written = keeper.write()
-        say(f"{written} winners in {given.out}; {time.perf_counter() - start:.1f} s: {watch}")
+        say(f"{written} winners in {given.out}; {time.perf_counter() - start:.1f} s")
     return 0
 
 
