@@ -37,7 +37,7 @@ class GuidedSettings:
     pool: int = 1000
     """Random points that the model chooses from, beside those."""
     relearn: int = 5
-    """The model's length scales are found anew after so many measurements."""
+    """The model's length scales are found anew after so many measurements, or a tenth of those there are."""
     remembered: int = 200
     """Of more measurements than that, the model sees the fastest and the newest: its cost grows with their cube."""
     tail: float = 8.0
@@ -162,7 +162,7 @@ class Guided(Asking):
         expected = self._expected(rows)
         self._trusted = self._weighted(expected, values)
         values = values - expected @ self._trusted
-        anew = len(self.seconds) - self._learnt_at >= self.settings.relearn
+        anew = len(self.seconds) - self._learnt_at >= max(self.settings.relearn, len(self.seconds) // 10)
         if anew:
             self._learnt_at = len(self.seconds)
         features = self.grid.features(rows)

@@ -89,9 +89,16 @@ def expected_improvement(mean: Array, deviation: Array, best: float) -> Array:
 def _kernel(a: Array, b: Array, logs: Array) -> Array:
     a, b = a * np.exp(-logs), b * np.exp(-logs)
     squares = (a**2).sum(axis=1)[:, None] + (b**2).sum(axis=1) - 2.0 * (a @ b.T)
-    r = _SQRT5 * np.sqrt(np.maximum(squares, 0.0))
-    kernel: Array = (1.0 + r + r**2 / 3.0) * np.exp(-r)
-    return kernel
+    r: Array = np.maximum(squares, 0.0, out=squares)
+    np.sqrt(r, out=r)
+    r *= _SQRT5
+    polynomial = r / 3.0
+    polynomial += 1.0
+    polynomial *= r
+    polynomial += 1.0
+    np.exp(np.negative(r, out=r), out=r)
+    polynomial *= r
+    return polynomial
 
 
 def _factor(points: Array, logs: Array) -> Array:
