@@ -121,12 +121,16 @@ def infer(node: Node, opset: int, inputs: Sequence[Value | None], data: Mapping[
     except (onnx.shape_inference.InferenceError, RuntimeError) as error:
         text = " ".join(str(error).split())
         raise ModelError(f"node {node.label!r} ({node.op}) does not fit its inputs: {text}") from None
-    if not all(o in found for o in node.outputs if o):
-        found = {**_inferred_by_definition(told, opset, types, small), **found}
+    if schema.has_function and not all(o in found and _has_shape(found[o]) for o in node.outputs if o):
+        found = {**found, **_inferred_by_definition(told, opset, types, small)}
     result = tuple(_value(node, o, found.get(o)) for o in node.outputs)
     if node.op in _LIKE_ITS_INPUT and result[0].shape is None and inputs[0] is not None:
         return (replace(inputs[0], name=node.outputs[0]), *result[1:])
     return result
+
+
+def _has_shape(proto: onnx.TypeProto) -> bool:
+    return proto.tensor_type.HasField("shape")
 
 
 def _inferred_by_definition(

@@ -21,6 +21,7 @@ from tilewright.ops import (
     resize,
     sampling,
     selection,
+    signal,
     transposed,
 )
 from tilewright.ops.operator import (
@@ -74,5 +75,6 @@ __all__ = [
     "resize",
     "sampling",
     "selection",
+    "signal",
     "transposed",
 ]

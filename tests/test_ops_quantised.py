@@ -267,7 +267,7 @@ def test_quantised_network_runs_as_by_onnxruntime(device: Device) -> None:
     """Sums of another order may tip a number that lies at the middle of two steps, by one step."""
     proto = model(
         NETWORK,
-        21,
+        13,
         kernel=integers(np.int8, 8, 6, 3, 3),
         scales=np.abs(random(8)) / 100 + np.float32(1e-3),
         zeros=np.zeros(8, np.int8),
