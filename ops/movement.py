@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 from tilewright.errors import UnsupportedError
@@ -11,6 +11,7 @@ from tilewright.ops.operator import (
     Application,
     Compute,
     Join,
+    Operand,
     Permuted,
     Reshaped,
     Result,
@@ -132,6 +133,13 @@ def _refuse_pad(attributes: Mapping[str, Any], opset: int) -> str | None:
     return None if mode in {"constant", *FRAMES} else f"mode {mode!r} is not supported"
 
 
+WIDE_FRAMES = {
+    "reflect": "min(({i} - {begin}) % {period}, {period} - ({i} - {begin}) % {period})",
+    "edge": "clamp({i} - {begin}, 0, {last})",
+    "wrap": "({i} - {begin}) % {size}",
+}
+"""Where every element of an axis comes from, for frames of any width."""
+
 FRAMES = {
     "reflect": ("{begin} - {i}", "{twice_last} - ({i} - {begin})"),
     "edge": ("0", "{last}"),
@@ -140,10 +148,19 @@ FRAMES = {
 """Where the elements in front of an axis and behind it come from, for each mode of padding that repeats elements."""
 
 
-@operator("Pad", host=(1, 2, 3), refuse=_refuse_pad)
+FRAMED = """
+op pad(x[{sizes}]{value}) -> y[{out_sizes}]:
+    y[{out}] = where(inside(x[{at}]), x[{at}], {otherwise})
+"""
+
+EXACT_PAD = 1 << 24
+"""Integers up to which a header's `pad` is exact in every type."""
+
+
+@operator("Pad", host=(1, 3), refuse=_refuse_pad)
 def pad(app: Application) -> Compute:
     """A frame of constant or repeated elements; negative pads crop."""
-    rank = app.input(0).rank
+    rank, value = app.input(0).rank, app.optional(2)
     begins = [0] * rank
     listed, axes = app.known(1), app.known(3)
     pads = (app.integers("pads") or ()) if listed is None else tuple(int(p) for p in listed)
@@ -152,16 +169,36 @@ def pad(app: Application) -> Compute:
     mode = app.attributes.get("mode", "constant")
     if mode != "constant":
         return _framed(app, str(mode), begins)
-    value = app.known(2)
-    number = app.number("value", 0.0) if value is None else value.reshape(-1)[0].item()
-    return _copy(app, ", ".join(f"i{d} - ({b})" for d, b in enumerate(begins)), pad_literal(number))
+    at = ", ".join(f"i{d} - ({b})" for d, b in enumerate(begins))
+    if value is None:
+        return _copy(app, at, pad_literal(app.number("value", 0.0)))
+    if value.value is not None:
+        number = value.value.reshape(-1)[0].item()
+        if app.input(0).dtype.is_float or abs(number) <= EXACT_PAD:
+            return _copy(app, at, pad_literal(number if app.input(0).dtype.is_float else int(number)))
+    return _framed_by(app, at, value)
+
+
+def _framed_by(app: Application, at: str, value: Operand) -> Compute:
+    """A frame of a number that only the device knows, or that a header cannot hold."""
+    x, y = app.input(0).shape, app.outputs[0].shape
+    text = FRAMED.format(
+        sizes=", ".join(map(str, x)),
+        out_sizes=", ".join(map(str, y)),
+        out=", ".join(f"i{d}" for d in range(len(y))),
+        at=at,
+        value=f", value[{', '.join(map(str, value.shape))}]",
+        otherwise=f"value[{', '.join('0' for _ in value.shape)}]",
+    )
+    return program(app, text, {"x": x, "value": value.shape, "y": y}, {"x": 0, "value": 2})
 
 
 def _framed(app: Application, mode: str, begins: list[int]) -> Compute:
     """Axis after axis: elements before, within and behind what is there."""
     shape, out = app.input(0).shape, app.outputs[0].shape
-    if any(max(b, o - n - b) > (n if mode == "wrap" else n - 1) for n, o, b in zip(shape, out, begins, strict=True)):
-        raise UnsupportedError(f"mode {mode!r} with a frame wider than the tensor is not supported")
+    widths = [max(b, o - n - b) for n, o, b in zip(shape, out, begins, strict=True)]
+    if any(width > (n if mode == "wrap" else n - 1) for width, n in zip(widths, shape, strict=True)):
+        return _copy(app, ", ".join(map(_wide_frame(mode), range(len(shape)), shape, begins)))
     axes = [d for d in range(len(shape)) if out[d] != shape[d] or begins[d]] or [0]
     names = [f"i{d}" for d in range(len(shape))]
     sizes = list(shape)
@@ -175,6 +212,16 @@ def _framed(app: Application, mode: str, begins: list[int]) -> Compute:
         source = target
     text = f"op frame(x[{', '.join(map(str, shape))}]) -> y[{', '.join(map(str, out))}]:\n" + "\n".join(lines) + "\n"
     return program(app, text, {"x": shape, "y": out}, {"x": 0})
+
+
+def _wide_frame(mode: str) -> Callable[[int, int, int], str]:
+    def place(d: int, size: int, begin: int) -> str:
+        if size == 0:
+            raise UnsupportedError(f"mode {mode!r} has nothing to repeat along a dimension of size 0")
+        period = max(2 * (size - 1), 1)
+        return WIDE_FRAMES[mode].format(i=f"i{d}", begin=f"({begin})", size=size, last=size - 1, period=period)
+
+    return place
 
 
 def _bounded(names: list[str], sizes: list[int]) -> str:
@@ -224,6 +271,44 @@ def space_to_depth(app: Application) -> Compute:
     else:
         out_shape, out = (n, c, b, b, h // b, w // b), "n, c, i, j, h, w"
     return _copy(app, "n, c, h, i, w, j", out=out, shape=shape, out_shape=out_shape)
+
+
+FILLED = """
+op filled() -> y[{sizes}]:
+    y[{at}] = {value}
+"""
+
+
+def _filled(app: Application, value: str) -> Compute:
+    """A tensor that follows from its indices alone."""
+    shape = app.outputs[0].shape
+    at = ", ".join(f"i{d}" for d in range(len(shape)))
+    return program(app, FILLED.format(sizes=", ".join(map(str, shape)), at=at, value=value), {"y": shape}, {})
+
+
+@operator("EyeLike")
+def eye_like(app: Application) -> Compute:
+    """1 on a diagonal of a matrix of the input's sizes, else 0."""
+    return _filled(app, f"where(i1 - i0 == {literal(app.integer('k', 0))}, 1, 0)")
+
+
+@operator("ConstantOfShape", host=(0,))
+def constant_of_shape(app: Application) -> Compute:
+    """The same element everywhere."""
+    value = app.attributes.get("value")
+    number = 0 if value is None else value.reshape(-1)[0].item()
+    return _filled(app, f"{app.outputs[0].dtype.value}({literal(number)})")
+
+
+@operator("Range", host=(0, 1, 2))
+def range_(app: Application) -> Compute:
+    """Evenly spaced numbers from a start on."""
+    start, step = app.known(0), app.known(2)
+    assert start is not None
+    assert step is not None
+    kind = app.outputs[0].dtype.value
+    first, by = (f"{kind}({literal(a.reshape(-1)[0].item())})" for a in (start, step))
+    return _filled(app, f"{first} + {kind}(i0) * {by}")
 
 
 ONE_HOT = """
