@@ -18,8 +18,8 @@ import onnx
 from onnx import helper
 from onnx.backend.base import Backend, BackendRep, namedtupledict
 
-from tilewright.errors import DeviceError, InputError, ModelError, UnsupportedOperatorError
-from tilewright.graph.onnx_import import import_model
+from tilewright.errors import DeviceError, InputError, ModelError
+from tilewright.graph.placement import Place, placed_nodes
 from tilewright.graph.session import InferenceSession
 from tilewright.runtime import Device, devices, select_device
 
@@ -80,10 +80,9 @@ class TilewrightBackend(Backend):
         """False if the model has nodes that cannot be run, or the device is missing; ModelError for a broken one."""
         try:
             _device(device)
-            import_model(model)
-        except (UnsupportedOperatorError, DeviceError):
+        except DeviceError:
             return False
-        return True
+        return all(n.place is not Place.MISSING for n in placed_nodes(model))
 
     @classmethod
     def prepare(cls, model: onnx.ModelProto, device: str | Device = "CPU", **kwargs: Any) -> TilewrightBackendRep:

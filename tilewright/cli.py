@@ -1,4 +1,4 @@
-"""The command line: devices, doctor, run, tune, bench, show, explain, compare, db, demo.
+"""The command line: devices, doctor, run, tune, bench, show, explain, check, compare, db, demo.
 
 Every command takes ``--json`` and then writes nothing but JSON to standard output; progress and messages go to
 standard error. Status: 0 done, 1 a check failed (doctor, check, compare, db verify), 2 wrong use or a TilewrightError,
@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from tilewright import __version__, log
-from tilewright.cli_check import compare
+from tilewright.cli_check import check, compare
 from tilewright.cli_db import db
 from tilewright.cli_explain import explain
 from tilewright.errors import TilewrightError
@@ -401,6 +401,7 @@ def demo(photo: str, budget: str, selector: str | None, as_json: bool) -> int:
     return INTERRUPTED if result.interrupted else 0
 
 
+commands.add_command(check)
 commands.add_command(compare)
 commands.add_command(db)
 commands.add_command(explain)

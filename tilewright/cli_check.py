@@ -1,22 +1,71 @@
-"""The command line's `compare`: whether a network gives onnxruntime's values, and where they begin to differ."""
+"""The command line's `check` and `compare`: where a network's nodes run, and whether it gives onnxruntime's values."""
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import click
 
+from tilewright.errors import InputError
 from tilewright.options import FILE, batch_option, device_option, input_option, json_option, precision_option
 from tilewright.output import console, print_table, write_json
 
 if TYPE_CHECKING:
     from tilewright.compare import Difference, ValueComparison
+    from tilewright.graph.placement import PlacedNode
 
 FAILED_CHECK = 1
 SHOWN_BEFORE = 3
 """Values shown ahead of the first one that differs."""
+
+
+@click.command()
+@click.argument("model", type=FILE)
+@click.option("--input", "--shape", "inputs", metavar="NAME=SHAPE", multiple=True, help="Sizes of an input: x=2x3x4.")
+@click.option("--all", "every", is_flag=True, help="Show every node.")
+@json_option
+def check(model: Path, inputs: tuple[str, ...], every: bool, as_json: bool) -> int:
+    """Show where the nodes of the network MODEL run: device, host, or nowhere; status 1 if it cannot run.
+
+    No device is needed. Folded nodes follow from constants and sizes, or are merged into others. Whether the device has
+    a form for a node may depend on sizes: those that the file leaves open can be given.
+    """
+    from tilewright.feeds import parse_given
+    from tilewright.graph.placement import Place, placed_nodes
+
+    given = [parse_given(text) for text in inputs]
+    files = [str(g.file) for g in given if g.file is not None]
+    if files:
+        raise InputError(f"check takes shapes of inputs, such as x=2x3x4, not the file {files[0]}")
+    nodes = placed_nodes(model, {g.name: g.shape for g in given})
+    counts = {place.value: sum(n.place is place for n in nodes) for place in Place}
+    runs = not counts[Place.MISSING.value]
+    if as_json:
+        write_json({"runs": runs, "counts": counts, "nodes": nodes})
+        return 0 if runs else FAILED_CHECK
+    if every:
+        columns = ("node", "op", "runs on", "inside", "why not on the device")
+        print_table(columns, [(n.name, n.op, n.place.value, n.inside or "", n.reason or "") for n in nodes])
+    else:
+        _print_operators(nodes)
+    click.echo(", ".join(f"{n} {place}" for place, n in counts.items() if n or place == Place.DEVICE.value))
+    if not runs:
+        click.echo("the network cannot run: nothing here computes the nodes that are missing", err=True)
+    return 0 if runs else FAILED_CHECK
+
+
+def _print_operators(nodes: Sequence[PlacedNode]) -> None:
+    """A row per operator, place and reason, with the first node of that kind."""
+    groups = Counter((n.place.value, n.op, n.opset, n.reason or "") for n in nodes)
+    first = {(n.place.value, n.op, n.opset, n.reason or ""): n.name for n in reversed(nodes)}
+    order = {"missing": 0, "host": 1, "device": 2, "folded": 3}
+    ranked = sorted(groups.items(), key=lambda g: (order[g[0][0]], -g[1], g[0]))
+    rows = [(op, opset, place, n, first[place, op, opset, why], why) for (place, op, opset, why), n in ranked]
+    columns = ("op", "opset", "runs on", "nodes", "first of them", "why not on the device")
+    print_table(columns, rows, numbers=("opset", "nodes"))
 
 
 @click.command()
