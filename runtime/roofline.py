@@ -30,7 +30,7 @@ from tilewright.dsl.target import Shape, Target
 from tilewright.errors import DeviceError, KernelError
 from tilewright.folders import cache_directory, write_atomically
 from tilewright.runtime.discovery import Device
-from tilewright.runtime.execution import Context, context
+from tilewright.runtime.execution import BoundLaunch, Context, context
 
 log = logging.getLogger("tilewright")
 
@@ -145,6 +145,12 @@ def _geometry(target: Target) -> tuple[int, int]:
 
 def _rate(ctx: Context, scalar: str, itemsize: int, launch: float) -> float:
     """Operations per second of multiply-adds in registers."""
+    bound, operations = multiply_adds(ctx, scalar, itemsize)
+    return operations / _without_launch(min(ctx.time([bound], REPEATS)), launch)
+
+
+def multiply_adds(ctx: Context, scalar: str = "float", itemsize: int = 4) -> tuple[BoundLaunch, float]:
+    """A launch of nothing but multiply-adds in registers, and its operations: two for each element of a vector."""
     target = ctx.device.target
     lanes = target.lanes(itemsize) if target.shape is Shape.CPU else 1
     vector = scalar if lanes == 1 else f"{scalar}{lanes}"
@@ -166,8 +172,7 @@ def _rate(ctx: Context, scalar: str, itemsize: int, launch: float) -> float:
     ctx.write(x, np.linspace(0.5, 0.9, _CHAINS).astype(np.float64 if itemsize == 8 else np.float32))
     name = f"tw_limit_{scalar}"
     bound = ctx.bind(Launch(name, source, (items,), (group,), ("x", "y"), ("y",)), {"x": x, "y": y})
-    seconds = _without_launch(min(ctx.time([bound], REPEATS)), launch)
-    return 2.0 * items * _CHAINS * _TURNS * lanes / seconds
+    return bound, 2.0 * items * _CHAINS * _TURNS * lanes
 
 
 _WALKS = """
@@ -213,4 +218,4 @@ def _bandwidths(ctx: Context, launch: float) -> tuple[tuple[int, float], ...]:
     return tuple(found)
 
 
-__all__ = ["REPEATS", "WORKING_SETS", "Limits", "device_limits", "limits_file", "measure"]
+__all__ = ["REPEATS", "WORKING_SETS", "Limits", "device_limits", "limits_file", "measure", "multiply_adds"]
