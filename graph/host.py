@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
+from typing import Any
 
 import numpy as np
 import onnx
@@ -121,7 +122,8 @@ def infer(node: Node, opset: int, inputs: Sequence[Value | None], data: Mapping[
     except (onnx.shape_inference.InferenceError, RuntimeError) as error:
         text = " ".join(str(error).split())
         raise ModelError(f"node {node.label!r} ({node.op}) does not fit its inputs: {text}") from None
-    if schema.has_function and not all(o in found and _has_shape(found[o]) for o in node.outputs if o):
+    definition: Any = schema  # the package's stubs lack the property
+    if definition.has_function and not all(o in found and _has_shape(found[o]) for o in node.outputs if o):
         found = {**found, **_inferred_by_definition(told, opset, types, small)}
     result = tuple(_value(node, o, found.get(o)) for o in node.outputs)
     if node.op in _LIKE_ITS_INPUT and result[0].shape is None and inputs[0] is not None:
@@ -130,7 +132,7 @@ def infer(node: Node, opset: int, inputs: Sequence[Value | None], data: Mapping[
 
 
 def _has_shape(proto: onnx.TypeProto) -> bool:
-    return proto.tensor_type.HasField("shape")
+    return bool(proto.tensor_type.HasField("shape"))
 
 
 def _inferred_by_definition(

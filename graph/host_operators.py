@@ -75,9 +75,23 @@ def _overlaps(box: np.ndarray, others: np.ndarray) -> np.ndarray:
     area = np.prod(box[2:] - box[:2])
     areas = np.prod(others[:, 2:] - others[:, :2], -1)
     union = area + areas - common
-    ratio = np.zeros_like(common)
+    ratio: np.ndarray = np.zeros_like(common)
     np.divide(common, union, out=ratio, where=(area > 0) & (areas > 0) & (union > 0))
     return ratio
+
+
+def _scattered(node: Node, inputs: Sequence[HostValue]) -> HostValue:
+    """ScatterElements without a reduction; where positions repeat, the last update stays."""
+    data, indices, updates = inputs
+    axis = node.integer("axis", 0)
+    size = data.shape[axis]
+    if indices.size and (indices.min() < -size or indices.max() >= size):
+        raise ModelError(f"node {node.label!r} ({node.op}) writes outside of its {size} places along axis {axis}")
+    result = np.array(data)
+    places = list(np.indices(indices.shape, sparse=True))
+    places[axis] = np.where(indices < 0, indices + size, indices)
+    result[tuple(places)] = updates
+    return result
 
 
 # --- sequences and optionals ------------------------------------------------------------------------------------------
@@ -130,12 +144,20 @@ def _optional_get_element(node: Node, inputs: Sequence[HostValue]) -> HostValue:
     return inputs[0]
 
 
+def host_operator(node: Node) -> Compute | None:
+    """What computes the node here, None if ONNX's evaluator has to."""
+    if node.op == "ScatterElements" and node.attributes.get("reduction", "none") != "none":
+        return None
+    return HOST_OPERATORS.get(node.op)
+
+
 HOST_OPERATORS: Mapping[str, Compute] = {
     "NonMaxSuppression": _non_max_suppression,
     "NonZero": _nonzero,
     "Optional": lambda node, inputs: inputs[0] if inputs else None,
     "OptionalGetElement": _optional_get_element,
     "OptionalHasElement": _optional_has_element,
+    "ScatterElements": _scattered,
     "SequenceAt": _sequence_at,
     "SequenceConstruct": lambda node, inputs: list(inputs),
     "SequenceEmpty": lambda node, inputs: [],

@@ -31,7 +31,7 @@ def host_value(result: Any) -> HostValue:
         return [host_value(r) for r in result]
     if isinstance(result, dict):
         return result
-    array = np.array(result)
+    array = np.asarray(result)
     return array.astype(object) if array.dtype.kind in "US" else array
 
 

@@ -6,23 +6,28 @@ the device, with the sizes and types at hand, is cut again.
 
 from __future__ import annotations
 
+import logging
 import time
 from collections import OrderedDict
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
+import numpy as np
+
 from tilewright.errors import ModelError
 from tilewright.graph import passes
 from tilewright.graph.control import run_control
 from tilewright.graph.host import NeedsHostError, can_evaluate, evaluate_any
-from tilewright.graph.host_operators import HOST_OPERATORS
+from tilewright.graph.host_operators import host_operator
 from tilewright.graph.host_values import Held, HostValue
-from tilewright.graph.ir import Graph, Node
+from tilewright.graph.ir import Graph, Node, Value
 from tilewright.graph.parts import CONTROL, DevicePart, HostNode, Part, cut
 from tilewright.graph.plan import Plan, ProfileRow
 from tilewright.graph.planning import Planner
 from tilewright.graph.rules import dead_code_removed
 from tilewright.runtime import Array
+
+_log = logging.getLogger("tilewright.graph")
 
 MAX_PLANS = 8
 """Plans that a part keeps; the one that was used longest ago goes first."""
@@ -136,6 +141,7 @@ class Runner:
             nodes = _for_the_host(graph, error)
             if not nodes:
                 raise
+            _log.debug("computed on the host: %s", error)
             return self._cut_again(graph, nodes)
 
     def _cut_again(self, graph: Graph, nodes: Sequence[Node]) -> _Ready:
@@ -158,10 +164,13 @@ class Runner:
 
     def _computed(self, node: Node, inputs: Sequence[HostValue]) -> list[Held]:
         """The outputs of a node without bodies."""
-        compute = HOST_OPERATORS.get(node.op)
+        compute = host_operator(node)
         if compute is not None:
             return [Held(compute(node, inputs))]
-        return [Held(v) for v in evaluate_any(node, self.graph.opset, self.graph.domains, inputs)]
+        found = evaluate_any(node, self.graph.opset, self.graph.domains, inputs)
+        for name, value in zip(node.outputs, found, strict=False):
+            _check_type(node, self.graph.values.get(name), value)
+        return [Held(v) for v in found]
 
     def _run_body(self, node: Node, name: str, values: Sequence[Held], watch: Watch | None) -> list[Held]:
         runner = self._bodies[node, name]
@@ -172,6 +181,16 @@ class Runner:
             )
         found = runner.run(dict(zip(inputs, values, strict=True)), watch)
         return [found[v.name] for v in runner.graph.outputs]
+
+
+def _check_type(node: Node, declared: Value | None, found: HostValue) -> None:
+    """ModelError where the evaluator gives another element type than ONNX's inference: it has its faults."""
+    if declared is None or declared.hosted or not isinstance(found, np.ndarray):
+        return
+    if found.dtype != declared.dtype.numpy:
+        raise ModelError(
+            f"node {node.label!r} ({node.op}) should give {declared.dtype.numpy}, but the host computes {found.dtype}"
+        )
 
 
 def _for_the_host(graph: Graph, error: NeedsHostError) -> list[Node]:

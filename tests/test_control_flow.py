@@ -1,0 +1,195 @@
+"""If, Loop, Scan and SequenceMap against onnxruntime, with bodies that read the graph around them."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import pytest
+from networks import by_onnxruntime, model, random
+
+from tilewright.errors import ModelError
+from tilewright.graph.bodies import with_simple_bodies
+from tilewright.graph.ir import verify
+from tilewright.graph.onnx_import import import_model
+from tilewright.graph.passes import simplify
+from tilewright.graph.session import InferenceSession
+from tilewright.runtime import Device
+
+
+def agrees(device: Device, text: str, feeds: dict[str, Any], opset: int = 17, **constants: np.ndarray) -> None:
+    """Every output is onnxruntime's, in type, sizes and numbers."""
+    proto = model(text, opset, **constants)
+    found = InferenceSession(proto, device, store=False).run(None, feeds)
+    for ours, theirs in zip(found, by_onnxruntime(proto, feeds), strict=True):
+        same(ours, theirs)
+
+
+def same(ours: Any, theirs: Any) -> None:
+    if isinstance(theirs, list):
+        assert isinstance(ours, list)
+        for a, b in zip(ours, theirs, strict=True):
+            same(a, b)
+        return
+    assert ours.dtype == theirs.dtype
+    assert ours.shape == theirs.shape
+    np.testing.assert_allclose(ours, theirs, rtol=1e-5, atol=1e-5)
+
+
+CHOICE = """g (float[n, 5] x, bool c) => (float[a, b] y, float[d, e] z) {
+    w = Exp(x)
+    y, z = If (c) <
+        then_branch = t () => (float[a, b] o, float[d, e] p) { o = Add(w, x) p = Identity(w) },
+        else_branch = f () => (float[a, b] q, float[d, e] r) { q = Transpose(w) r = MatMul(x, k) }
+    >
+}"""
+
+
+@pytest.mark.parametrize("condition", [True, False])
+def test_branches_see_the_graph_around_them(device: Device, condition: bool) -> None:
+    feeds = {"x": random(3, 5), "c": np.array(condition)}
+    agrees(device, CHOICE, feeds, k=random(5, 2))
+
+
+@pytest.mark.parametrize("condition", [True, False])
+def test_a_known_condition_leaves_its_branch_alone(device: Device, condition: bool) -> None:
+    text = CHOICE.replace(", bool c", "")
+    proto = model(text, c=np.array(condition), k=random(5, 2))
+    graph = with_simple_bodies(simplify(import_model(proto, hosted=True)))
+    verify(graph)
+    assert "If" not in graph.op_counts
+    agrees(device, text, {"x": random(3, 5)}, c=np.array(condition), k=random(5, 2))
+
+
+def test_branches_of_branches(device: Device) -> None:
+    text = """g (float[n] x, bool c, bool d) => (float[n] y) {
+        two = Constant <value = float {2.0}> ()
+        y = If (c) <
+            then_branch = t () => (float[n] o) {
+                o = If (d) <
+                    then_branch = tt () => (float[n] p) { p = Mul(x, two) },
+                    else_branch = tf () => (float[n] q) { h = Exp(x) q = Mul(h, two) }
+                >
+            },
+            else_branch = f () => (float[n] r) { r = Neg(x) }
+        >
+    }"""
+    for c, d in ((True, True), (True, False), (False, True)):
+        agrees(device, text, {"x": random(4), "c": np.array(c), "d": np.array(d)})
+
+
+LOOP = """g (float[2, 3] x, int64 m, bool go) => (float[2, 3] y, float[k, 2, 3] z) {
+    y, z = Loop (m, go, x) <
+        body = b (int64 i, bool c, float[2, 3] s) => (bool d, float[2, 3] t, float[2, 3] u) {
+            r = ReduceMax <keepdims = 0> (s)
+            d = Less(r, most)
+            f = Cast <to = 1> (i)
+            a = Add(s, x)
+            t = Add(a, f)
+            u = Exp(s)
+        }
+    >
+}"""
+MOST = np.array(20, np.float32)
+
+
+@pytest.mark.parametrize(("count", "go"), [(3, True), (100, True), (0, True), (5, False), (1, True)])
+def test_loops_end_by_count_or_condition(device: Device, count: int, go: bool) -> None:
+    feeds = {"x": np.abs(random(2, 3)) / 4, "m": np.array(count), "go": np.array(go)}
+    agrees(device, LOOP, feeds, most=MOST)
+
+
+def test_counts_beyond_32_bits(device: Device) -> None:
+    agrees(device, LOOP, {"x": np.abs(random(2, 3)), "m": np.array(2**40), "go": np.array(True)}, most=MOST)
+
+
+def test_carried_values_may_grow(device: Device) -> None:
+    text = """g (float[2, 3] x, int64 m) => (float[k, 3] y) {
+        yes = Constant <value = bool {1}> ()
+        y = Loop (m, yes, x) <
+            body = b (int64 i, bool c, float[a, 3] s) => (bool d, float[e, 3] t) {
+                d = Identity(c)
+                n = Neg(x)
+                t = Concat <axis = 0> (s, n)
+            }
+        >
+        }"""
+    agrees(device, text, {"x": random(2, 3), "m": np.array(3)})
+
+
+def test_bodies_plans_are_kept_between_iterations_and_runs(device: Device) -> None:
+    session = InferenceSession(model(LOOP, most=MOST), device, store=False)
+    feeds = {"x": np.abs(random(2, 3)) / 4, "m": np.array(4), "go": np.array(True)}
+    first = session.plans(feeds)
+    assert len(first) > len(set(map(id, first)))
+    assert set(map(id, session.plans(feeds))) == set(map(id, first))
+
+
+def test_sequences_are_carried(device: Device) -> None:
+    text = """g (float[4, 3] x, int64 m) => (seq(float[3]) s, float[k, 3] y) {
+        yes = Constant <value = bool {1}> ()
+        empty = SequenceEmpty <dtype = 1> ()
+        s = Loop (m, yes, empty) <
+            body = b (int64 i, bool c, seq(float[3]) p) => (bool d, seq(float[3]) q) {
+                d = Identity(c)
+                row = Gather <axis = 0> (x, i)
+                e = Exp(row)
+                q = SequenceInsert(p, e)
+            }
+        >
+        y = ConcatFromSequence <axis = 0, new_axis = 1> (s)
+    }"""
+    agrees(device, text, {"x": random(4, 3), "m": np.array(3)})
+
+
+SCAN = """g (float[2] s, float[5, 2] x, float[2, 5] w) => (float[2] t, float[5, 2] y, float[2, 5] z) {
+    t, y, z = Scan <num_scan_inputs = 2, scan_input_directions = [0, 1], scan_input_axes = [0, 1],
+                    scan_output_directions = [1, 0], scan_output_axes = [0, -1],
+        body = b (float[2] a, float[2] p, float[2] q) => (float[2] c, float[2] e, float[2] f) {
+            h = Mul(a, k)
+            c = Add(h, p)
+            e = Exp(q)
+            f = Sub(c, q)
+        }
+    > (s, x, w)
+}"""
+
+
+def test_scan_walks_in_both_directions_and_along_axes(device: Device) -> None:
+    agrees(device, SCAN, {"s": random(2), "x": random(5, 2), "w": random(2, 5)}, k=random(2, seed=3))
+
+
+def test_scan_needs_lengths_that_agree(device: Device) -> None:
+    text = SCAN.replace("float[2, 5] w", "float[2, n] w")
+    session = InferenceSession(model(text, k=random(2)), device, store=False)
+    with pytest.raises(ModelError, match="walks along have different lengths"):
+        session.run(None, {"s": random(2), "x": random(5, 2), "w": random(2, 4)})
+
+
+def test_iterations_whose_results_cannot_be_stacked(device: Device) -> None:
+    text = """g (float[n] x, int64 m) => (float[n] y, float[k, l] z) {
+        yes = Constant <value = bool {1}> ()
+        y, z = Loop (m, yes, x) <
+            body = b (int64 i, bool c, float[a] s) => (bool d, float[e] t, float[f] u) {
+                d = Identity(c)
+                t = Concat <axis = 0> (s, s)
+                u = Identity(t)
+            }
+        >
+    }"""
+    session = InferenceSession(model(text), device, store=False)
+    with pytest.raises(ModelError, match=r"\(Loop\) give has different shapes, \(4,\) and \(8,\)"):
+        session.run(None, {"x": random(2), "m": np.array(2)})
+
+
+def test_maps_over_sequences(device: Device) -> None:
+    text = """g (float[a, 2] x, float[2] w) => (seq(float[b, 2]) y) {
+        two = Constant <value = int64[2] {1, 2}> ()
+        s = SplitToSequence <axis = 0> (x, two)
+        y = SequenceMap <body = b (float[c, 2] p, float[2] q) => (float[c, 2] r) { t = Add(p, q) r = Mul(t, k) }> (s, w)
+    }"""
+    proto = model(text, k=random(2, seed=5))
+    x, w = random(3, 2), random(2, seed=1)
+    (found,) = InferenceSession(proto, device, store=False).run(None, {"x": x, "w": w})
+    expected = (x + w) * random(2, seed=5)
+    same(found, [expected[:1], expected[1:]])
