@@ -7,7 +7,7 @@ JoinStep   a value that is others side by side
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 
 import numpy as np
@@ -207,16 +207,18 @@ def _links(
 ) -> list[Step]:
     """The items of an expansion; its inner values are entered among the network's."""
 
-    def value_of(key: int | str, operands: Sequence[str]) -> str:
-        return operands[key] if isinstance(key, int) else f"{node.label}\0{key}"
+    def value_of(key: int | str) -> str:
+        if isinstance(key, str):
+            return f"{node.label}\0{key}"
+        return node.inputs[key] if key >= 0 else node.outputs[-1 - key]
 
-    constants.update({value_of(name, ()): array for name, array in result.constants.items()})
+    constants.update({value_of(name): array for name, array in result.constants.items()})
     steps: list[Step] = []
     for link in result.links:
         out = link.program.outputs[0]
-        output = value_of(link.output, node.outputs)
+        output = value_of(link.output)
         values.setdefault(output, Value(output, out.dtype, out.shape))
-        bound = {t: value_of(key, node.inputs) for t, key in link.inputs.items()} | {out.name: output}
+        bound = {t: value_of(key) for t, key in link.inputs.items()} | {out.name: output}
         names = {t: references.name(value, link.program.tensors[t].shape) for t, value in bound.items()}
         names |= {t.name: references.inner() for t in link.program.intermediates}
         program = merged(compose.rename(link.program, names))

@@ -15,11 +15,18 @@ from tilewright.ops.operator import Application, Expansion, Link
 
 @dataclass(frozen=True)
 class Inner:
-    """A value of an expansion, seen under a shape: an operand by its position, or what a link or constant makes."""
+    """A value of an expansion, seen under a shape; its key is what a Link calls it."""
 
     key: int | str
     dtype: DType
     shape: tuple[int, ...]
+    pad: str = ""
+    """What reads outside it give, 0 if nothing is said."""
+
+    @property
+    def declared(self) -> str:
+        """Sizes and pad as a header has them."""
+        return f"[{', '.join(map(str, self.shape))}]{f' pad {self.pad}' if self.pad else ''}"
 
     def seen(self, *shape: int) -> Inner:
         """The same elements in row-major order under another shape."""
@@ -59,16 +66,17 @@ class Expanding:
         ``to`` is the position of one of the node's outputs or the new name of an inner value. Each operand is declared
         with its sizes and `y` with this type and shape; ``functions`` are definitions that the statements use.
         """
-        key = body, functions, tuple((name, v.dtype, v.shape) for name, v in operands.items()), dtype, shape
+        key = body, functions, tuple((name, v.dtype, v.shape, v.pad) for name, v in operands.items()), dtype, shape
         if key not in self.programs:
-            inputs = ", ".join(f"{name}[{', '.join(map(str, v.shape))}]" for name, v in operands.items())
+            inputs = ", ".join(f"{name}{v.declared}" for name, v in operands.items())
             output = f"y[{', '.join(map(str, shape))}]: {dtype.value}"
             made = parse_op(f"{functions}\nop link({inputs}) -> {output}:\n{body}\n")
             self.programs[key] = made.specialise(
                 {name: v.shape for name, v in operands.items()}, {name: v.dtype for name, v in operands.items()}
             )
-        self.links.append(Link(self.programs[key], {name: v.key for name, v in operands.items()}, to))
-        return Inner(to, dtype, shape)
+        made_as = to if isinstance(to, str) else -1 - to
+        self.links.append(Link(self.programs[key], {name: v.key for name, v in operands.items()}, made_as))
+        return Inner(made_as, dtype, shape)
 
     def finished(self) -> Expansion:
         """All links and constants."""

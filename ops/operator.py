@@ -151,7 +151,10 @@ class Join:
 
 @dataclass(frozen=True, eq=False)
 class Link:
-    """One Program of an expansion. A tensor is an operand's position or the name of an inner value."""
+    """One Program of an expansion.
+
+    Each tensor is an operand's position p, -1 - p for the node's output p, or the name of an inner value.
+    """
 
     program: Program
     inputs: Mapping[str, int | str]

@@ -2,21 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import Any
+import math
 
 from tilewright.ops.convolution import Window, window, window_names
+from tilewright.ops.expansion import Expanding, Inner
 from tilewright.ops.language import literal, program
-from tilewright.ops.operator import Application, Compute, operator
+from tilewright.ops.operator import NOTHING, Application, Compute, Expansion, operator
 
 POOL = """
 op pool(x[N, C, {sizes}]{pad}) -> y[N, C, {out}]:
     y[n, c, {at}] = {value}
 """
-
-
-def _refuse(attributes: Mapping[str, Any], opset: int) -> str | None:
-    return "column-major indices are not supported" if attributes.get("storage_order") else None
 
 
 def _frame(app: Application) -> Window:
@@ -29,10 +25,41 @@ def _pool(app: Application, frame: Window, value: str, pad: str = "") -> Compute
     return program(app, text, {"x": app.input(0).shape, "y": app.outputs[0].shape}, {"x": 0})
 
 
-@operator("MaxPool", refuse=_refuse)
-def max_pool(app: Application) -> Compute:
-    """Largest element of each window; pads never win."""
-    return _pool(app, _frame(app), "max({bounded}) x[n, c, {reach}]", "-inf")
+@operator("MaxPool", outputs=2)
+def max_pool(app: Application) -> Compute | Expansion:
+    """Largest element of each window, and where in the input it was; pads never win."""
+    frame = _frame(app)
+    if len(app.outputs) < 2 or app.outputs[1] is NOTHING:
+        return _pool(app, frame, "max({bounded}) x[n, c, {reach}]", "-inf")
+    return _with_places(app, frame)
+
+
+def _with_places(app: Application, frame: Window) -> Expansion:
+    """The largest elements, and the first of each window that equals its largest, counted through the whole input."""
+    x, places = app.input(0), app.outputs[1]
+    names = window_names(frame)
+    work = Expanding(app)
+    image = Inner(0, x.dtype, x.shape, "-inf")
+    at, read = f"n, c, {names['at']}", f"x[n, c, {names['reach']}]"
+    body = f"y[{at}] = max({names['bounded']}) {read}"
+    found = work.link(body, {"x": image}, 0, x.dtype, places.shape)
+    number = " + ".join(f"{r} * {math.prod(frame.kernel[d + 1 :])}" for d, r in enumerate(frame.taps))
+    same = f"({read} == m[{at}] or isnan({read}))" if x.dtype.is_float else f"{read} == m[{at}]"
+    is_largest = f"inside({read}) and {same}"
+    first = f"k[{at}] = min({names['bounded']}) where({is_largest}, {number}, {frame.area})"
+    total = f"(i64(n) * {x.shape[1]} + c) * {math.prod(x.shape[2:])}"
+    for d, step in enumerate(_steps(app, x.shape[2:])):
+        inner = math.prod(frame.kernel[d + 1 :])
+        tap = f"k[{at}] // {inner} % {frame.kernel[d]} * {frame.dilations[d]}"
+        total += f" + ({frame.at[d]} * {frame.strides[d]} + {tap} - {frame.begins[d]}) * {step}"
+    work.link(f"{first}\ny[{at}] = {total}", {"x": image, "m": found}, 1, places.dtype, places.shape)
+    return work.finished()
+
+
+def _steps(app: Application, sizes: tuple[int, ...]) -> list[int]:
+    """How far apart neighbours along each axis are in the count: the last axis fastest, or the first one."""
+    first_is_fastest = bool(app.integer("storage_order", 0))
+    return [math.prod(sizes[:d] if first_is_fastest else sizes[d + 1 :]) for d in range(len(sizes))]
 
 
 @operator("AveragePool")

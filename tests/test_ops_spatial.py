@@ -146,3 +146,56 @@ def test_deformable_convolutions(groups: int, parts: int, given: str, device: De
         dilations=[1, 2],
         by_reference=True,
     )
+
+
+# --- pooling ----------------------------------------------------------------------------------------------------------
+
+POOLS = {
+    "plain": {"kernel_shape": [2, 3]},
+    "padded": {"kernel_shape": [3, 3], "pads": [1, 1, 1, 0], "strides": [2, 1]},
+    "dilated": {"kernel_shape": [2, 2], "dilations": [2, 3], "strides": [1, 2]},
+    "same": {"kernel_shape": [3, 2], "auto_pad": "SAME_LOWER", "strides": [2, 2]},
+    "last windows cut": {"kernel_shape": [3, 3], "strides": [2, 2], "ceil_mode": 1, "pads": [0, 1, 1, 1]},
+}
+
+
+@pytest.mark.parametrize("order", [0, 1])
+@pytest.mark.parametrize("name", POOLS)
+def test_places_of_the_largest(name: str, order: int, device: Device) -> None:
+    x = random(2, 3, 6, 9)
+    check(device, "MaxPool", [x], opset=12, types=[1, 7], storage_order=order, **POOLS[name])
+
+
+@pytest.mark.parametrize("shape", [(2, 2, 9), (1, 2, 4, 5, 6), (2, 1, 1)])
+def test_places_of_the_largest_along_other_ranks(shape: tuple[int, ...], device: Device) -> None:
+    rank = len(shape) - 2
+    pads = [1] * 2 * rank
+    check(device, "MaxPool", [random(*shape)], opset=12, types=[1, 7], kernel_shape=[2] * rank, pads=pads)
+
+
+@pytest.mark.parametrize("dtype", [np.uint8, np.int8])
+def test_places_of_the_largest_integers(dtype: type, device: Device) -> None:
+    """Zeros of u8 and -128 of i8 are no larger than what lies outside, but inside; the first of equals counts."""
+    x = np.random.default_rng(3).integers(0, 3, (1, 2, 5, 6)).astype(dtype)
+    x[0, 0] = np.iinfo(dtype).min
+    code = {np.uint8: 2, np.int8: 3}[dtype]
+    check(device, "MaxPool", [x], opset=12, types=[code, 7], kernel_shape=[3, 3], pads=[1, 1, 1, 1])
+
+
+@pytest.mark.parametrize("attributes", POOLS.values(), ids=POOLS)
+@pytest.mark.parametrize("counted", [0, 1])
+def test_means(attributes: dict[str, object], counted: int, device: Device) -> None:
+    x = random(2, 3, 6, 9)
+    check(device, "AveragePool", [x], opset=19, count_include_pad=counted, **attributes)
+
+
+@pytest.mark.parametrize("p", [1, 2, 3])
+@pytest.mark.parametrize("name", ["plain", "padded", "dilated", "same"])
+def test_norms(name: str, p: int, device: Device) -> None:
+    check(device, "LpPool", [random(2, 3, 6, 9)], opset=18, p=p, **POOLS[name])
+
+
+@pytest.mark.parametrize("op", ["GlobalMaxPool", "GlobalAveragePool", "GlobalLpPool"])
+@pytest.mark.parametrize("shape", [(2, 3, 5), (2, 3, 1, 1), (1, 2, 3, 4, 5)])
+def test_whole_images(op: str, shape: tuple[int, ...], device: Device) -> None:
+    check(device, op, [random(*shape)], opset=17)
