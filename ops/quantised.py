@@ -13,6 +13,8 @@ import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+import numpy as np
+
 from tilewright.dsl.dtypes import DType
 from tilewright.errors import UnsupportedError
 from tilewright.ops.convolution import Window, window
@@ -265,7 +267,9 @@ class _Convolution:
         self.inside = self.frame.stays_inside(image.shape[2:], y.shape[2:])
         per = filters // self.groups
         self.operands = {"x": x, "w": w}
-        self.shapes = {
+        self.constants: dict[str, np.ndarray] = {}
+        self.pad = ""
+        self.shapes: dict[str, tuple[int, ...]] = {
             "x": (image.shape[0], self.groups, channels // self.groups, *image.shape[2:]),
             "w": (self.groups, per, *weights.shape[1:]),
             "y": (y.shape[0], self.groups, per, *y.shape[2:]),
@@ -285,49 +289,57 @@ class _Convolution:
         self.shapes[name] = self.shapes["w"][:2]
         return f"{name}[g, o]"
 
-    def total(self, zero_x: str, zero_w: str) -> list[str]:
-        """Statements of the exact sum `t`. What lies in the frame stands for 0, not for what a stored 0 stands for."""
+    def total(self, zero_x: str, zero_w: str) -> str:
+        """The statement of the exact sum `t`. What lies in the frame stands for 0, not for what a stored 0 does.
+
+        A zero point that is known is what reads in the frame give; else a tensor of ones says what lies inside.
+        """
         f = self.frame
-        taps, sizes = ", ".join(f.taps), self.shapes["x"][3:]
-        lines, image = [], f"i32(x[n, g, c, {', '.join(f.reach)}])"
-        if zero_x and self.inside:
-            image = f"({image} - i32({zero_x}))"
-        elif zero_x:
-            at = ", ".join(f"q{d}" for d in range(len(sizes)))
-            lines.append(f"d[n, g, c, {at}] = i32(x[n, g, c, {at}]) - i32({zero_x})")
-            image = f"d[n, g, c, {', '.join(f.reach)}]"
+        taps, reach = ", ".join(f.taps), ", ".join(f.reach)
+        image = _whole(f"x[n, g, c, {reach}]", zero_x)
+        if zero_x and not self.inside:
+            zero = self.app.input(self.operands["zero_x"])
+            if zero.scalar is not None:
+                self.pad = f" pad {int(zero.scalar)}"
+            else:
+                self.constants["within"] = np.ones(self.shapes["x"][3:], np.int32)
+                image = f"{image} * within[{reach}]"
         weights = _whole(f"w[g, o, c, {taps}]", zero_w)
         out = ", ".join(f"{p}: {n}" for p, n in zip(f.at, self.shapes["y"][3:], strict=True))
-        return [*lines, f"t[n, g, o, {out}] = sum(c, {taps}) {image} * {weights}"]
+        return f"t[n, g, o, {out}] = sum(c, {taps}) {image} * {weights}"
 
     def made(self, name: str, lines: Sequence[str]) -> Compute:
         """The program of these statements."""
+        shapes = self.shapes | {n: c.shape for n, c in self.constants.items()}
         text = CONVOLUTION.format(
             name=name,
-            heads=", ".join(f"{t}[{', '.join(map(str, self.shapes[t]))}]" for t in self.operands),
+            heads=", ".join(self._head(t, shape) for t, shape in shapes.items() if t != "y"),
             y=", ".join(map(str, self.shapes["y"])),
             lines="\n".join(f"    {line}" for line in lines),
         )
-        return program(self.app, text, self.shapes, self.operands)
+        return program(self.app, text, shapes, self.operands, constants=self.constants)
+
+    def _head(self, name: str, shape: tuple[int, ...]) -> str:
+        return f"{name}[{', '.join(map(str, shape))}]{self.pad if name == 'x' else ''}"
 
 
 @operator("ConvInteger")
 def convolution_integer(app: Application) -> Compute:
     """Convolution of 8-bit images, exact in i32; the weights' zero point is one number or one per filter."""
     p = _Convolution(app, 0, 1)
-    lines = p.total(p.read("zero_x", 2), p.read("zero_w", 3, per_filter=True))
+    total = p.total(p.read("zero_x", 2), p.read("zero_w", 3, per_filter=True))
     at = f"n, g, o, {', '.join(p.frame.at)}"
-    return p.made("conv_integer", [*lines, f"y[{at}] = t[{at}]"])
+    return p.made("conv_integer", [total, f"y[{at}] = t[{at}]"])
 
 
 @operator("QLinearConv")
 def qlinear_convolution(app: Application) -> Compute:
     """Convolution of quantised images with an i32 bias, quantised again; scales of the weights per tensor or filter."""
     p = _Convolution(app, 0, 3)
-    lines = p.total(p.read("zero_x", 2), p.read("zero_w", 5, per_filter=True))
+    total = p.total(p.read("zero_x", 2), p.read("zero_w", 5, per_filter=True))
     bias = p.read("bias", 8, per_filter=True)
     at = f"n, g, o, {', '.join(p.frame.at)}"
-    total = f"(t[{at}] + {bias})" if bias else f"t[{at}]"
+    whole = f"(t[{at}] + {bias})" if bias else f"t[{at}]"
     scales = (p.read("scale_x", 1), p.read("scale_w", 4, per_filter=True), p.read("scale_y", 6))
-    value = _rescaled(total, scales, p.read("zero_y", 7), (app.input(1).dtype, app.outputs[0].dtype))
-    return p.made("qlinear_conv", [*lines, f"y[{at}] = {value}"])
+    value = _rescaled(whole, scales, p.read("zero_y", 7), (app.input(1).dtype, app.outputs[0].dtype))
+    return p.made("qlinear_conv", [total, f"y[{at}] = {value}"])

@@ -8,7 +8,7 @@ import numpy as np
 import onnx
 import pytest
 from networks import by_onnxruntime, model, planned, random
-from onnx import TensorProto, helper
+from onnx import TensorProto, helper, numpy_helper
 
 from tilewright.errors import TilewrightError
 from tilewright.graph.session import InferenceSession
@@ -222,6 +222,17 @@ def test_integer_convolutions(name: str, device: Device) -> None:
     np.testing.assert_array_equal(found, wanted)
     found = run(device, "ConvInteger", {"x": x, "w": w}, {"y": np.int32}, **attributes)[0]
     np.testing.assert_array_equal(found, float_convolution(x, w, attributes))
+
+
+@pytest.mark.parametrize("name", CONVOLUTIONS)
+def test_convolutions_with_constant_zero_points(name: str, device: Device) -> None:
+    """The frame is then what reads outside the image give."""
+    image, weights, attributes = CONVOLUTIONS[name]
+    x, w, zx = integers(np.int8, *image), integers(np.int8, *weights), np.array([-5], np.int8)
+    proto = one_node("ConvInteger", {"x": x, "w": w, "zx": zx}, {"y": np.int32}, **attributes)
+    proto.graph.initializer.extend([numpy_helper.from_array(zx, "zx"), numpy_helper.from_array(w, "w")])
+    found = InferenceSession(proto, device, store=False).run(None, {"x": x})[0]
+    np.testing.assert_array_equal(found, float_convolution(x.astype(np.int32) + 5, w, attributes))
 
 
 @pytest.mark.parametrize("name", CONVOLUTIONS)
