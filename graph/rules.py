@@ -126,9 +126,10 @@ def fresh(graph: Graph, base: str) -> str:
 
 
 def type_of(graph: Graph, name: str) -> Value | None:
-    """What is known of a value's type."""
+    """What is known of a value's type; None for types that only the host holds."""
     constant = graph.constants.get(name)
     if constant is None:
-        return graph.values.get(name)
+        value = graph.values.get(name)
+        return None if value is None or value.hosted else value
     dtype = language_type(constant.dtype)
     return None if dtype is None else Value(name, dtype, constant.shape)
