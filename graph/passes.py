@@ -160,7 +160,7 @@ def _identity(graph: Graph, node: Node) -> Replacement | None:
 
 def _cast_like(graph: Graph, node: Node) -> Replacement | None:
     like = type_of(graph, node.inputs[1])
-    if like is None or not like.is_concrete:
+    if like is None or like.hosted is not None or not like.is_concrete:
         return None
     to = onnx.helper.np_dtype_to_tensor_dtype(like.dtype.numpy)
     return Replacement((replace(node, op="Cast", inputs=node.inputs[:1], attributes={"to": int(to)}),))
