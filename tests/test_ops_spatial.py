@@ -199,3 +199,59 @@ def test_norms(name: str, p: int, device: Device) -> None:
 @pytest.mark.parametrize("shape", [(2, 3, 5), (2, 3, 1, 1), (1, 2, 3, 4, 5)])
 def test_whole_images(op: str, shape: tuple[int, ...], device: Device) -> None:
     check(device, op, [random(*shape)], opset=17)
+
+
+# --- transposed convolution -------------------------------------------------------------------------------------------
+
+TRANSPOSED = {
+    "strides": {"strides": [2, 3], "pads": [1, 0, 1, 2]},
+    "outputs that strides do not divide": {"strides": [3, 2], "pads": [0, 1, 1, 0], "output_padding": [1, 0]},
+    "strides and dilations": {"strides": [2, 3], "dilations": [3, 2], "pads": [2, 1, 0, 3]},
+    "one axis of both": {"strides": [1, 2], "dilations": [2, 2]},
+    "output shape": {"strides": [2, 2], "output_shape": [8, 9]},
+    "same": {"strides": [2, 3], "auto_pad": "SAME_UPPER"},
+    "strides beyond the kernel": {"strides": [4, 5]},
+}
+
+
+@pytest.mark.parametrize("constant", [True, False])
+@pytest.mark.parametrize("name", TRANSPOSED)
+def test_transposed_convolutions(name: str, constant: bool, device: Device) -> None:
+    inputs = [random(2, 4, 4, 5), random(4, 3, 3, 2), random(6)]
+    check(device, "ConvTranspose", inputs, opset=17, constant=[1] * constant, group=2, **TRANSPOSED[name])
+
+
+@pytest.mark.parametrize("shape", [(1, 2, 7), (2, 2, 3, 4, 2), (1, 2, 1, 1)])
+@pytest.mark.parametrize("dilation", [1, 2])
+def test_transposed_convolutions_of_other_ranks(shape: tuple[int, ...], dilation: int, device: Device) -> None:
+    rank = len(shape) - 2
+    inputs = [random(*shape), random(2, 3, *(2, 3, 2)[:rank])]
+    check(device, "ConvTranspose", inputs, opset=17, strides=[2] * rank, dilations=[dilation] * rank)
+
+
+@pytest.mark.parametrize("constant", [True, False])
+def test_transposed_convolutions_of_doubles(constant: bool, device: Device) -> None:
+    inputs = [random(1, 2, 3, 4).astype(np.float64), random(2, 3, 2, 2).astype(np.float64)]
+    check(device, "ConvTranspose", inputs, opset=17, constant=[1] * constant, by_reference=True, strides=[2, 1])
+
+
+@pytest.mark.parametrize(
+    ("image", "block", "attributes"),
+    [
+        ((5, 6), (2, 3), {}),
+        ((7, 8), (3, 2), {"strides": [2, 3], "pads": [1, 0, 1, 1]}),
+        ((9, 9), (2, 3), {"dilations": [3, 2], "strides": [2, 1]}),
+        ((4, 5, 3), (2, 2, 1), {"pads": [0, 1, 0, 0, 1, 0]}),
+    ],
+)
+def test_sums_of_columns(
+    image: tuple[int, ...], block: tuple[int, ...], attributes: dict[str, list[int]], device: Device
+) -> None:
+    ones = [1] * len(image)
+    strides, dilations = attributes.get("strides", ones), attributes.get("dilations", ones)
+    pads = attributes.get("pads", [0] * 2 * len(image))
+    totals = [n + b + e for n, b, e in zip(image, pads, pads[len(image) :], strict=False)]
+    windows = [(n - d * (k - 1) - 1) // s + 1 for n, k, s, d in zip(totals, block, strides, dilations, strict=True)]
+    x = random(2, 3 * int(np.prod(block)), int(np.prod(windows)))
+    sizes = [np.array(image, np.int64), np.array(block, np.int64)]
+    check(device, "Col2Im", [x, *sizes], opset=18, constant=[1, 2], **attributes)
