@@ -10,6 +10,7 @@ known before a device part is planned: it comes from an earlier part, or follows
 
 from __future__ import annotations
 
+import math
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass, field, replace
 
@@ -17,7 +18,7 @@ from tilewright.dsl.dtypes import DType
 from tilewright.graph.host import can_evaluate
 from tilewright.graph.host_values import language_type
 from tilewright.graph.ir import Graph, Node, Value
-from tilewright.graph.onnx_import import SHAPE_READERS, is_known_ahead, refusal, steering_inputs, unsupported_nodes
+from tilewright.graph.onnx_import import SHAPE_READERS, is_known_ahead, refusal, unsupported_nodes
 from tilewright.ops import OPERATORS
 
 
@@ -44,7 +45,7 @@ def cut(graph: Graph, forced: Collection[Node] = frozenset()) -> tuple[Part, ...
     """The parts of a graph in the order they run; the `forced` nodes are computed on the host."""
     hosted = {node for node in graph.nodes if node in forced or _has_no_device_form(graph, node)}
     if not hosted and not unsupported_nodes(graph):
-        return (DevicePart(graph, steering_inputs(graph)),)
+        return _parts(graph, [graph.nodes] if graph.nodes else [])
     cutter = _Cutter(graph, hosted)
     pending = list(graph.nodes)
     phases: list[tuple[Node, ...] | Node] = []
@@ -59,20 +60,37 @@ def cut(graph: Graph, forced: Collection[Node] = frozenset()) -> tuple[Part, ...
     return _parts(graph, phases)
 
 
-def refused_nodes(graph: Graph, parts: Sequence[Part]) -> list[str]:
-    """One line per node, those of bodies included, that neither the device nor the host can compute."""
+def refused_nodes(graph: Graph, parts: Sequence[Part], limit: int | None = None) -> list[str]:
+    """One line per node, those of bodies included, that neither the device nor the host can compute.
+
+    `limit` is the number of elements up to which the host may compute float tensors.
+    """
     problems = []
-    for part in parts:
-        if isinstance(part, DevicePart):
-            continue
-        node = part.node
+    for node in (p.node for p in parts if isinstance(p, HostNode)):
         for body in node.bodies.values():
-            problems += refused_nodes(body, cut(body))
-        if not (node.bodies and node.op in CONTROL) and not can_evaluate(node, graph.opset, graph.domains):
+            problems += refused_nodes(body, cut(body), limit)
+        reason = _host_refusal(graph, node, limit)
+        if reason:
             name = f"{node.name!r}" if node.name else f"the node that writes {node.label!r}"
-            reason = refusal(node, graph.opset) or "no device form fits, and the host cannot compute it either"
             problems.append(f"{name}: {node.op} (opset {graph.opset}): {reason}")
     return problems
+
+
+def _host_refusal(graph: Graph, node: Node, limit: int | None) -> str | None:
+    if node.op in CONTROL and node.bodies:
+        return None
+    if not can_evaluate(node, graph.opset, graph.domains):
+        return refusal(node, graph.opset) or "no device form fits, and the host cannot compute it either"
+    types = [graph.values.get(name) for name in (*node.inputs, *node.outputs)]
+    sizes = [math.prod(t.sizes) for t in types if t and not t.hosted and t.dtype.is_float and t.is_concrete]
+    if limit is not None and max(sizes, default=0) > limit:
+        return beyond_limit(max(sizes), limit)
+    return None
+
+
+def beyond_limit(size: int, limit: int) -> str:
+    """What is said of a node that the host may not compute."""
+    return f"would compute {size} floats on the host, more than the {limit} of host_limit"
 
 
 CONTROL = frozenset({"If", "Loop", "Scan", "SequenceMap"})
@@ -81,13 +99,13 @@ CONTROL = frozenset({"If", "Loop", "Scan", "SequenceMap"})
 
 def _has_no_device_form(graph: Graph, node: Node) -> bool:
     """True if the device cannot compute the node whatever its inputs; folding may do away with it all the same."""
-    if node.bodies or any(_is_foreign(graph, name) for name in (*node.inputs, *node.outputs) if name):
+    if node.bodies or any(is_foreign(graph, name) for name in (*node.inputs, *node.outputs) if name):
         return True
     has_form = node.op in OPERATORS and refusal(node, graph.opset) is None
     return not has_form and not is_known_ahead(node, graph.constants.keys())
 
 
-def _is_foreign(graph: Graph, name: str) -> bool:
+def is_foreign(graph: Graph, name: str) -> bool:
     """Whether a value is known to be of a type that only the host holds."""
     if name in graph.constants:
         return language_type(graph.constants[name].dtype) is None
@@ -116,7 +134,7 @@ class _Cutter:
         for node in pending:
             if any(i and i not in made and i not in self.available for i in node.inputs):
                 continue
-            folds = is_known_ahead(node, fixed) and not any(_is_foreign(self.graph, i) for i in node.inputs if i)
+            folds = is_known_ahead(node, fixed) and not any(is_foreign(self.graph, i) for i in node.inputs if i)
             if not folds and (node in self.hosted or not self._is_steered_by(node, known | self.available)):
                 continue
             taken[node] = None

@@ -27,6 +27,8 @@ class Planner:
     store: Store | None
     precision: str = "fp32"
     fast_math: bool = False
+    host_limit: int | None = None
+    """Elements of float tensors up to which the host may compute them; None for any number."""
     lock: threading.RLock = field(default_factory=threading.RLock)
     """Held while plans are looked up and made."""
     _shared: SharedConstants = field(default_factory=SharedConstants)

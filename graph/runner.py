@@ -14,14 +14,14 @@ from dataclasses import dataclass, field, replace
 
 import numpy as np
 
-from tilewright.errors import ModelError
+from tilewright.errors import InputError, ModelError
 from tilewright.graph import passes
 from tilewright.graph.control import run_control
 from tilewright.graph.host import NeedsHostError, can_evaluate, evaluate_any
 from tilewright.graph.host_operators import host_operator
-from tilewright.graph.host_values import Held, HostValue
+from tilewright.graph.host_values import Held, HostValue, language_type
 from tilewright.graph.ir import Graph, Node, Value
-from tilewright.graph.parts import CONTROL, DevicePart, HostNode, Part, cut
+from tilewright.graph.parts import CONTROL, DevicePart, HostNode, Part, beyond_limit, cut
 from tilewright.graph.plan import Plan, ProfileRow
 from tilewright.graph.planning import Planner
 from tilewright.graph.rules import dead_code_removed
@@ -164,13 +164,22 @@ class Runner:
 
     def _computed(self, node: Node, inputs: Sequence[HostValue]) -> list[Held]:
         """The outputs of a node without bodies."""
+        self._check_limit(node, inputs)
         compute = host_operator(node)
         if compute is not None:
             return [Held(compute(node, inputs))]
         found = evaluate_any(node, self.graph.opset, self.graph.domains, inputs)
+        self._check_limit(node, found)
         for name, value in zip(node.outputs, found, strict=False):
             _check_type(node, self.graph.values.get(name), value)
         return [Held(v) for v in found]
+
+    def _check_limit(self, node: Node, values: Sequence[HostValue]) -> None:
+        """InputError for a float tensor that is too large for the host."""
+        limit = self._planner.host_limit
+        floats = [v.size for v in values if isinstance(v, np.ndarray) and _is_float(v)]
+        if limit is not None and max(floats, default=0) > limit:
+            raise InputError(f"node {node.label!r} ({node.op}) {beyond_limit(max(floats), limit)}")
 
     def _run_body(self, node: Node, name: str, values: Sequence[Held], watch: Watch | None) -> list[Held]:
         runner = self._bodies[node, name]
@@ -181,6 +190,11 @@ class Runner:
             )
         found = runner.run(dict(zip(inputs, values, strict=True)), watch)
         return [found[v.name] for v in runner.graph.outputs]
+
+
+def _is_float(array: np.ndarray) -> bool:
+    dtype = language_type(array.dtype)
+    return dtype is not None and dtype.is_float
 
 
 def _check_type(node: Node, declared: Value | None, found: HostValue) -> None:

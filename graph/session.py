@@ -18,7 +18,7 @@ from tilewright.graph.host import NeedsHostError
 from tilewright.graph.host_values import Held, HostValue
 from tilewright.graph.ir import Graph, Value
 from tilewright.graph.onnx_import import Model, import_model, steering_inputs, unsupported
-from tilewright.graph.parts import DevicePart, refused_nodes
+from tilewright.graph.parts import DevicePart, is_foreign, refused_nodes
 from tilewright.graph.plan import Feeds, Plan, ProfileRow
 from tilewright.graph.planned import Stage
 from tilewright.graph.planning import Planner
@@ -67,7 +67,8 @@ class InferenceSession:
     best there is; ``store`` a tuning database, its path or URL, None for the user's own, or False for none.
     ``fast_math`` gives up NaN, infinities and the last bits of functions for speed. ``precision`` is fp32; tf32, which
     lets instructions for TF32 round the factors of contractions; or fp16 or bf16, which store values between kernels in
-    16 bits. Inputs and outputs keep the types that the file gives them.
+    16 bits. Inputs and outputs keep the types that the file gives them. Nodes that the device cannot do are computed on
+    the host (`profile` shows them), float tensors there only up to ``host_limit`` elements if it is given.
 
     Sizes that the network leaves open are fixed at `run`: the first run with new sizes makes a plan, later ones reuse
     it. A session may be used from several threads. Raises ModelError, UnsupportedOperatorError or DeviceError.
@@ -81,6 +82,7 @@ class InferenceSession:
         *,
         fast_math: bool = False,
         precision: str = "fp32",
+        host_limit: int | None = None,
     ) -> None:
         self.precision = known(precision)
         graph = import_model(model, hosted=True)
@@ -90,12 +92,15 @@ class InferenceSession:
         self.device = select_device(device)
         self._own_store = store is None
         self._store = _opened(store)
-        self._planner = Planner(self.device, self._store, precision, fast_math)
+        self._planner = Planner(self.device, self._store, precision, fast_math, host_limit)
         self._runner = Runner(self._graph, self._planner)
-        problems = refused_nodes(self._graph, self._runner.parts)
+        problems = refused_nodes(self._graph, self._runner.parts, host_limit)
         if problems:
             raise unsupported("the network", problems)
-        self._is_one_part = all(isinstance(p, DevicePart) for p in self._runner.parts)
+        passed = (*self._graph.inputs, *self._graph.outputs)
+        self._is_one_part = all(isinstance(p, DevicePart) for p in self._runner.parts) and not any(
+            is_foreign(self._graph, v.name) for v in passed
+        )
         self._steering = steering_inputs(self._graph)
         self._plans: OrderedDict[Key, Plan | None] = OrderedDict()
         self._lock = self._planner.lock

@@ -165,6 +165,34 @@ def test_optionals_go_in(device: Device) -> None:
     assert session.run(None, {"o": random(2)})[0] == np.array(True)
 
 
+def test_values_that_only_pass_through(device: Device) -> None:
+    text = """g (string[n] s, seq(float[n]) q, float[n] x) => (string[n] t, string[1] k, float[n] y) {
+        t = Identity(s)
+        k = Constant <value_strings = ["text"]> ()
+        y = Exp(x)
+    }"""
+    session = InferenceSession(model(text), device, store=False)
+    texts, constant, numbers = session.run(None, {"s": np.array(["a", "b"]), "q": [], "x": random(2)})
+    assert texts.tolist() == ["a", "b"]
+    assert constant.tolist() == ["text"]
+    np.testing.assert_allclose(numbers, np.exp(random(2)), rtol=1e-5)
+
+
+def test_bodies_whose_results_are_their_inputs(device: Device) -> None:
+    text = """g (float[n] x, string[n] s, bool c) => (float[n] y, string[n] t) {
+        e = Exp(x)
+        y, t = If (c) <
+            then_branch = a () => (float[n] o, string[n] r) { o = Identity(e) r = Identity(s) },
+            else_branch = b () => (float[n] p, string[n] q) { p = Neg(e) q = StringConcat(s, s) }
+        >
+    }"""
+    session = InferenceSession(model(text, 20), device, store=False)
+    for c, sign, texts in ((True, 1, ["a", "b"]), (False, -1, ["aa", "bb"])):
+        y, t = session.run(None, {"x": random(2), "s": np.array(["a", "b"]), "c": np.array(c)})
+        np.testing.assert_allclose(y, sign * np.exp(random(2)), rtol=1e-5)
+        assert t.tolist() == texts
+
+
 # --- what a session says ----------------------------------------------------------------------------------------------
 
 
@@ -180,6 +208,17 @@ def test_profiles_show_host_nodes_in_order(device: Device) -> None:
     assert len(session.plans(feeds)) == 2
     with pytest.raises(InputError, match="runs in several parts, some of them on the host; use plans or profile"):
         session.plan(feeds)
+
+
+def test_a_limit_of_what_the_host_computes(device: Device) -> None:
+    session = InferenceSession(model(TWO_SEARCHES), device, store=False, host_limit=12)
+    assert session.run(None, {"x": random(3, 4), "w": random(3, 4)})[0].shape == (12,)
+    with pytest.raises(InputError, match=r"node 'p' \(NonZero\) would compute 16 floats on the host, more than the 12"):
+        session.run(None, {"x": random(4, 4), "w": random(4, 4)})
+    text = TWO_SEARCHES.replace("[n, 4]", "[5, 4]")
+    with pytest.raises(UnsupportedOperatorError, match=r"2 nodes that cannot be run(?s:.*)'p': NonZero .*20 floats"):
+        InferenceSession(model(text), device, store=False, host_limit=12)
+    assert len(InferenceSession(model(text), device, store=False, host_limit=20).get_outputs()) == 2
 
 
 def test_all_nodes_that_nothing_can_run_are_listed() -> None:
