@@ -36,6 +36,9 @@ from tilewright.ops import View
 MAX_MEMBERS = 12
 """Steps that one step absorbs at most."""
 
+MAX_NESTING = 100
+"""Levels of an expression up to which steps are taken in as prologues, one after the other: stacks are not endless."""
+
 
 def fuse(steps: Steps) -> Steps:
     """The same network with steps composed where that saves traffic with memory and repeats no work."""
@@ -155,8 +158,20 @@ def _with_prologues(steps: Steps) -> Steps:
             continue
         reader = work.items[readers[0]]
         if isinstance(reader, Item) and _reads_each_once(reader.program, item.output):
-            work.absorb(readers[0], [position], composed([item, reader], steps.references))
+            whole = composed([item, reader], steps.references)
+            if _nesting(whole.program) <= MAX_NESTING:
+                work.absorb(readers[0], [position], whole)
     return work.finished()
+
+
+def _nesting(program: Program) -> int:
+    """Levels of the most nested expression."""
+    deepest, waiting = 0, [(s.value, 1) for s in program.statements]
+    while waiting:
+        e, level = waiting.pop()
+        deepest = max(deepest, level)
+        waiting += [(c, level + 1) for c in children(e)]
+    return deepest
 
 
 def _reads_each_once(program: Program, tensor: Tensor) -> bool:
