@@ -327,7 +327,8 @@ def show(
 
     call = read_op_call(target, name, inputs, settings, precision)
     if as_json:
-        write_json(_launches(call.op.plan(device=selector, **call.arguments)))
+        plan = call.op.plan(device=selector, **call.arguments)
+        write_json(_launches([plan], plan.device.name))
     else:
         click.echo(call.op.source(device=selector, **call.arguments))
 
@@ -352,23 +353,26 @@ def _show_network(session: InferenceSession, inputs: tuple[str, ...], batch: int
         print_table(("op", "kernel", "family", "configuration", "origin", *figures), cells, numbers=figures)
         click.echo(f"{1e-3 * sum(r.microseconds for r in rows):.3f} ms in {len(rows)} launches")
         return
-    plan = session.plan(feeds)
-    launches = _launches(plan)
+    plans = session.plans(feeds)
+    launches = _launches(plans, session.device.name)
     if as_json:
         write_json(launches)
         return
     columns = ("op", "kernel", "family", "configuration", "origin", "work-items")
     print_table(columns, [(*(row[name] for name in columns[:-1]), row["global_size"]) for row in launches["launches"]])
-    memory = f"{plan.arena_bytes / 2**20:.1f} MiB of temporaries, {plan.constant_bytes / 2**20:.1f} MiB of constants"
-    click.echo(f"{len(plan.launches)} launches on {plan.device.name}, {memory}")
+    arena, constants = launches["arena_bytes"] / 2**20, launches["constant_bytes"] / 2**20
+    memory = f"{arena:.1f} MiB of temporaries, {constants:.1f} MiB of constants"
+    click.echo(f"{len(launches['launches'])} launches on {session.device.name}, {memory}")
 
 
-def _launches(plan: Plan) -> dict[str, Any]:
-    """A plan as JSON values; sources are left out for none."""
+def _launches(plans: Sequence[Plan], device: str) -> dict[str, Any]:
+    """Plans that are run in turn as JSON values, each once; sources are left out for none."""
+    different = list(dict.fromkeys(plans))
+    shared = {id(b): b.nbytes for plan in different for b in plan.constants}
     return {
-        "device": plan.device.name,
-        "arena_bytes": plan.arena_bytes,
-        "constant_bytes": plan.constant_bytes,
+        "device": device,
+        "arena_bytes": sum(plan.arena_bytes for plan in different),
+        "constant_bytes": sum(shared.values()),
         "launches": [
             {
                 "op": "+".join(p.planned.call.ops),
@@ -381,6 +385,7 @@ def _launches(plan: Plan) -> dict[str, Any]:
                 "local_size": list(p.launch.local_size or ()) or None,
                 "source": p.launch.source,
             }
+            for plan in different
             for p in plan.launches
         ],
     }

@@ -55,6 +55,9 @@ class Outcome:
 
 def run_network(session: InferenceSession, inputs: Sequence[str], batch: int, repeat: int, top: int) -> Outcome:
     """Run with inputs as ``--input`` gives them, ``repeat`` times after one run that builds the kernels."""
+    for value in session.get_outputs():
+        if not value.type.startswith("tensor(") or value.type == "tensor(string)":
+            raise InputError(f"the output {value.name!r} is a {value.type}, which is not shown here; use Python")
     feeds = network_feeds(session.get_inputs(), [parse_given(text) for text in inputs], batch)
     results = session.run(None, feeds)
     seconds = []
