@@ -22,7 +22,10 @@ def db(context: click.Context, place: str | None) -> None:
     """Look into the tuning database, copy results out of it and into it."""
     from tilewright.tuning_db import Store
 
-    context.obj = context.with_resource(Store.open(place))
+    if context.invoked_subcommand == "recover":  # what it is for cannot be opened
+        context.obj = place
+    else:
+        context.obj = context.with_resource(Store.open(place))
 
 
 @db.command()
@@ -168,6 +171,21 @@ def verify(store: Store, as_json: bool) -> int:
         for problem in problems or (f"{store.url} is whole",):
             click.echo(problem)
     return 1 if problems else 0
+
+
+@db.command()
+@json_option
+@click.pass_obj
+def recover(place: str | None, as_json: bool) -> None:
+    """Put a damaged file aside, and keep what can be read of it in a new one."""
+    from tilewright.tuning_db.engine import file_of
+    from tilewright.tuning_db.recovery import recover as recover_
+
+    found = recover_(file_of(place))
+    if as_json:
+        write_json({"aside": found.aside, "measurements": found.measurements})
+    else:
+        click.echo(f"{found.measurements} measurements recovered; the damaged file is {found.aside}")
 
 
 @db.command()

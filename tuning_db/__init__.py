@@ -10,6 +10,7 @@
     writing.py   records to rows, a batch at a time
     engine.py    opening, locking, errors
     exchange.py  JSON Lines
+    recovery.py  what can still be read of a damaged file
     recorded.py  T4 results and Kernel Tuner caches: spaces that others have measured
     shipped.py   winners that come with tilewright
 

@@ -79,6 +79,15 @@ def open_place(where: str | Path | None, read_only: bool = False) -> Place:
         return _open_memory()
 
 
+def file_of(where: str | Path | None) -> Path:
+    """The SQLite file that `open_place` would open; DatabaseError if that is no file."""
+    named = where if where is not None else os.environ.get("TILEWRIGHT_DB") or None
+    url = _parse(named if named is not None else default_path())
+    if url.get_backend_name() != "sqlite" or not url.database or url.database == ":memory:":
+        raise DatabaseError(f"{url.render_as_string(hide_password=True)} is no file")
+    return Path(url.database)
+
+
 class _CannotCreateError(Exception):
     """The file does not exist and its place does not let us make it."""
 
@@ -107,9 +116,25 @@ def _open_server(url: URL, shown: str, read_only: bool) -> Place:
             engine = create_engine(url, pool_pre_ping=True)
         except ModuleNotFoundError as e:
             raise DatabaseError(f"{shown} needs the Python package {e.name}: pip install {e.name}") from e
-        with engine.connect() as c, c.begin():
-            bring_up_to_date(c)
+        try:
+            with engine.connect() as c, c.begin():
+                if read_only:
+                    _check_readable(c)
+                else:
+                    bring_up_to_date(c)
+        except BaseException:
+            engine.dispose()
+            raise
         return Place(engine, shown, None, read_only)
+
+
+def _check_readable(c: Connection) -> None:
+    version = stored_version(c)
+    if version is None:
+        raise DatabaseError("it is empty")
+    check_version(version)
+    if version < SCHEMA_VERSION:
+        raise DatabaseError(f"it has schema version {version}: open it for writing once, which brings it up to date")
 
 
 def _open_file(path: Path, shown: str, read_only: bool) -> Place:
@@ -249,14 +274,24 @@ def with_retries(work: Callable[[], _Result]) -> _Result:
             time.sleep(random.uniform(0.01, 0.05) * 2**attempt)
 
 
+_LOST = (
+    "closed the connection",
+    "connection refused",
+    "is the server running",
+    "accepting connections",
+    "is starting up",
+    "is shutting down",
+    "in recovery mode",
+    "terminating connection",
+)
+
+
 def _is_lost(error: Exception) -> bool:
     """True if the server ended the connection, or does not take one yet."""
     if not isinstance(error, OperationalError) or isinstance(error.orig, sqlite3.Error):
         return False
     text = str(error.orig).lower()
-    return error.connection_invalidated or any(
-        words in text for words in ("refused", "starting up", "shutting down", "in recovery mode", "closed the conn")
-    )
+    return error.connection_invalidated or any(words in text for words in _LOST)
 
 
 def _is_passing(error: Exception) -> bool:
@@ -282,7 +317,8 @@ def translated(where: str) -> Iterator[None]:
 _ADVICE = (
     (
         ("not a database", "malformed", "corrupt"),
-        "is damaged or no database; move the file aside (nothing was changed in it) or name another with TILEWRIGHT_DB",
+        "is damaged or no database; nothing was changed in it: 'tilewright db recover' puts the file aside and keeps "
+        "what can be read, or move the file aside, or name another with TILEWRIGHT_DB",
     ),
     (("disk is full", "no space"), "is on a full disk; make room: everything recorded before is kept"),
     (("readonly", "read-only"), "cannot be written; name a writable one with TILEWRIGHT_DB"),
@@ -299,4 +335,4 @@ def _in_our_words(error: Exception, where: str) -> DatabaseError:
     return DatabaseError(f"the tuning database {where} failed: {detail.splitlines()[0] if detail else error!r}")
 
 
-__all__ = ["Place", "default_path", "open_place", "translated", "with_retries"]
+__all__ = ["Place", "default_path", "file_of", "open_place", "translated", "with_retries"]

@@ -108,7 +108,7 @@ class Measurement:
 
     def to_record(self) -> dict[str, Any]:
         """The fields as JSON values, those that came with later versions of the format only if they are set."""
-        values = {f.name: getattr(self, f.name) for f in fields(self) if f.name not in _LATER or getattr(self, f.name)}
+        values = {n: v for n, v in self.__dict__.items() if v or n not in _LATER}
         return {**values, "status": str(self.status), "sizes": list(self.sizes), "samples": list(self.samples)}
 
     @staticmethod

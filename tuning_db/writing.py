@@ -72,7 +72,8 @@ def _add_measurements(c: Connection, measurements: Sequence[Measurement]) -> int
     programs = _programs(c, measurements)
     rows = {}
     for m in measurements:
-        as_known = replace(m, structure=programs[m.signature].structure)
+        structure = programs[m.signature].structure
+        as_known = m if m.structure == structure else replace(m, structure=structure)
         rows[as_known.digest] = as_known
     known = _present(c, MEASUREMENTS, "digest", rows)
     new = {digest: m for digest, m in rows.items() if digest not in known}
