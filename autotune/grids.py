@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from tilewright.autotune.space_building import Rows, Table, codes, configuration, listing, table
+from tilewright.autotune.space_building import Rows, Table, codes, configuration, listing
 from tilewright.dsl.space import Configuration, Parameter, Space
 
 Point = tuple[int, ...]
@@ -22,8 +22,6 @@ LISTED = 1 << 20
 """Points of a space that are kept, at most; a random part of them in larger ones."""
 CHECKED = 2048
 """Rows that are checked one by one, at most: constraints that no table can hold may take long."""
-MEASURED = 2000
-"""Questions to a measure of the space (work-items, bytes) that its table may take; others are left out."""
 _DISTINCT_VALUES = 5
 """Parameters with fewer values need no second feature to tell them apart."""
 
@@ -108,12 +106,6 @@ class Grid:
     def _columns(self) -> list[tuple[Table, int]]:
         """The features: a table for each with the number of columns that it gives."""
         found = [Table((n,), _codes(p)) for n, p in enumerate(self.space.parameters) if len(p.values) > 1]
-        for _, measure in self.space.measures:
-            values = table(measure, self.space, MEASURED)
-            if values is not None and len(values.positions) > 1:
-                logs = np.log2(1.0 + np.maximum(values.answers.astype(np.float64), 0.0))
-                if np.ptp(logs) > 0:
-                    found.append(Table(values.positions, ((logs - logs.min()) / np.ptp(logs))[..., None]))
         return [(t, t.answers.shape[-1]) for t in found]
 
     @property

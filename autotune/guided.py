@@ -40,8 +40,11 @@ class GuidedSettings:
     """The model's length scales are found anew after so many measurements, or a tenth of those there are."""
     remembered: int = 200
     """Of more measurements than that, the model sees the fastest and the newest: its cost grows with their cube."""
-    tail: float = 8.0
-    """Slower points, and failed ones, count as this many times the best: the model need not tell them apart."""
+    tails: tuple[float, ...] = (8.0,)
+    """Slower points, and failed ones, count as this many times the best: a model need not tell them apart. Models with
+    different tails take turns: one sees the landscape, another the differences between the leaders."""
+    waiting: int = 32
+    """Points that are being measured, of which the model knows the newest."""
     power: float = 2.0
     """A code path is looked at in proportion to this power of its speed."""
     trust: float = 5.0
@@ -62,9 +65,10 @@ class Guided(Asking):
         super().__init__(grid, seed, start)
         self.settings = settings or GuidedSettings()
         self._prior = prior
-        self._model = Surrogate(grid.widths)
+        self._models = [Surrogate(grid.widths) for _ in self.settings.tails]
+        self._turn = 0
         self._design: list[Point] | None = None
-        self._learnt_at = -math.inf
+        self._learnt_at = [-math.inf] * len(self._models)
         self._steps = 0
         self._around: dict[Point, Rows] = {}
         self._trusted: Array = np.zeros(0)
@@ -78,6 +82,7 @@ class Guided(Asking):
         if not math.isfinite(self.fastest):
             return
         kind = settings.pattern[self._steps % len(settings.pattern)]
+        self._turn = self._steps // len(settings.pattern) % len(self._models)
         self._steps += 1
         pool, best = self._pool(kind)
         if not len(pool):
@@ -128,7 +133,7 @@ class Guided(Asking):
         path = self._paths(sample)
         tried = self._paths(np.array(list(self.seconds), np.int64))
         seconds = np.array(list(self.seconds.values()))
-        limit = self.fastest * self.settings.tail
+        limit = self.fastest * self._tail
         due: list[tuple[float, int, float]] = []
         for p in np.unique(path):
             own = seconds[tried == p]
@@ -158,29 +163,33 @@ class Guided(Asking):
             half = self.settings.remembered // 2
             kept = sorted(kept[:-half], key=lambda k: k[1])[:half] + kept[-half:]
         rows = np.array([p for p, _ in kept], np.int64)
-        values = np.log(np.minimum([s for _, s in kept], self.fastest * self.settings.tail))
+        values = np.log(np.minimum([s for _, s in kept], self.fastest * self._tail))
         expected = self._expected(rows)
         self._trusted = self._weighted(expected, values)
         values = values - expected @ self._trusted
-        anew = len(self.seconds) - self._learnt_at >= max(self.settings.relearn, len(self.seconds) // 10)
+        anew = len(self.seconds) - self._learnt_at[self._turn] >= max(self.settings.relearn, len(self.seconds) // 10)
         if anew:
-            self._learnt_at = len(self.seconds)
+            self._learnt_at[self._turn] = len(self.seconds)
         features = self.grid.features(rows)
-        self._model.fit(features, values, anew)
-        waiting = [p for p in self.asked if p not in self.seconds]
+        self._models[self._turn].fit(features, values, anew)
+        waiting = [p for p in self.asked if p not in self.seconds][-self.settings.waiting :]
         if waiting:
             more = self.grid.features(np.array(waiting, np.int64))
-            believed = np.concatenate([values, self._model.predict(more)[0]])
-            self._model.fit(np.concatenate([features, more]), believed, False)
+            believed = np.concatenate([values, self._models[self._turn].predict(more)[0]])
+            self._models[self._turn].fit(np.concatenate([features, more]), believed, False)
+
+    @property
+    def _tail(self) -> float:
+        return self.settings.tails[self._turn]
 
     def _predicted(self, rows: Rows) -> tuple[Array, Array]:
-        mean, deviation = self._model.predict(self.grid.features(rows))
+        mean, deviation = self._models[self._turn].predict(self.grid.features(rows))
         return mean + self._expected(rows) @ self._trusted, deviation
 
     def _expected(self, rows: Rows) -> Array:
         if self._prior is None:
             return np.zeros((len(rows), 0))
-        return np.minimum(self._prior(rows), math.log(self.settings.tail))
+        return np.minimum(self._prior(rows), math.log(self._tail))
 
     def _weighted(self, expected: Array, values: Array) -> Array:
         """How much each source says about this device: least squares, drawn towards their plain mean."""
