@@ -1,6 +1,7 @@
-"""Resizing of any kind as a product with a matrix per axis: output positions by input positions.
+"""Resizing: nearest neighbours by a table of positions per axis, all else by a matrix per axis.
 
-Nearest neighbours by whole factors move elements only and have a program of their own.
+A matrix has a row of weights of input positions for every output position. Nearest neighbours by whole factors move
+blocks of elements and have a program of their own.
 """
 
 from __future__ import annotations
@@ -8,14 +9,11 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 
-from tilewright.dsl import lang
-from tilewright.dsl.trace import Header, traced
 from tilewright.errors import UnsupportedError
-from tilewright.ops.language import program
+from tilewright.ops.language import pad_literal, program
 from tilewright.ops.operator import Application, Compute, operator
 
 BLOCKS = """
@@ -25,22 +23,19 @@ op blocks(x[{sizes}]) -> y[{pairs}]:
 """Each element becomes a block; the output is seen as (position, place in the block) pairs."""
 
 
-def _refuse(attributes: Mapping[str, Any], opset: int) -> str | None:
-    if attributes.get("coordinate_transformation_mode") == "tf_crop_and_resize":
-        return "coordinate_transformation_mode 'tf_crop_and_resize' is not supported"
-    return None
-
-
-@operator("Resize", "Upsample", host=(1, 2, 3), refuse=_refuse)
+@operator("Resize", "Upsample", host=(1, 2, 3))
 def resize(app: Application) -> Compute:
     """Images of another size."""
-    shape, out = app.input(0).shape, app.outputs[0].shape
     if _is_blocks(app):
         return _blocks(app)
-    axes = [d for d in range(len(shape)) if shape[d] != out[d] or _scale(app, d) != 1]
+    shape, out = app.input(0).shape, app.outputs[0].shape
+    axes = [d for d in range(len(shape)) if shape[d] != out[d] or _scale(app, d) != 1 or _region(app, d) != (0, 1)]
+    lines = {d: _line(app, d) for d in axes or [len(shape) - 1]}
+    if app.attributes.get("mode", "nearest") == "nearest":
+        return _by_tables(app, lines)
     if not app.outputs[0].dtype.is_float:
-        raise UnsupportedError(f"resizing {app.outputs[0].dtype.value} other than by whole factors is not supported")
-    return _by_matrices(app, axes)
+        raise UnsupportedError(f"interpolation between {app.outputs[0].dtype.value} is not supported")
+    return _by_matrices(app, lines)
 
 
 def _scale(app: Application, d: int) -> float:
@@ -95,47 +90,112 @@ def _listed(sizes: tuple[int, ...]) -> str:
     return ", ".join(map(str, sizes))
 
 
-# --- matrices ---------------------------------------------------------------------------------------------------------
-
-
-def _by_matrices(app: Application, axes: list[int]) -> Compute:
-    """Axis by axis, every output position is a weighted sum of input positions."""
-    shape, out = app.input(0).shape, app.outputs[0].shape
-    matrices = {f"m{d}": _matrix(app, d) for d in axes or [len(shape) - 1]}
-    declared = [("x", shape), *((name, m.shape) for name, m in matrices.items())]
-    header = Header(
-        "resize", tuple((name, f"{name}[{_listed(n)}]") for name, n in declared), (), (f"y[{_listed(out)}]",)
-    )
-
-    def resized(x: lang.Tensor, *weights: lang.Tensor) -> lang.Tensor:
-        at = [lang.index(f"i{d}") for d in range(len(shape))]
-        k = lang.index("k")
-        for m, d in zip(weights, axes or [len(shape) - 1], strict=True):
-            read = (*at[:d], k, *at[d + 1 :])
-            x = lang.each(*at)(lang.sum(k)(m[at[d], k] * x[read]))
-        return x
-
-    dtype = app.outputs[0].dtype.numpy
-    constants = {name: m.astype(dtype) for name, m in matrices.items()}
-    return program(app, traced(header, resized), dict(declared) | {"y": out}, {"x": 0}, constants=constants)
+# --- axes -------------------------------------------------------------------------------------------------------------
 
 
 @dataclass(frozen=True)
 class Line:
-    """One axis: sizes and scale."""
+    """One axis: sizes, scale, and the part of the input that is resized, in the mode that knows parts."""
 
     size: int
     out: int
     scale: float
+    region: tuple[float, float]
 
 
-def _matrix(app: Application, axis: int) -> np.ndarray:
-    """Weights of input positions for each output position: shape (out, size)."""
-    line = Line(app.input(0).shape[axis], app.outputs[0].shape[axis], _scale(app, axis))
-    mode = str(app.attributes.get("mode", "nearest"))
+def _line(app: Application, axis: int) -> Line:
+    return Line(app.input(0).shape[axis], app.outputs[0].shape[axis], _scale(app, axis), _region(app, axis))
+
+
+def _crops(app: Application) -> bool:
+    return app.attributes.get("coordinate_transformation_mode") == "tf_crop_and_resize"
+
+
+def _region(app: Application, d: int) -> tuple[float, float]:
+    """Where the part of a dimension that is resized starts and ends, from 0 to 1."""
+    if not _crops(app):
+        return 0.0, 1.0
+    bounds = app.known(1)
+    rank = app.input(0).rank
+    places = [a % rank for a in app.integers("axes") or range(rank)]
+    if bounds is None or bounds.size != 2 * len(places):
+        raise UnsupportedError(f"tf_crop_and_resize needs a region of {2 * len(places)} numbers as its input 1")
+    at = places.index(d) if d in places else None
+    return (0.0, 1.0) if at is None else (float(bounds[at]), float(bounds[at + len(places)]))
+
+
+def _outside(app: Application, line: Line) -> np.ndarray:
+    """Which output positions lie outside the input, where that gives them another value."""
     places = _places(app, line)
+    outside: np.ndarray = ((places < 0) | (places > line.size - 1)) & _crops(app)
+    return outside
+
+
+def _beyond(app: Application) -> str:
+    """The value of what lies outside, as the language writes it."""
+    value = app.number("extrapolation_value", 0.0)
+    return pad_literal(value if app.outputs[0].dtype.is_float else int(value))
+
+
+# --- tables -----------------------------------------------------------------------------------------------------------
+
+TABLES = """
+op nearest(x[{sizes}] pad {pad}, {tables}) -> y[{out}]:
+    y[{at}] = x[{read}]
+"""
+
+
+def _by_tables(app: Application, lines: Mapping[int, Line]) -> Compute:
+    """Every output position reads the input position that a table names, or beyond the input."""
+    shape, out = app.input(0).shape, app.outputs[0].shape
+    tables = {f"t{d}": _table(app, line) for d, line in lines.items()}
+    text = TABLES.format(
+        sizes=_listed(shape),
+        pad=_beyond(app),
+        tables=", ".join(f"{name}[{table.size}]" for name, table in tables.items()),
+        out=_listed(out),
+        at=", ".join(f"i{d}" for d in range(len(shape))),
+        read=", ".join(f"t{d}[i{d}]" if d in lines else f"i{d}" for d in range(len(shape))),
+    )
+    return program(app, text, {"x": shape, "y": out} | {n: t.shape for n, t in tables.items()}, {"x": 0}, 0, tables)
+
+
+def _table(app: Application, line: Line) -> np.ndarray:
+    """The input position of each output position; -1 beyond the input."""
+    nearest = np.array([_nearest(app, place) for place in _places(app, line)], np.int32)
+    return np.where(_outside(app, line), -1, np.clip(nearest, 0, line.size - 1)).astype(np.int32)
+
+
+# --- matrices ---------------------------------------------------------------------------------------------------------
+
+
+def _by_matrices(app: Application, lines: Mapping[int, Line]) -> Compute:
+    """Axis by axis, every output position is a weighted sum of input positions."""
+    shape, out, dtype = app.input(0).shape, app.outputs[0].shape, app.outputs[0].dtype.numpy
+    constants = {f"m{d}": _matrix(app, line).astype(dtype) for d, line in lines.items()}
+    beyond = {d: _outside(app, line) for d, line in lines.items()}
+    constants |= {f"e{d}": outside.astype(np.int32) for d, outside in beyond.items() if outside.any()}
+    at, source, body = ", ".join(f"i{d}" for d in range(len(shape))), "x", ""
+    for d in lines:
+        read = ", ".join("k" if e == d else f"i{e}" for e in range(len(shape)))
+        value = f"(sum(k) m{d}[i{d}, k] * {source}[{read}])"
+        source = f"s{d}"
+        if d == max(lines):
+            source = "y"
+            ends = " + ".join(f"{name}[i{name[1:]}]" for name in constants if name[0] == "e")
+            value = f"where({ends} > 0, {_beyond(app)}, {value})" if ends else value
+        body += f"    {source}[{at}] = {value}\n"
+    given = ", ".join(f"{name}[{_listed(array.shape)}]" for name, array in constants.items())
+    text = f"op resize(x[{_listed(shape)}], {given}) -> y[{_listed(out)}]:\n{body}"
+    shapes = {"x": shape, "y": out} | {name: array.shape for name, array in constants.items()}
+    return program(app, text, shapes, {"x": 0}, constants=constants)
+
+
+def _matrix(app: Application, line: Line) -> np.ndarray:
+    """Weights of input positions for each output position: shape (out, size)."""
+    mode = str(app.attributes.get("mode", "nearest"))
     matrix = np.zeros((line.out, line.size))
-    for row, place in enumerate(places):
+    for row, place in enumerate(_places(app, line)):
         taps, weights = _taps(app, mode, line, place)
         inside = (taps >= 0) & (taps < line.size)
         if app.integer("exclude_outside", 0):
@@ -146,31 +206,37 @@ def _matrix(app: Application, axis: int) -> np.ndarray:
 
 
 def _places(app: Application, line: Line) -> np.ndarray:
-    """Where each output position lies among the input's."""
-    at = np.arange(line.out, dtype=np.float64)
+    """Where each output position lies among the input's.
+
+    In f32 as everywhere else: half a unit in the last place decides which of two pixels is the nearest.
+    """
+    at, scale, half = np.arange(line.out, dtype=np.float32), np.float32(line.scale), np.float32(0.5)
     default = "asymmetric" if app.opset < 11 else "half_pixel"
     match app.attributes.get("coordinate_transformation_mode", default):
         case "align_corners":
             reach = line.size * line.scale - 1  # by the scale as it is stated, before sizes are rounded
             return at * (line.size - 1) / reach if line.out > 1 else np.zeros(1)
         case "asymmetric":
-            return at / line.scale
+            return at / scale
+        case "tf_crop_and_resize":
+            start, end = line.region
+            reach = line.size * line.scale - 1
+            inner = at * (end - start) / reach if reach else np.full(line.out, (end - start) / 2)
+            return (start + inner) * (line.size - 1)
         case "tf_half_pixel_for_nn":
-            return (at + 0.5) / line.scale
+            return (at + half) / scale
         case "pytorch_half_pixel" if line.out == 1:
             return np.zeros(1)
         case "half_pixel_symmetric":
             adjustment = line.out / (line.scale * line.size)
             offset = line.size / 2 * (1 - adjustment)
-            return offset + (at + 0.5) / line.scale - 0.5
+            return offset + (at + half) / scale - half
         case _:
-            return (at + 0.5) / line.scale - 0.5
+            return (at + half) / scale - half
 
 
 def _taps(app: Application, mode: str, line: Line, place: float) -> tuple[np.ndarray, np.ndarray]:
     """The input positions that one output reads, and their weights."""
-    if mode == "nearest":
-        return np.array([_nearest(app, place)]), np.ones(1)
     shrink = min(line.scale, 1.0) if app.integer("antialias", 0) else 1.0
     reach = (1 if mode == "linear" else 2) / shrink
     taps = np.arange(math.floor(place - reach) + 1, math.ceil(place + reach + 1e-9))

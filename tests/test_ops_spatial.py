@@ -11,7 +11,10 @@ from networks import by_onnxruntime, random
 from one_node import one_node
 from onnx.reference import ReferenceEvaluator
 
+from tilewright.dsl.dtypes import DType
+from tilewright.errors import UnsupportedError
 from tilewright.graph.session import InferenceSession
+from tilewright.ops import OPERATORS, Application, Operand
 from tilewright.runtime import Device
 
 
@@ -255,3 +258,99 @@ def test_sums_of_columns(
     x = random(2, 3 * int(np.prod(block)), int(np.prod(windows)))
     sizes = [np.array(image, np.int64), np.array(block, np.int64)]
     check(device, "Col2Im", [x, *sizes], opset=18, constant=[1, 2], **attributes)
+
+
+# --- resizing ---------------------------------------------------------------------------------------------------------
+
+COORDINATES = ["half_pixel", "pytorch_half_pixel", "align_corners", "asymmetric", "half_pixel_symmetric"]
+
+
+def scaled(*scales: float) -> list[np.ndarray | None]:
+    """The inputs of Resize behind the image."""
+    return [None, np.array(scales, np.float32)]
+
+
+@pytest.mark.parametrize("coordinates", COORDINATES)
+@pytest.mark.parametrize("mode", ["linear", "cubic"])
+def test_interpolated_images(mode: str, coordinates: str, device: Device) -> None:
+    inputs = [random(1, 2, 5, 7), *scaled(1, 1, 1.7, 0.6)]
+    attributes = {"mode": mode, "coordinate_transformation_mode": coordinates}
+    check(device, "Resize", inputs, opset=19, constant=[2], by_reference=True, **attributes)
+
+
+@pytest.mark.parametrize("coordinates", [*COORDINATES[:4], "tf_half_pixel_for_nn"])
+@pytest.mark.parametrize("nearest", ["round_prefer_floor", "round_prefer_ceil", "floor", "ceil"])
+def test_nearest_pixels(nearest: str, coordinates: str, device: Device) -> None:
+    """Infinities stay where they are, whatever stands beside them; integers are moved as they are."""
+    x = random(2, 1, 5, 7)
+    if coordinates != "align_corners":
+        x[0, 0, 2, 3] = np.inf  # the reference evaluator spreads it
+    opset = 11 if coordinates == "tf_half_pixel_for_nn" else 18
+    attributes = {"nearest_mode": nearest, "coordinate_transformation_mode": coordinates}
+    attributes["by_reference"] = coordinates == "align_corners"  # onnxruntime rounds the size ahead of the positions
+    behind = [np.zeros(0, np.float32), *scaled(1, 1, 2.4, 0.7)[1:]]
+    check(device, "Resize", [x, *behind], opset=opset, constant=[1, 2], **attributes)
+    check(
+        device,
+        "Resize",
+        [np.arange(70, dtype=np.uint8).reshape(x.shape), *behind],
+        opset=opset,
+        constant=[1, 2],
+        **attributes,
+    )
+
+
+@pytest.mark.parametrize("mode", ["linear", "cubic"])
+@pytest.mark.parametrize("attribute", ["antialias", "exclude_outside"])
+def test_interpolation_that_leaves_something_out(mode: str, attribute: str, device: Device) -> None:
+    inputs = [random(1, 2, 8, 9), *scaled(1, 1, 0.4, 1.3)]
+    check(device, "Resize", inputs, opset=19, constant=[2], by_reference=True, mode=mode, **{attribute: 1})
+
+
+@pytest.mark.parametrize("mode", ["nearest", "linear", "cubic"])
+def test_parts_of_images(mode: str, device: Device) -> None:
+    """A region that leaves the image; what lies outside has a value of its own."""
+    region = np.array([-0.2, 0.1, 0.8, 1.3], np.float32)
+    inputs = [random(1, 2, 5, 7), region, None, np.array([4, 9], np.int64)]
+    check(
+        device,
+        "Resize",
+        inputs,
+        opset=19,
+        constant=[1, 3],
+        by_reference=True,
+        mode=mode,
+        axes=[2, 3],
+        coordinate_transformation_mode="tf_crop_and_resize",
+        extrapolation_value=7.5,
+    )
+
+
+@pytest.mark.parametrize("policy", ["stretch", "not_larger", "not_smaller"])
+def test_kept_ratios(policy: str, device: Device) -> None:
+    inputs = [random(2, 2, 4, 6), None, None, np.array([7, 8], np.int64)]
+    attributes = {"mode": "linear", "axes": [2, 3], "keep_aspect_ratio_policy": policy}
+    check(device, "Resize", inputs, opset=18, constant=[3], by_reference=True, **attributes)
+
+
+@pytest.mark.parametrize("mode", ["nearest", "linear"])
+@pytest.mark.parametrize("shape", [(1, 2, 6), (1, 2, 3, 4, 5), (1, 1, 1, 1)])
+def test_resizing_along_other_ranks(mode: str, shape: tuple[int, ...], device: Device) -> None:
+    scales = [1, 1, *(1.6, 2.0, 0.5)[: len(shape) - 2]]
+    check(device, "Resize", [random(*shape), *scaled(*scales)], opset=19, constant=[2], by_reference=True, mode=mode)
+
+
+def test_resizing_integers() -> None:
+    """The host interpolates them: how halves are rounded is its business."""
+    x = Operand(DType.U8, (1, 1, 4, 5))
+    scales = Operand(DType.F32, (4,), np.array([1, 1, 1.5, 1], np.float32))
+    app = Application("Resize", 19, {"mode": "linear"}, (x, None, scales), (Operand(DType.U8, (1, 1, 6, 5)),))
+    with pytest.raises(UnsupportedError, match="interpolation between u8 is not supported"):
+        OPERATORS["Resize"].build(app)
+
+
+@pytest.mark.parametrize("opset", [9, 10])
+@pytest.mark.parametrize("mode", ["nearest", "linear"])
+def test_resizing_as_of_old(opset: int, mode: str, device: Device) -> None:
+    inputs = [random(1, 2, 4, 5), np.array([1, 1, 2.5, 3], np.float32)]
+    check(device, "Upsample" if opset == 9 else "Resize", inputs, opset=opset, constant=[1], mode=mode)
