@@ -5,8 +5,8 @@ from __future__ import annotations
 from dataclasses import replace
 
 from tilewright.graph import passes
+from tilewright.graph.inlining import taken_branch
 from tilewright.graph.ir import Graph, Node
-from tilewright.graph.rules import fresh
 
 
 def with_simple_bodies(graph: Graph) -> Graph:
@@ -39,35 +39,12 @@ def _with_constants(graph: Graph, node: Node) -> Node:
 
 def _inlined(graph: Graph, node: Node) -> Graph:
     """The graph with the branch that an If takes in the If's place."""
-    taken = bool(graph.constants[node.inputs[0]].reshape(-1)[0])
-    body = node.bodies["then_branch" if taken else "else_branch"]
-    start = len(body.inputs) - node.captured
-    outer = dict(zip((v.name for v in body.inputs[start:]), node.inputs[1:], strict=True))
-    names = {o: fresh(graph, f"{node.label}/{o}") for n in body.nodes for o in n.outputs if o}
-    names |= {c: fresh(graph, f"{node.label}/{c}") for c in body.constants} | outer
-    nodes = [_renamed(n, names) for n in body.nodes]
-    nodes += [
-        Node("Identity", (names[v.name],), (output,), name=f"{node.label}/{output}")
-        for v, output in zip(body.outputs, node.outputs, strict=True)
-        if output
-    ]
+    nodes, constants = taken_branch(node, graph.constants[node.inputs[0]])
     place = next(n for n, other in enumerate(graph.nodes) if other is node)
-    constants = {**graph.constants, **{names[c]: a for c, a in body.constants.items()}}
-    values = {**graph.values, **{names[v]: replace(t, name=names[v]) for v, t in body.values.items() if v in names}}
     return replace(
         graph,
         nodes=(*graph.nodes[:place], *nodes, *graph.nodes[place + 1 :]),
-        constants=constants,
-        values={**values, **{v.name: v for v in graph.values.values()}},
-    )
-
-
-def _renamed(node: Node, names: dict[str, str]) -> Node:
-    return replace(
-        node,
-        inputs=tuple(names.get(i, i) for i in node.inputs),
-        outputs=tuple(names.get(o, o) for o in node.outputs),
-        name=node.name,
+        constants={**graph.constants, **constants},
     )
 
 

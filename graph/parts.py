@@ -46,7 +46,7 @@ def cut(graph: Graph, forced: Collection[Node] = frozenset()) -> tuple[Part, ...
     hosted = {node for node in graph.nodes if node in forced or _has_no_device_form(graph, node)}
     if not hosted and not unsupported_nodes(graph):
         return _parts(graph, [graph.nodes] if graph.nodes else [])
-    cutter = _Cutter(graph, hosted)
+    cutter = _Cutter(graph, hosted, forced)
     pending = list(graph.nodes)
     phases: list[tuple[Node, ...] | Node] = []
     while pending:
@@ -119,6 +119,7 @@ class _Cutter:
 
     graph: Graph
     hosted: Collection[Node]
+    forced: Collection[Node]
     available: set[str] = field(init=False)
 
     def __post_init__(self) -> None:
@@ -135,7 +136,7 @@ class _Cutter:
             if any(i and i not in made and i not in self.available for i in node.inputs):
                 continue
             folds = is_known_ahead(node, fixed) and not any(is_foreign(self.graph, i) for i in node.inputs if i)
-            if not folds and (node in self.hosted or not self._is_steered_by(node, known | self.available)):
+            if not folds and not self._is_for_device(node, fixed, known | self.available):
                 continue
             taken[node] = None
             made.update(o for o in node.outputs if o)
@@ -162,7 +163,12 @@ class _Cutter:
             return False
         return not value.dtype.is_float
 
-    def _is_steered_by(self, node: Node, known: Collection[str]) -> bool:
+    def _is_for_device(self, node: Node, fixed: Collection[str], known: Collection[str]) -> bool:
+        """Whether the device can compute a node now; of an If that sizes decide, it computes the branch."""
+        if node.op == "If" and node.inputs[0] in fixed and node not in self.forced:
+            return all(isinstance(p, DevicePart) for b in node.bodies.values() for p in cut(b))
+        if node in self.hosted:
+            return False
         operator = OPERATORS.get(node.op)
         positions = operator.host if operator else ()
         return all(node.inputs[n] in known for n in positions if n < len(node.inputs) and node.inputs[n])

@@ -7,6 +7,7 @@ runs the same rules again, once per plan. Every rule is exact up to rounding.
 from __future__ import annotations
 
 import math
+from collections import deque
 from collections.abc import Callable, Mapping
 from dataclasses import replace
 
@@ -16,6 +17,7 @@ import onnx
 from tilewright.dsl.dtypes import DType
 from tilewright.errors import ModelError
 from tilewright.graph import host, host_values
+from tilewright.graph.inlining import taken_branch
 from tilewright.graph.ir import Graph, Node, Value, frozen
 from tilewright.graph.onnx_import import is_known_ahead
 from tilewright.graph.rules import Replacement, Rule, apply, dead_code_removed, fresh, type_of
@@ -63,7 +65,14 @@ def fold_constants(graph: Graph, sizes: bool = False) -> Graph:
     constants = dict(graph.constants)
     values = {v.name: v for v in graph.inputs} if sizes else dict(graph.values)
     nodes: list[Node] = []
-    for node in graph.nodes:
+    pending = deque(graph.nodes)
+    while pending:
+        node = pending.popleft()
+        if sizes and node.op == "If" and node.inputs[0] in constants:
+            taken, own = taken_branch(node, constants[node.inputs[0]])
+            pending.extendleft(reversed(taken))
+            constants.update(own)
+            continue
         known = _value_ahead(node, graph.opset, constants, values if sizes else {})
         if known is not None:
             constants.update(zip(node.outputs, known, strict=True))
@@ -101,6 +110,11 @@ def _value_ahead(
 def _types(
     node: Node, opset: int, constants: Mapping[str, np.ndarray], values: Mapping[str, Value]
 ) -> tuple[Value, ...]:
+    if node.bodies:
+        raise host.NeedsHostError(
+            f"the condition of node {node.label!r} ({node.op}) depends on data; such networks run in parts",
+            node.sources,
+        )
     foreign = [i for i in node.inputs if i in constants and host_values.language_type(constants[i].dtype) is None]
     if foreign:
         raise host.NeedsHostError(

@@ -209,8 +209,14 @@ def _check_type(node: Node, declared: Value | None, found: HostValue) -> None:
 
 def _for_the_host(graph: Graph, error: NeedsHostError) -> list[Node]:
     """The nodes that an error is about, if the host can compute all of them."""
-    nodes = [n for n in graph.nodes if error.sources & set(n.sources)]
-    return nodes if all(can_evaluate(n, graph.opset, graph.domains) for n in nodes) else []
+    nodes = [n for n in graph.nodes if error.sources & _all_sources(n)]
+    return nodes if all(n.op in CONTROL or can_evaluate(n, graph.opset, graph.domains) for n in nodes) else []
+
+
+def _all_sources(node: Node) -> set[str]:
+    """The file's nodes behind a node, those of its bodies included."""
+    inner = (_all_sources(n) for body in node.bodies.values() for n in body.nodes)
+    return set(node.sources).union(*inner)
 
 
 def _key(held: Held, steers: bool) -> object:

@@ -99,6 +99,29 @@ def test_shape_arithmetic_needs_no_part_of_its_own() -> None:
     assert len(kinds(text, **one)) == 3
 
 
+BY_SIZE = """g (float[n, 1, 4] x) => (float[a, b] y) {
+    s = Shape <start = 0, end = 1> (x)
+    c = Equal(s, one)
+    h = Exp(x)
+    r = If (c) <
+        then_branch = t () => (float[d, e] o) { o = Squeeze(h, middle) },
+        else_branch = f () => (float[j, k] p) { q = Reshape(h, flat) p = Mul(q, w) }
+    >
+    y = Relu(r)
+}"""
+
+
+def test_an_if_that_sizes_decide_is_no_part_of_its_own(device: Device) -> None:
+    constants = {"one": np.array([1]), "middle": np.array([1]), "flat": np.array([-1, 4]), "w": random(4)}
+    assert kinds(BY_SIZE, **constants) == ["5"]
+    session = InferenceSession(model(BY_SIZE, **constants), device, store=False)
+    for n in (1, 3):
+        x = {"x": random(n, 1, 4)}
+        (expected,) = by_onnxruntime(model(BY_SIZE, **constants), x)
+        np.testing.assert_allclose(session.run(None, x)[0], expected, rtol=1e-5)
+        assert len(session.plan(x).launches) >= 1
+
+
 def test_a_node_that_the_device_refuses_is_for_the_host(device: Device) -> None:
     text = "g (float[n, 3] x) => (float[n, 3] y, int64[m] i) { a = Exp(x) u, i = Unique <sorted = 1> (a) y = Neg(a) }"
     agrees(device, text, {"x": random(2, 3)})
