@@ -20,6 +20,7 @@ from onnx import TensorProto
 
 from tilewright.dsl.dtypes import DType
 from tilewright.errors import ModelError, UnsupportedOperatorError
+from tilewright.graph.guards import refuse_odd, type_name
 from tilewright.graph.ir import Attribute, Graph, Node, Size, Value, frozen
 from tilewright.graph.weights import Bytes, read_file, take_out
 from tilewright.ops import OPERATORS
@@ -67,6 +68,7 @@ def import_model(model: Model, hosted: bool = False) -> Graph:
     alone, UnsupportedOperatorError (listing every node) for operators that cannot be run.
     """
     proto, place, weights = _load(model)
+    refuse_odd(proto, place)
     _check(proto, place, weights)
     if proto.functions:
         proto = onnx.inliner.inline_local_functions(proto)
@@ -121,7 +123,7 @@ def _parsed(read: Callable[[], tuple[onnx.ModelProto, Weights]], place: str) -> 
         model, weights = read()
     except DecodeError:
         raise ModelError(f"{place} is not a readable ONNX file: it is truncated, or something else than ONNX") from None
-    except (onnx.checker.ValidationError, OSError) as error:
+    except (onnx.checker.ValidationError, OSError, ValueError) as error:  # the last: names and offsets of other files
         raise ModelError(f"{place} cannot be read: {_one_sentence(error)}") from None
     if not model.HasField("graph") and not model.ir_version:
         raise ModelError(f"{place} is not a readable ONNX file: it holds no graph")
@@ -276,13 +278,13 @@ class _Reader:
             raise ModelError(
                 f"{info.name!r} of {self.place} is a {kind}, only tensors can be handed to and from a network here"
             )
-        name = TensorProto.DataType.Name(info.type.tensor_type.elem_type)
+        name = type_name(info.type.tensor_type.elem_type)
         raise ModelError(f"{info.name!r} of {self.place} has element type {name}, which is not supported")
 
     def array(self, tensor: TensorProto) -> np.ndarray:
         """A constant; its elements may lie elsewhere, in ONNX's order of bytes, little-endian."""
         if element_type(tensor.data_type) is None and not self.hosted:
-            name = TensorProto.DataType.Name(tensor.data_type)
+            name = type_name(tensor.data_type)
             raise ModelError(
                 f"the constant {tensor.name!r} of {self.place} has element type {name}, which is not supported"
             )
@@ -328,13 +330,13 @@ def type_text(proto: onnx.TypeProto) -> str:
     """A type as onnxruntime spells it: ``tensor(float)``, ``seq(tensor(int64))``, ``optional(tensor(string))``."""
     match proto.WhichOneof("value"):
         case "tensor_type":
-            return f"tensor({TensorProto.DataType.Name(proto.tensor_type.elem_type).lower()})"
+            return f"tensor({type_name(proto.tensor_type.elem_type).lower()})"
         case "sequence_type":
             return f"seq({type_text(proto.sequence_type.elem_type)})"
         case "optional_type":
             return f"optional({type_text(proto.optional_type.elem_type)})"
         case "map_type":
-            key = TensorProto.DataType.Name(proto.map_type.key_type).lower()
+            key = type_name(proto.map_type.key_type).lower()
             return f"map({key},{type_text(proto.map_type.value_type)})"
         case other:
             return other or "unknown"

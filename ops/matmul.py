@@ -23,6 +23,8 @@ op gemm(a[{a}], b[{b}]{c}) -> y[M, N]:
 def gemm(app: Application) -> Compute:
     """``alpha * A @ B + beta * C`` with A and B possibly transposed and C broadcast."""
     a, b, c = app.input(0), app.input(1), app.optional(2)
+    if c and c.rank > 2:
+        raise UnsupportedError(f"its third operand has {c.rank} dimensions, more than a matrix")
     trans_a, trans_b = app.integer("transA", 0), app.integer("transB", 0)
     alpha, beta = app.number("alpha", 1.0), app.number("beta", 1.0)
     text = GEMM.format(
