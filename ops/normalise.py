@@ -44,7 +44,7 @@ op rms_norm(x[{sizes}], scale[{scale}]) -> y[{sizes}]:
 
 LOCAL_RESPONSE = """
 op lrn(x[N, C{sizes}]) -> y[N, C{sizes}]:
-    s[n, c{at}] = sum(j: {size}) x[n, c + j - {half}{at}] * x[n, c + j - {half}{at}]
+    s[n, c: {channels}{at}] = sum(j: {size}) x[n, c + j - {half}{at}] * x[n, c + j - {half}{at}]
     y[n, c{at}] = x[n, c{at}] / pow({bias} + {factor} * s[n, c{at}], {beta})
 """
 
@@ -261,6 +261,7 @@ def local_response_normalization(app: Application) -> Compute:
         factor=literal(app.number("alpha", 1e-4) / size),
         beta=literal(app.number("beta", 0.75)),
         size=size,
+        channels=x.shape[1],
         half=(size - 1) // 2,
     )
     return program(app, text, {"x": x.shape, "y": x.shape}, {"x": 0})
