@@ -276,7 +276,7 @@ class _Run:
             seconds=statistics.median(outcome.samples) if ok else None,
             samples=outcome.samples,
             error=outcome.error,
-            message=outcome.message,
+            message=outcome.message.replace("\0", "\N{REPLACEMENT CHARACTER}"),  # some databases take none
             build_seconds=outcome.build_seconds,
             run=self.id,
             round=decision,

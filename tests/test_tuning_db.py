@@ -202,6 +202,7 @@ def test_file_names_of_devices_are_readable_and_distinct() -> None:
     [
         ({"seconds": -1.0}, "not a positive finite number"),
         ({"seconds": 0.0}, "not a positive finite number"),
+        ({"seconds": 10**400}, "not a positive finite number"),
         ({"seconds": math.nan}, "not a positive finite number"),
         ({"samples": (math.inf,)}, "not a positive finite number"),
         ({"seconds": None}, "ok but has no time"),
@@ -261,6 +262,9 @@ def test_export_and_import_lose_nothing_and_import_twice_adds_nothing(store: Sto
         ('{"format": "tilewright-tuning", "version": 1}\n{"kind": "run"}\n', "line 2: a run must have exactly"),
         ('{"format": "tilewright-tuning", "version": 1}\n{"kind": "measurement", "seconds": NaN}\n', "no JSON number"),
         ('{"format": "tilewright-tuning", "version": 1}\n{"kind": "measurement"}\n', "line 2: .*missing or unknown"),
+        ('{"format": "tilewright-tuning", "version": 1}\n{"kind": "\\ud800"}\n', "line 2: not JSON.*surrogates"),
+        ('{"format": "tilewright-tuning", "version": 1}\n{"kind": "a\\u0000"}\n', "line 2: not JSON.*character 0"),
+        ("", "is empty"),
     ],
 )
 def test_a_bad_file_is_refused_whole_with_its_line(store: Store, tmp_path: Path, text: str, complaint: str) -> None:

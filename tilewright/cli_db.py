@@ -35,6 +35,7 @@ def db(context: click.Context, place: str | None) -> None:
 def ls(store: Store, selector: str | None, as_json: bool) -> None:
     """List the winners: the fastest known configuration of every program on every device."""
     from tilewright.runtime import select_device
+    from tilewright.tuning_db.records import precision_of
 
     winners = store.ls(select_device(selector).identity if selector else None)
     if as_json:
@@ -48,13 +49,14 @@ def ls(store: Store, selector: str | None, as_json: bool) -> None:
             w.device,
             _op_header(w.program),
             "×".join(map(str, w.sizes)),
+            precision_of(w.program),
             w.family,
             w.configuration,
             f"{1e6 * w.seconds:.1f}",
         )
         for w in winners
     ]
-    print_table(("device", "program", "sizes", "family", "configuration", "µs"), rows, numbers=("µs",))
+    print_table(("device", "program", "sizes", "precision", "family", "configuration", "µs"), rows, numbers=("µs",))
 
 
 def _op_header(program: str) -> str:

@@ -32,7 +32,7 @@ BUSY_SECONDS = 10.0
 """How long SQLite waits for another process's transaction before it reports a lock."""
 ATTEMPTS = 6
 """How often a transaction that met a lock, or lost a race for a unique row, is tried."""
-SERVER_SECONDS = 60.0
+SERVER_SECONDS = 120.0
 """How long a transaction waits for a database server that went away while it was in use: a restart takes less."""
 
 _Result = TypeVar("_Result")

@@ -83,7 +83,7 @@ def parse_lines(lines: Iterable[str], place: str) -> Iterator[Record]:
         if not line.strip():
             continue
         try:
-            values = json.loads(line, parse_constant=_refuse)
+            values = from_json(line)
         except (ValueError, RecursionError) as e:
             raise DatabaseError(f"{place}, line {number}: not JSON ({e}); the file may be cut off") from e
         try:
@@ -100,6 +100,17 @@ def parse_lines(lines: Iterable[str], place: str) -> Iterator[Record]:
 def measurements_of(records: Iterable[Record]) -> Iterator[Measurement]:
     """Only the measurements."""
     return (r for r in records if isinstance(r, Measurement))
+
+
+def from_json(text: str) -> Any:
+    """What a JSON text means; ValueError if it is none, or holds numbers or characters that no database takes."""
+    values = json.loads(text, parse_constant=_refuse)
+    if "\\u" in text:  # escapes may spell half of a character, or the end of a text
+        found = json.dumps(values, ensure_ascii=False)
+        found.encode()
+        if "\\u0000" in found:
+            raise ValueError("a text has the character 0 in it")
+    return values
 
 
 def _refuse(constant: str) -> float:
@@ -133,4 +144,4 @@ def _record(values: Any) -> Record:
             raise DatabaseError(f"unknown kind of record {kind!r}")
 
 
-__all__ = ["measurements_of", "parse_lines", "read_file", "write_file", "write_json"]
+__all__ = ["from_json", "measurements_of", "parse_lines", "read_file", "write_file", "write_json"]

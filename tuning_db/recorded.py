@@ -20,6 +20,7 @@ from pathlib import Path
 from typing import Any
 
 from tilewright.errors import DatabaseError
+from tilewright.tuning_db.exchange import from_json
 from tilewright.tuning_db.records import Measurement, Space, Status, Value
 from tilewright.tuning_db.writing import Record
 
@@ -98,9 +99,9 @@ def _load(path: Path) -> dict[str, Any]:
         with _opened(path) as file:
             text = file.read()
         try:
-            values = json.loads(text)
+            values = from_json(text)
         except ValueError:  # Kernel Tuner closes its cache only when a run ends
-            values = json.loads(text.rstrip().rstrip(",") + "}}")
+            values = from_json(text.rstrip().rstrip(",") + "}}")
     except (OSError, EOFError, ValueError, RecursionError) as e:
         raise DatabaseError(f"{path} cannot be read: {e}") from e
     if not isinstance(values, dict):
