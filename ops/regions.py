@@ -116,3 +116,36 @@ def _value(app: Application) -> str:
         return f"{total} / max(vs[r] * hs[r], 1)"
     none = "vn[r, p] == 0 or hn[r, q] == 0"
     return f"where({none}, 0, where(vn[r, p] < vs[r] or hn[r, q] < hs[r], max({total}, 0), {total}))"
+
+
+# --- largest elements -------------------------------------------------------------------------------------------------
+
+CELLS = """
+def edge(a) = trunc(a * {scale} + copysign(0.5, a * {scale}))
+def cell(a, z) = max(edge(z) - edge(a) + 1, 1) / {cells}
+def first(p, a, z) = clamp(floor(p * cell(a, z)) + edge(a), 0, {size})
+def end(p, a, z) = clamp(ceil((p + 1) * cell(a, z)) + edge(a), 0, {size})
+"""
+"""Whole pixels of one axis of regions from a to z, both included; halves are rounded away from 0."""
+
+
+@operator("MaxRoiPool")
+def max_roi_pool(app: Application) -> Expansion:
+    """Largest elements in the cells of a grid over each region, 0 in cells without pixels."""
+    x, rois, y = app.input(0), app.input(1), app.outputs[0]
+    work = Expanding(app)
+    given = {"b": Inner(1, rois.dtype, rois.shape)}
+    operands = given | {"x": Inner(0, x.dtype, x.shape, "-inf")}
+    for axis, name in enumerate("vh"):
+        cells, size = y.shape[2 + axis], x.shape[2 + axis]
+        functions = CELLS.format(scale=literal(app.number("spatial_scale", 1.0)), cells=cells, size=size)
+        corners = f"p, b[r, {2 - axis}], b[r, {4 - axis}]"
+        shape = (rois.shape[0], cells)
+        count = f"y[r, p] = end({corners}) - first({corners})"
+        operands[f"{name}n"] = work.link(count, given, f"{name}n", DType.I32, shape, functions)
+        place = f"y[r, p, i] = first({corners}) + i"
+        operands[name] = work.link(place, given, name, DType.I32, (*shape, size), functions)
+    largest = "max(i < vn[r, p]) max(j < hn[r, q]) x[i32(b[r, 0]), c, v[r, p, i], h[r, q, j]]"
+    body = f"y[r, c, p, q] = where(vn[r, p] <= 0 or hn[r, q] <= 0, 0, {largest})"
+    work.link(body, operands, 0, y.dtype, y.shape)
+    return work.finished()

@@ -123,6 +123,15 @@ def test_roi_align(mode: str, ratio: int, transform: str, device: Device) -> Non
     )
 
 
+@pytest.mark.parametrize("scale", [1.0, 0.7])
+def test_largest_in_regions(scale: float, device: Device) -> None:
+    """One region lies outside the image altogether."""
+    batches = np.array([[0], [1], [1], [0], [1], [0]], np.float32)
+    regions = np.concatenate([REGIONS, np.array([[40, 40, 50, 50]], np.float32)])
+    inputs = [random(2, 3, 9, 11), np.concatenate([batches, regions], 1)]
+    check(device, "MaxRoiPool", inputs, opset=17, pooled_shape=[3, 2], spatial_scale=scale)
+
+
 def test_roi_align_without_regions(device: Device) -> None:
     inputs = [random(2, 3, 9, 11), np.zeros((0, 4), np.float32), np.zeros(0, np.int64)]
     proto, feeds = one_node("RoiAlign", inputs, opset=22, output_height=2, output_width=2)
