@@ -27,6 +27,9 @@ Plain = int | float | str | tuple[int, ...] | tuple[float, ...] | tuple[str, ...
 Size = int | str | None
 """A dimension: a number, the name of an open size, or None if nothing is known."""
 
+CONTROL = frozenset({"If", "Loop", "Scan", "SequenceMap"})
+"""Operators of control flow, which have bodies."""
+
 
 @dataclass(frozen=True)
 class Value:

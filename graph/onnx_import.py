@@ -21,7 +21,7 @@ from onnx import TensorProto
 from tilewright.dsl.dtypes import DType
 from tilewright.errors import ModelError, UnsupportedOperatorError
 from tilewright.graph.guards import refuse_odd, type_name
-from tilewright.graph.ir import Attribute, Graph, Node, Size, Value, frozen
+from tilewright.graph.ir import CONTROL, Attribute, Graph, Node, Size, Value, frozen
 from tilewright.graph.weights import Bytes, read_file, take_out
 from tilewright.ops import OPERATORS
 
@@ -302,7 +302,8 @@ class _Reader:
     def node(self, node: onnx.NodeProto) -> Node:
         """A node; what its bodies read of the graph around them are its last inputs, and those of every body."""
         domain = "" if node.domain in {"", "ai.onnx"} else f"{node.domain}::"
-        bodies = {a.name: self.body(a.g) for a in node.attribute if a.type == onnx.AttributeProto.GRAPH}
+        graphs = [a for a in node.attribute if a.type == onnx.AttributeProto.GRAPH and domain + node.op_type in CONTROL]
+        bodies = {a.name: self.body(a.g) for a in graphs}
         attributes = {a.name: bodies.get(a.name, _attribute(a)) for a in node.attribute}
         return Node(domain + node.op_type, tuple(node.input), tuple(node.output), attributes, node.name)
 

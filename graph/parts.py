@@ -17,7 +17,7 @@ from dataclasses import dataclass, field, replace
 from tilewright.dsl.dtypes import DType
 from tilewright.graph.host import can_evaluate
 from tilewright.graph.host_values import language_type
-from tilewright.graph.ir import Graph, Node, Value
+from tilewright.graph.ir import CONTROL, Graph, Node, Value
 from tilewright.graph.onnx_import import SHAPE_READERS, is_known_ahead, refusal, unsupported_nodes
 from tilewright.ops import OPERATORS
 
@@ -91,10 +91,6 @@ def _host_refusal(graph: Graph, node: Node, limit: int | None) -> str | None:
 def beyond_limit(size: int, limit: int) -> str:
     """What is said of a node that the host may not compute."""
     return f"would compute {size} floats on the host, more than the {limit} of host_limit"
-
-
-CONTROL = frozenset({"If", "Loop", "Scan", "SequenceMap"})
-"""Operators with bodies."""
 
 
 def _has_no_device_form(graph: Graph, node: Node) -> bool:

@@ -13,9 +13,9 @@ from enum import Enum
 from tilewright.graph import passes
 from tilewright.graph.bodies import with_simple_bodies
 from tilewright.graph.host import NeedsHostError, can_evaluate
-from tilewright.graph.ir import Graph, Node
+from tilewright.graph.ir import CONTROL, Graph, Node
 from tilewright.graph.onnx_import import Model, import_model, is_known_ahead, refusal
-from tilewright.graph.parts import CONTROL, DevicePart, HostNode, Part, cut
+from tilewright.graph.parts import DevicePart, HostNode, Part, cut
 from tilewright.graph.steps import steps_of
 
 
