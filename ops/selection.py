@@ -9,11 +9,11 @@ from tilewright.errors import UnsupportedError
 from tilewright.ops.language import program
 from tilewright.ops.operator import Application, Compute, operator
 
-MAX_COMPARISONS = 1 << 26
+MAX_COMPARISONS = 1 << 22
 """Pairs of elements that ranking may compare.
 
-Ranking is quadratic, and a processor core compares about 10^9 pairs a second; beyond some tens of milliseconds the
-host's sorting is faster whatever the device.
+Ranking is quadratic: 1,000 elements take 1 ms on two cores of a server, 2,000 take 18 ms, 8,400 take 370 ms, where the
+host sorts them in 0.1 to 0.7 ms and has to be given no more than these elements.
 """
 
 TOP = """

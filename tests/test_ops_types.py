@@ -9,6 +9,9 @@ import pytest
 from networks import random
 from one_node import check
 
+from tilewright.dsl.dtypes import DType
+from tilewright.errors import UnsupportedError
+from tilewright.ops.operator import OPERATORS, Application, Operand
 from tilewright.runtime import Device
 
 RNG = np.random.default_rng(5)
@@ -289,3 +292,10 @@ def test_nan_is_largest(device: Device) -> None:
 def test_determinants(device: Device, size: int) -> None:
     check(device, "Det", [random(3, size, size)], rtol=1e-4)
     check(device, "Det", [random(size, size)], rtol=1e-4)
+
+
+def test_long_rows_are_ranked_by_the_host() -> None:
+    x, k = Operand(DType.F32, (3, 2000)), Operand(DType.I64, (1,), np.array([5]))
+    first = Operand(DType.F32, (3, 5))
+    with pytest.raises(UnsupportedError, match="ranking 2,000 elements"):
+        OPERATORS["TopK"].build(Application("TopK", 11, {}, (x, k), (first, first)))
