@@ -94,15 +94,6 @@ class Grid:
         return self.rows[rng.choice(len(self.rows), count, replace=False)]
 
     @cached_property
-    def strata(self) -> tuple[int, ...]:
-        """Places of the parameters that choose a code path: names, and numbers of which there are two."""
-        return tuple(
-            n
-            for n, p in enumerate(self.space.parameters)
-            if len(p.values) == 2 or (len(p.values) > 1 and any(isinstance(v, str) for v in p.values))
-        )
-
-    @cached_property
     def _columns(self) -> list[tuple[Table, int]]:
         """The features: a table for each with the number of columns that it gives."""
         found = [Table((n,), _codes(p)) for n, p in enumerate(self.space.parameters) if len(p.values) > 1]

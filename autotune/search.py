@@ -21,8 +21,8 @@ from tilewright.autotune.guided import Guided, GuidedSettings
 from tilewright.autotune.strategies import Asking
 
 Key = tuple[str, str]
-Strategies = Callable[[Grid, int], Asking]
-"""Makes a family's strategy from its grid and a seed."""
+Strategies = Callable[[str, Grid, int], Asking]
+"""Makes a family's strategy from its name, its grid and a seed."""
 
 
 @dataclass(frozen=True)
@@ -53,7 +53,7 @@ class StageSearch:
         self.settings = settings or SearchSettings()
         self.seconds: dict[Key, float | None] = {}
         """Everything told."""
-        self._make = strategies or (lambda grid, s: Guided(grid, s, settings=self.settings.guided))
+        self._make = strategies or (lambda _, grid, s: Guided(grid, s, settings=self.settings.guided))
         self._seed = seed
         self._candidates: dict[Key, Candidate] = {}
         self._asked: set[Key] = set()
@@ -134,7 +134,7 @@ class StageSearch:
     def _strategy(self, family: str) -> Asking:
         """The family's search; it begins with what is known."""
         if family not in self._families:
-            strategy = self._make(self.space.grid(family), self._seed)
+            strategy = self._make(family, self.space.grid(family), self._seed)
             for key in [k for k in self._asked if k[0] == family]:
                 candidate = self._candidates.get(key) or self.space.stored(*key)
                 point = strategy.grid.point(candidate.configuration)

@@ -11,6 +11,7 @@ from tilewright.autotune.choosing import Choice, choose, stage_key, start_winner
 from tilewright.autotune.messages import Outcome
 from tilewright.autotune.search import StageSearch
 from tilewright.autotune.supervisor import Job
+from tilewright.autotune.transfer import told
 from tilewright.dsl import families
 from tilewright.dsl.families import Family
 from tilewright.dsl.program import GENERATOR_VERSION, Program
@@ -133,7 +134,8 @@ def _tuner(
     used = choose(stage, device, store, constants, source)
     near = (space.nearest(w.family, w.configuration) for w in start_winners(stage, device, store, key))
     known = list(dict.fromkeys(c for c in near if c is not None))[:NEAR_WINNERS]
-    search = StageSearch(space, [Candidate(used.family, used.configuration), *known, *space.defaults], seed)
+    start = [Candidate(used.family, used.configuration), *known, *space.defaults]
+    search = StageSearch(space, start, seed, strategies=told(stage, device, store, key))
     for measured in store.tried(device.identity, device.driver, GENERATOR_VERSION, key).values():
         candidate = space.stored(measured.family, measured.configuration)
         if space.violated(candidate) is None:

@@ -8,9 +8,22 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 
 from tilewright.autotune.grids import Grid, Point
+from tilewright.autotune.guided import Guided
+from tilewright.autotune.search import Strategies
 from tilewright.autotune.space_building import Rows
+from tilewright.autotune.strategies import Asking
 from tilewright.autotune.surrogate import Array, Surrogate
+from tilewright.dsl.program import GENERATOR_VERSION, Program
+from tilewright.dsl.space import Configuration
+from tilewright.runtime import Device
+from tilewright.tuning_db import Measurement, Status, Store
 
+SOURCES = 4
+"""Programs that a search is told of, at most."""
+WORKING = 8
+"""Fewer measurements of a program say too little."""
+OTHER_DEVICE = 3.0
+"""Another device is as far away as sizes that differ by a factor of eight."""
 LEARNT = 200
 """Measurements of a source that its model is made from: the fastest half, and others at random."""
 TAIL = 8.0
@@ -74,4 +87,45 @@ class Elsewhere:
         return model
 
 
-__all__ = ["Elsewhere"]
+def told(stage: Program, device: Device, store: Store, key: str) -> Strategies:
+    """Makes searches for a stage that know what was measured of it on other devices and drivers, and of other sizes.
+
+    The nearest `SOURCES` programs of its structure count: by the sum over the sizes of the absolute log2 ratio, another
+    device counting as `OTHER_DEVICE` more. What this very device and driver measured of the stage is not among them.
+    """
+    here = (device.identity, device.driver, key)
+    near = [
+        (_distance(stage.sizes, k.sizes) + (0.0 if k.device == device.identity else OTHER_DEVICE), k)
+        for k in store.kindred(GENERATOR_VERSION, stage.structure)
+        if k.working >= WORKING and len(k.sizes) == len(stage.sizes) and (k.device, k.driver, k.signature) != here
+    ]
+    near.sort(key=lambda pair: pair[0])
+    tried = [store.tried(k.device, k.driver, GENERATOR_VERSION, k.signature) for _, k in near[:SOURCES]]
+
+    def make(family: str, grid: Grid, seed: int) -> Asking:
+        sources = [_points(grid, [m for m in found.values() if m.family == family]) for found in tried]
+        sources = [s for s in sources if sum(v is not None for v in s.values()) >= WORKING]
+        if not sources:
+            return Guided(grid, seed)
+        elsewhere = Elsewhere(grid, sources, seed)
+        return Guided(grid, seed, elsewhere.winners, prior=elsewhere)
+
+    return make
+
+
+def _points(grid: Grid, measurements: Sequence[Measurement]) -> dict[Point, float | None]:
+    """Seconds of what the grid's parameters can express."""
+    values = {p.name: p.values for p in grid.space.parameters}
+    found: dict[Point, float | None] = {}
+    for m in measurements:
+        configuration = grid.space.completed(Configuration.from_json(m.configuration))
+        if set(configuration) == set(values) and all(v in values[n] for n, v in configuration.items()):
+            found[grid.point(configuration)] = m.seconds if m.status is Status.OK else None
+    return found
+
+
+def _distance(a: Sequence[int], b: Sequence[int]) -> float:
+    return sum(abs(math.log2(max(x, 0.5) / max(y, 0.5))) for x, y in zip(a, b, strict=True))
+
+
+__all__ = ["Elsewhere", "told"]

@@ -11,15 +11,19 @@ from typing import Any
 
 import numpy as np
 import pytest
-from tuning_cases import TARGET, TILE_OPTIMUM, TileFamily, relu, tile_seconds
+from tuning_cases import FAKE, TARGET, TILE_OPTIMUM, TileFamily, relu, stored, tile_seconds, tiles
 
+from tilewright.autotune.candidates import stage_space
 from tilewright.autotune.grids import Grid, Point
-from tilewright.autotune.guided import Guided, GuidedSettings
+from tilewright.autotune.guided import Guided
 from tilewright.autotune.recorded import Recorded, read_recorded
+from tilewright.autotune.search import SearchSettings, StageSearch
 from tilewright.autotune.strategies import Asking, Evolution, Exhaustive, Local, Random
-from tilewright.autotune.transfer import Elsewhere
+from tilewright.autotune.transfer import Elsewhere, told
+from tilewright.dsl.program import Program
 from tilewright.dsl.space import Constraint, Parameter, Space
 from tilewright.errors import InputError
+from tilewright.tuning_db import Status, Store
 
 Make = Callable[[Grid, int], Asking]
 EVERY: dict[str, Make] = {
@@ -28,7 +32,6 @@ EVERY: dict[str, Make] = {
     "local": Local,
     "evolution": Evolution,
     "guided": Guided,
-    "guided by code path": lambda grid, seed: Guided(grid, seed, settings=GuidedSettings(pattern="GLS")),
 }
 
 
@@ -153,6 +156,39 @@ def test_misleading_measurements_elsewhere_are_outvoted() -> None:
         return min(replay(Guided(grid, seed, elsewhere.winners, prior=elsewhere), 60))
 
     assert sum(found(s) for s in range(5)) / 5 < 1.1 * TILE_OPTIMUM
+
+
+def recorded_landscape(store: Store, stage: Program, device: str, factor: float) -> None:
+    grid = tile_grid()
+    rows = []
+    for point, seconds in slower(grid, factor).items():
+        values = dict(grid.configuration(point))
+        changes: dict[str, Any] = {"device": device, "seconds": seconds, "samples": (seconds,) if seconds else ()}
+        if seconds is None:
+            changes["status"] = Status.CRASHED
+        rows.append(stored(stage, values, **changes))
+    store.add(rows)
+
+
+def test_a_stage_is_told_what_the_database_knows_of_its_kind(tmp_path: Path) -> None:
+    stage, key = relu(1000), "relu 1000"
+    space = stage_space(stage, TARGET, tiles())
+    with Store.open(tmp_path / "winners.sqlite") as store:
+        alone = told(stage, FAKE, store, key)("tiles", tile_grid(), 0)
+        assert isinstance(alone, Guided)
+        recorded_landscape(store, relu(4000), "another device", 20.0)
+        recorded_landscape(store, relu(1000), "a third device", 3.0)
+        search = StageSearch(space, (), 0, SearchSettings(exhaustive=0), told(stage, FAKE, store, key))
+    first = search.ask()
+    assert first is not None
+    expected = min((s, p) for p, s in slower(tile_grid(), 1.0).items() if s is not None)[1]
+    assert first.configuration == tile_grid().configuration(expected)
+    search.tell(first, tile_seconds(first.configuration))
+    for _ in range(11):
+        candidate = search.ask()
+        assert candidate is not None
+        search.tell(candidate, tile_seconds(candidate.configuration))
+    assert (tile_seconds(search.best()[0].configuration) or 1.0) <= 1.15 * TILE_OPTIMUM
 
 
 CACHE: dict[str, Any] = {

@@ -152,6 +152,21 @@ TRIED = (
 )
 """All measurements of one program on one device and driver, oldest first."""
 
+KINDRED = (
+    select(DEVICES.c.identity, DRIVERS.c.version, PROGRAMS.c.signature, PROGRAMS.c.sizes, func.count())
+    .join_from(MEASUREMENTS, DRIVERS)
+    .join(DEVICES, DRIVERS.c.device_id == DEVICES.c.id)
+    .join(PROGRAMS, MEASUREMENTS.c.program_id == PROGRAMS.c.id)
+    .where(
+        PROGRAMS.c.structure == bindparam("structure"),
+        MEASUREMENTS.c.generator == bindparam("generator"),
+        MEASUREMENTS.c.status == Status.OK.value,
+    )
+    .group_by(DEVICES.c.identity, DRIVERS.c.version, PROGRAMS.c.signature, PROGRAMS.c.sizes)
+    .order_by(DEVICES.c.identity, DRIVERS.c.version, PROGRAMS.c.signature)
+)
+"""How many working measurements there are of each program of a structure on each device and driver."""
+
 KEYS = (
     select(
         DEVICES.c.identity,
@@ -194,6 +209,7 @@ __all__ = [
     "COMPETING",
     "DRIVERS_OF",
     "KEYS",
+    "KINDRED",
     "PROGRAM",
     "RECORDED",
     "ROWS",

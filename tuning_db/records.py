@@ -133,7 +133,7 @@ class Measurement:
 
 
 def _is_number(value: object) -> bool:
-    return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
+    return isinstance(value, int | float) and not isinstance(value, bool) and -1e300 < value < 1e300
 
 
 def _configuration_problem(text: object) -> str | None:
@@ -256,6 +256,18 @@ class Winner:
 
 
 @dataclass(frozen=True)
+class Kindred:
+    """One program of a structure with what was measured of it on one device and driver."""
+
+    device: str
+    driver: str
+    signature: str
+    sizes: tuple[int, ...]
+    working: int
+    """Measurements that are ok."""
+
+
+@dataclass(frozen=True)
 class Run:
     """One call of the tuner."""
 
@@ -284,4 +296,4 @@ class Stats:
     statuses: Mapping[str, int]
 
 
-__all__ = ["Measurement", "Run", "Space", "Stats", "Status", "Value", "Winner", "now", "precision_of"]
+__all__ = ["Kindred", "Measurement", "Run", "Space", "Stats", "Status", "Value", "Winner", "now", "precision_of"]

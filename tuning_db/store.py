@@ -24,7 +24,7 @@ from sqlalchemy import Connection, Table, delete, func, select
 from tilewright.errors import DatabaseError
 from tilewright.tuning_db import exchange, queries, reading, recorded, shipped
 from tilewright.tuning_db.engine import Place, open_place, translated, with_retries
-from tilewright.tuning_db.records import Measurement, Run, Space, Stats, Winner
+from tilewright.tuning_db.records import Kindred, Measurement, Run, Space, Stats, Winner
 from tilewright.tuning_db.schema import (
     CONFIGURATIONS,
     DEVICES,
@@ -233,6 +233,12 @@ class Store:
         with self._connection() as c:
             rows = [reading.as_measurement(row) for row in c.execute(queries.TRIED, asked)]
         return {(m.family, m.configuration): m for m in rows}
+
+    def kindred(self, generator: str, structure: str) -> tuple[Kindred, ...]:
+        """Where programs of a structure were measured, on any device and driver and for any sizes."""
+        with self._connection() as c:
+            rows = c.execute(queries.KINDRED, {"generator": generator, "structure": structure}).all()
+        return tuple(Kindred(row[0], row[1], row[2], tuple(json.loads(row[3])), row[4]) for row in rows)
 
     def ls(self, device: str | None = None) -> tuple[Winner, ...]:
         """The winners in this database (shipped ones not included), each with the driver it was measured on."""
