@@ -153,3 +153,21 @@ ROTATED: dict[str, Case] = {
 @pytest.mark.parametrize("name", ROTATED)
 def test_rotary_embedding(name: str, device: Device) -> None:
     compare(device, "RotaryEmbedding", ROTATED[name], 23)
+
+
+def test_scores_changed_by_a_graph(device: Device) -> None:
+    """FlexAttention is computed by the host; its graph sees the scores."""
+    proto = onnx.parser.parse_model(
+        """<ir_version: 13, opset_import: ["" : 26, "ai.onnx.preview" : 1]>
+        g (float[1, 2, 3, 4] q, float[1, 2, 5, 4] k, float[1, 2, 5, 4] v) => (float[1, 2, 3, 4] y) {
+            y = ai.onnx.preview.FlexAttention <score_mod = twice (float[B, H, L, S] s) => (float[B, H, L, S] t) {
+                t = Add (s, s)
+            }> (q, k, v)
+        }"""
+    )
+    feeds = qkv(1, (2, 2), (3, 5), (4, 4))
+    scores = feeds["q"] @ feeds["k"].transpose(0, 1, 3, 2)  # twice a quarter's root
+    weights = np.exp(scores - scores.max(-1, keepdims=True))
+    wanted = weights / weights.sum(-1, keepdims=True) @ feeds["v"]
+    found = InferenceSession(proto, device, store=False).run(None, feeds)[0]
+    np.testing.assert_allclose(found, wanted, 1e-5, 1e-5)

@@ -292,3 +292,25 @@ def test_quantised_network_runs_as_by_onnxruntime(device: Device) -> None:
     assert (found != wanted).mean() <= 0.25
     ops = [op for call in planned(proto, x).calls for op in call.ops]
     assert ops.count("DequantizeLinear") == 4  # those of weights are folded
+
+
+@pytest.mark.parametrize(
+    "kind", [TensorProto.INT4, TensorProto.UINT4, TensorProto.FLOAT8E4M3FN, TensorProto.FLOAT8E5M2]
+)
+def test_weights_of_types_that_only_files_have_are_folded(kind: int, device: Device) -> None:
+    """Weights of 4 or 8 bits become floats when the network is read; nothing of it is left to compute."""
+    proto = model(
+        """g (float[N, 6] x) => (float[N, 5] y) {
+            d = DequantizeLinear <axis = 1> (w, s)
+            y = MatMul (x, d)
+        }""",
+        21,
+        s=np.abs(random(5)),
+    )
+    dtype = helper.tensor_dtype_to_np_dtype(kind)
+    w = (np.arange(30).reshape(6, 5) % 8).astype(dtype)
+    proto.graph.initializer.append(helper.make_tensor("w", kind, w.shape, w.astype(np.float32)))
+    x = {"x": random(3, 6)}
+    session = InferenceSession(proto, device, store=False)
+    np.testing.assert_allclose(session.run(None, x)[0], x["x"] @ (w.astype(np.float32) * np.abs(random(5))), 1e-5, 1e-5)
+    assert len(session.plan(x).calls) == 1
