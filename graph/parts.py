@@ -131,7 +131,8 @@ class _Cutter:
         for node in pending:
             if any(i and i not in made and i not in self.available for i in node.inputs):
                 continue
-            folds = is_known_ahead(node, fixed) and not any(is_foreign(self.graph, i) for i in node.inputs if i)
+            foreign = any(is_foreign(self.graph, i) for i in node.inputs if i)
+            folds = is_known_ahead(node, fixed) and not foreign and node not in self.forced
             if not folds and not self._is_for_device(node, fixed, known | self.available):
                 continue
             taken[node] = None

@@ -9,7 +9,7 @@ import pytest
 from networks import by_onnxruntime, model, random
 from onnx import TensorProto, helper
 
-from tilewright.errors import InputError, UnsupportedOperatorError
+from tilewright.errors import InputError, ModelError, UnsupportedOperatorError
 from tilewright.graph.bodies import with_simple_bodies
 from tilewright.graph.onnx_import import import_model
 from tilewright.graph.parts import DevicePart, cut
@@ -231,6 +231,22 @@ def test_profiles_show_host_nodes_in_order(device: Device) -> None:
     assert len(session.plans(feeds)) == 2
     with pytest.raises(InputError, match="runs in several parts, some of them on the host; use plans or profile"):
         session.plan(feeds)
+
+
+def test_stages_of_all_parts_are_tuned_together(device: Device) -> None:
+    session = InferenceSession(model(TWO_SEARCHES), device, store=False)
+    stages = session.stages({"x": random(3, 4), "w": random(3, 4)})
+    assert {12, 24} >= {t.size for s in stages for t in s.program.outputs}
+    assert sum(stages.values()) == sum(len(p.calls) for p in session.plans({"x": random(3, 4), "w": random(3, 4)}))
+
+
+def test_nodes_that_cannot_be_folded_are_refused_once(device: Device) -> None:
+    """The evaluator raises for such sizes, whenever it is asked."""
+    text = "g (float[n] x) => (float[a] y) { r = Compress <axis = 7> (numbers, chosen) y = Add(x, r) }"
+    constants = {"numbers": random(3), "chosen": np.array([True, False, True])}
+    session = InferenceSession(model(text, **constants), device, store=False)
+    with pytest.raises(ModelError, match=r"\(Compress\) (cannot be computed from|does not fit) its inputs"):
+        session.run(None, {"x": random(2)})
 
 
 def test_a_limit_of_what_the_host_computes(device: Device) -> None:
