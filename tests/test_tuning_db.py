@@ -211,6 +211,8 @@ def test_file_names_of_devices_are_readable_and_distinct() -> None:
         ({"sizes": (-1,)}, "not a whole number"),
         ({"configuration": "tile=8"}, "not a JSON object"),
         ({"configuration": '{"tile": [1]}'}, "neither a number nor a text"),
+        ({"configuration": '{"tile": 8.0}'}, "neither a whole number nor a text"),
+        ({"configuration": '{"tile": true}'}, "neither a whole number nor a text"),
         ({"family": 3}, "not a text"),
     ],
 )

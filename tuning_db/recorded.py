@@ -21,13 +21,11 @@ from typing import Any
 
 from tilewright.errors import DatabaseError
 from tilewright.tuning_db.exchange import from_json
-from tilewright.tuning_db.records import Measurement, Space, Status, Value
+from tilewright.tuning_db.records import RECORDED, Measurement, Space, Status, Value
 from tilewright.tuning_db.writing import Record
 
 VERSION = "1.0.0"
 """Of T4."""
-GENERATOR = "recorded"
-"""What stands for the code generator of kernels that are not ours."""
 _BEGINNING = "1970-01-01T00:00:00.000000+00:00"
 """Stands for a time that a file does not give."""
 
@@ -232,7 +230,7 @@ def _frame(device: str, kernel: str, space: Space, sizes: tuple[int, ...], text:
     return replace(_EMPTY, **same, sizes=sizes, space=space.digest)
 
 
-_EMPTY = Measurement("", "", "", "", (), "", "", "{}", GENERATOR, Status.CRASHED, host="", created=_BEGINNING)
+_EMPTY = Measurement("", "", "", "", (), "", "", "{}", RECORDED, Status.CRASHED, host="", created=_BEGINNING)
 
 
 def _space_of(kernel: str, configurations: Iterable[Mapping[str, Value]]) -> Space:

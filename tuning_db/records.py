@@ -15,6 +15,9 @@ from typing import Any, cast
 
 from tilewright.errors import DatabaseError
 
+RECORDED = "recorded"
+"""Stands for the code generator of kernels that are not ours, which are never run from the database."""
+
 Value = int | float | str
 """What a parameter may be set to; the language's own spaces have whole numbers and texts only."""
 
@@ -104,7 +107,7 @@ class Measurement:
             return "its error or build time is negative or not finite"
         if not all(isinstance(n, int) and not isinstance(n, bool) and n >= 0 for n in self.sizes):
             return "one of its sizes is not a whole number"
-        return _configuration_problem(self.configuration)
+        return _configuration_problem(self.configuration, self.generator == RECORDED)
 
     def to_record(self) -> dict[str, Any]:
         """The fields as JSON values, those that came with later versions of the format only if they are set."""
@@ -136,7 +139,7 @@ def _is_number(value: object) -> bool:
     return isinstance(value, int | float) and not isinstance(value, bool) and -1e300 < value < 1e300
 
 
-def _configuration_problem(text: object) -> str | None:
+def _configuration_problem(text: object, recorded: bool) -> str | None:
     try:
         values = json.loads(text) if isinstance(text, str) else None
     except ValueError:
@@ -145,6 +148,8 @@ def _configuration_problem(text: object) -> str | None:
         return "its configuration is not a JSON object"
     if not all(_is_value(v) for v in values.values()):
         return "its configuration has a value that is neither a number nor a text"
+    if not recorded and any(isinstance(v, bool | float) for v in values.values()):  # 8.0 would pass for 8 in a space
+        return "its configuration has a value that is neither a whole number nor a text"
     return None
 
 
@@ -296,4 +301,16 @@ class Stats:
     statuses: Mapping[str, int]
 
 
-__all__ = ["Kindred", "Measurement", "Run", "Space", "Stats", "Status", "Value", "Winner", "now", "precision_of"]
+__all__ = [
+    "RECORDED",
+    "Kindred",
+    "Measurement",
+    "Run",
+    "Space",
+    "Stats",
+    "Status",
+    "Value",
+    "Winner",
+    "now",
+    "precision_of",
+]
