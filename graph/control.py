@@ -46,6 +46,12 @@ def _there(node: Node, held: Held | None) -> Held:
     return held
 
 
+def _tensor(node: Node, held: Held) -> np.ndarray:
+    if not isinstance(held.host, np.ndarray):
+        raise ModelError(f"node {node.label!r} ({node.op}) walks along tensors, but is given something else")
+    return held.host
+
+
 def _single(node: Node, held: Held | None) -> np.generic:
     array = _there(node, held).host
     if not isinstance(array, np.ndarray) or array.size != 1:
@@ -86,7 +92,7 @@ def _scan(node: Node, inputs: Sequence[Held], step: Step) -> list[Held]:
     axes = node.integers("scan_input_axes", (0,) * scanned)
     backward = node.integers("scan_input_directions", node.integers("directions", (0,) * scanned))
     slices = [
-        _slices(node, held.host, axis, bool(back))
+        _slices(node, _tensor(node, held), axis, bool(back))
         for held, axis, back in zip(inputs[len(states) :], axes, backward, strict=True)
     ]
     if len({len(s) for s in slices}) > 1:
@@ -118,7 +124,7 @@ def _batched_scan(node: Node, inputs: Sequence[Held | None], step: Step) -> list
     """Scan of opset 8: every input and output has a dimension of batches in front."""
     if inputs[0] is not None:
         raise ModelError(f"node {node.label!r} (Scan of opset 8) has sequence lengths, which are not supported")
-    arrays = [_there(node, h).host for h in inputs[1:]]
+    arrays = [_tensor(node, _there(node, h)) for h in inputs[1:]]
     if not arrays or any(a.ndim == 0 or len(a) != len(arrays[0]) or not len(a) for a in arrays):
         raise ModelError(f"the inputs of node {node.label!r} (Scan of opset 8) have different batches, or empty ones")
     results = [_scan(node, [Held(np.array(a[n])) for a in arrays], step) for n in range(len(arrays[0]))]

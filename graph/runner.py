@@ -169,7 +169,11 @@ class Runner:
         self._check_limit(node, inputs)
         compute = host_operator(node)
         if compute is not None:
-            return [Held(compute(node, inputs))]
+            try:
+                return [Held(compute(node, inputs))]
+            except (ValueError, IndexError, TypeError, AttributeError) as error:  # NumPy's, about types and sizes
+                text = f"node {node.label!r} ({node.op}) cannot be computed from its inputs: {error}"
+                raise ModelError(text) from None
         found = evaluate_any(node, self.graph.opset, self.graph.domains, inputs)
         self._check_limit(node, found)
         for name, value in zip(node.outputs, found, strict=False):

@@ -180,6 +180,30 @@ def test_sequences_go_in_and_out(device: Device) -> None:
         session.run(None, feeds | {"s": [np.arange(3)]})
 
 
+def test_boxes_are_suppressed_as_onnxruntime_does(device: Device) -> None:
+    text = """g (float[b, n, 4] x, float[b, c, n] s) => (int64[k, 3] y) {
+        y = NonMaxSuppression <center_point_box = 1> (x, s, most, overlap, lowest)
+    }"""
+    rng = np.random.default_rng(0)
+    boxes = rng.uniform(1, 4, (2, 40, 4)).astype(np.float32)
+    for most, overlap, lowest in ((5, 0.3, 0.4), (100, 0.0, -1.0), (0, 0.5, 0.0), (100, 0.9, 2.0)):
+        constants = {"most": np.array(most), "overlap": np.float32([overlap]), "lowest": np.float32(lowest)}
+        scores = rng.uniform(0, 1, (2, 3, 40)).astype(np.float32)
+        proto = model(text, **{n: np.asarray(a) for n, a in constants.items()})
+        (found,) = InferenceSession(proto, device, store=False).run(None, {"x": boxes, "s": scores})
+        (expected,) = by_onnxruntime(proto, {"x": boxes, "s": scores})
+        np.testing.assert_array_equal(found, expected)
+
+
+def test_places_outside_of_sequences_are_errors(device: Device) -> None:
+    text = """g (seq(float[n]) s, int64 at) => (float[n] y) { y = SequenceAt(s, at) }"""
+    session = InferenceSession(model(text), device, store=False)
+    with pytest.raises(ModelError, match=r"\(SequenceAt\) asks for position 2 of a sequence of 2"):
+        session.run(None, {"s": [random(2), random(3)], "at": np.array(2)})
+    with pytest.raises(ModelError, match=r"asks for position 0 of a sequence of 0"):
+        session.run(None, {"s": [], "at": np.array(0)})
+
+
 def test_optionals_go_in(device: Device) -> None:
     text = """g (optional(float[n]) o) => (bool y) { y = OptionalHasElement(o) }"""
     session = InferenceSession(model(text, 18), device, store=False)
