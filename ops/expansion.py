@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import math
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -10,6 +11,7 @@ import numpy as np
 from tilewright.dsl.dtypes import DType
 from tilewright.dsl.parse import parse_op
 from tilewright.dsl.program import Program
+from tilewright.errors import UnsupportedError
 from tilewright.ops.operator import Application, Expansion, Link
 
 
@@ -66,6 +68,7 @@ class Expanding:
         ``to`` is the position of one of the node's outputs or the new name of an inner value. Each operand is declared
         with its sizes and `y` with this type and shape; ``functions`` are definitions that the statements use.
         """
+        self._check([*operands.values(), Inner(to if isinstance(to, str) else -1 - to, dtype, shape)])
         key = body, functions, tuple((name, v.dtype, v.shape, v.pad) for name, v in operands.items()), dtype, shape
         if key not in self.programs:
             inputs = ", ".join(f"{name}{v.declared}" for name, v in operands.items())
@@ -77,6 +80,18 @@ class Expanding:
         made_as = to if isinstance(to, str) else -1 - to
         self.links.append(Link(self.programs[key], {name: v.key for name, v in operands.items()}, made_as))
         return Inner(made_as, dtype, shape)
+
+    def _check(self, values: Sequence[Inner]) -> None:
+        """UnsupportedError for one of the node's own values that is seen under a shape of another size."""
+        for v in values:
+            if isinstance(v.key, str):
+                continue
+            own = self.app.input(v.key) if v.key >= 0 else self.app.outputs[-1 - v.key]
+            kind, position = ("input", v.key) if v.key >= 0 else ("output", -1 - v.key)
+            if min(own.shape, default=0) < 0 or math.prod(own.shape) != math.prod(v.shape):
+                raise UnsupportedError(
+                    f"its {kind} {position} has the sizes {own.shape}, {v.shape} would fit the others"
+                )
 
     def finished(self) -> Expansion:
         """All links and constants."""

@@ -30,6 +30,7 @@ FAN = 16
 
 PER_DIRECTION = {"RNN": ("Tanh",), "GRU": ("Sigmoid", "Tanh"), "LSTM": ("Sigmoid", "Tanh", "Tanh")}
 """Default activations."""
+GATES = {"RNN": 1, "GRU": 3, "LSTM": 4}
 
 
 @dataclass(frozen=True)
@@ -175,6 +176,7 @@ def _layer(app: Application) -> Layer:
     if steps > MAX_STEPS:
         raise UnsupportedError(f"a sequence of {steps} steps is too long, at most {MAX_STEPS} are supported")
     directions, hidden = r.shape[0], r.shape[2]
+    _check(app, batch, directions, hidden)
     work = Expanding(app)
     dtype = DType.F64 if x.dtype is DType.F64 else DType.F32
     lens = work.operand(4)
@@ -183,6 +185,27 @@ def _layer(app: Application) -> Layer:
     return Layer(
         work, steps, batch, hidden, directions, dtype, batch_first, functions, turned, _time(app, end, "step[0]"), lens
     )
+
+
+def _check(app: Application, batch: int, directions: int, hidden: int) -> None:
+    """UnsupportedError for an input whose sizes contradict the others' and the direction."""
+    size = GATES[app.op] * hidden
+    state = (batch, directions, hidden) if app.integer("layout", 0) else (directions, batch, hidden)
+    wanted: dict[int, tuple[int, ...]] = {
+        1: (directions, size, app.input(0).shape[2]),
+        2: (directions, size, hidden),
+        3: (directions, 2 * size),
+        4: (batch,),
+        5: state,
+        6: state,
+        7: (directions, 3 * hidden),
+    }
+    for position, shape in wanted.items():
+        given = app.optional(position)
+        if given is not None and given.shape != shape:
+            raise UnsupportedError(f"its input {position} has the sizes {given.shape}, the others ask for {shape}")
+    if directions != (2 if app.attributes.get("direction") == "bidirectional" else 1):
+        raise UnsupportedError(f"weights for {directions} directions do not fit its direction")
 
 
 def _time(app: Application, end: str, step: str) -> str:

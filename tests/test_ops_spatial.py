@@ -362,3 +362,20 @@ def test_resizing_integers() -> None:
 def test_resizing_as_of_old(opset: int, mode: str, device: Device) -> None:
     inputs = [random(1, 2, 4, 5), np.array([1, 1, 2.5, 3], np.float32)]
     check(device, "Upsample" if opset == 9 else "Resize", inputs, opset=opset, constant=[1], mode=mode)
+
+
+# --- sizes that contradict each other ---------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("op", "shapes", "out", "reason"),
+    [
+        ("ConvTranspose", [(1, 6, 7), (5, 2, 2)], (1, 2, 8), "do not divide into 1 groups"),
+        ("ConvTranspose", [(1, 6, 7), (6, 2, 2), (5,)], (1, 2, 8), "its input 2 has the sizes"),
+        ("DeformConv", [(1, 2, 5, 5), (2, 2, 2, 2), (1, 6, 4, 4)], (1, 2, 4, 4), "its input 2 has the sizes"),
+    ],
+)
+def test_contradictions(op: str, shapes: list[tuple[int, ...]], out: tuple[int, ...], reason: str) -> None:
+    inputs = tuple(Operand(DType.F32, shape) for shape in shapes)
+    with pytest.raises(UnsupportedError, match=reason):
+        OPERATORS[op].build(Application(op, 17, {}, inputs, (Operand(DType.F32, out),)))

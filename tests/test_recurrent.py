@@ -224,3 +224,19 @@ def test_what_is_refused() -> None:
     x, w, r = (Operand(DType.F32, shape) for shape in ((5000, 1, 2), (1, 3, 2), (1, 3, 3)))
     with pytest.raises(UnsupportedError, match="a sequence of 5000 steps is too long"):
         OPERATORS["RNN"].build(Application("RNN", 17, {}, (x, w, r), (Operand(DType.F32, (5000, 1, 1, 3)),)))
+
+
+def _built(op: str, attributes: Mapping[str, object], *shapes: tuple[int, ...]) -> None:
+    inputs = tuple(Operand(DType.F32, shape) for shape in shapes)
+    OPERATORS[op].build(Application(op, 17, attributes, inputs, (Operand(DType.F32, (2, 1, 1, 3)),)))
+
+
+def test_sizes_that_contradict_each_other() -> None:
+    with pytest.raises(
+        UnsupportedError, match=r"its input 1 has the sizes \(1, 9, 4\), the others ask for \(1, 9, 5\)"
+    ):
+        _built("GRU", {}, (2, 1, 5), (1, 9, 4), (1, 9, 3))
+    with pytest.raises(UnsupportedError, match=r"its input 3 has the sizes \(1, 9\), the others ask for \(1, 18\)"):
+        _built("GRU", {}, (2, 1, 5), (1, 9, 5), (1, 9, 3), (1, 9))
+    with pytest.raises(UnsupportedError, match="weights for 1 directions do not fit its direction"):
+        _built("RNN", BIDIRECTIONAL, (2, 1, 5), (1, 3, 5), (1, 3, 3))
