@@ -5,6 +5,7 @@ Undisturbed and disturbed runs measure the same simulated stage, so that they mu
 
 from __future__ import annotations
 
+import json
 import random
 import signal
 import subprocess
@@ -17,12 +18,14 @@ from pathlib import Path
 import postgres_server
 import pytest
 from sqlalchemy import event
-from tuning_cases import FAKE, Simulation, TileFamily, relu, tiles
+from tuning_cases import FAKE, Simulation, TileFamily, relu, stored, tiles
 
 from tilewright.autotune.budget import Budget
-from tilewright.autotune.choosing import choose
+from tilewright.autotune.choosing import OLDER_GENERATOR, OTHER_DRIVER, TUNED, choose
 from tilewright.autotune.messages import Outcome
 from tilewright.autotune.tuning import tune
+from tilewright.dsl.program import GENERATOR_VERSION, OLDER_GENERATORS
+from tilewright.dsl.text import program_text
 from tilewright.errors import DatabaseError
 from tilewright.tuning_db import Status, Store
 from tilewright.tuning_db.recovery import recover
@@ -132,6 +135,24 @@ def test_a_thousand_failures_of_every_kind_are_kept_and_never_win(undisturbed: o
         tune(stages, FAKE, store, Budget(evaluations=500), source=SOURCE, measurer=measurer)
         again = [m for m in store.measurements()[before:] if not m.round]
         assert not {(m.signature, m.configuration) for m in again} & failed
+
+
+@pytest.mark.parametrize("key", ["driver", "generator"])
+def test_winners_of_another_driver_or_generator_are_measured_again_before_they_win(
+    key: str, undisturbed: object
+) -> None:
+    old = {"driver": "0.9"} if key == "driver" else {"generator": OLDER_GENERATORS[0]}
+    lucky = {"m": 4, "n": 4, "k": 4, "path": "local"}
+    with Store.open("sqlite://") as store:
+        text = program_text(relu().canonical)
+        store.record(stored(relu(), lucky, program=text, seconds=1e-9, samples=(1e-9,), **old))
+        untuned = choose(relu(), FAKE, store, source=SOURCE)
+        assert untuned.origin in (OTHER_DRIVER, OLDER_GENERATOR)
+        exhausted(store)
+        rows = [m for m in store.measurements() if (m.driver, m.generator) == (FAKE.driver, GENERATOR_VERSION)]
+        assert json.dumps(lucky, sort_keys=True) in [m.configuration for m in rows[:5]]  # among the first tried
+        tuned = choose(relu(), FAKE, store, source=SOURCE)
+        assert (tuned.origin, tuned.configuration) == (TUNED, undisturbed)
 
 
 def test_a_disk_that_fills_up_while_tuning_loses_nothing(tmp_path: Path, undisturbed: object) -> None:
