@@ -39,6 +39,9 @@ class GuidedSettings:
     """Of more measurements than that, the model sees the fastest and the newest: its cost grows with their cube."""
     tail: float = 8.0
     """Slower points, and failed ones, count as this many times the best: the model need not tell them apart."""
+    patience: int = 40
+    """After so many measurements without an improvement the model is doubted: every other choice is bred from the
+    fastest points instead, whatever it expects."""
     waiting: int = 32
     """Points that are being measured, of which the model knows the newest."""
     trust: float = 5.0
@@ -73,6 +76,8 @@ class Guided(Asking):
             yield from self._design
         if not math.isfinite(self.fastest):
             return
+        if self._doubted():
+            yield from self.bred()
         pool = self._pool()
         if not len(pool):
             return
@@ -81,6 +86,12 @@ class Guided(Asking):
         gains = expected_improvement(mean, deviation, math.log(self.fastest))
         for at in np.argsort(-gains, kind="stable"):
             yield tuple(pool[at].tolist())
+
+    def _doubted(self) -> bool:
+        """True for every other choice while the model's choices have led to nothing for long."""
+        times = list(self.seconds.values())
+        stale = len(times) - 1 - times.index(min(times))
+        return stale >= self.settings.patience and len(times) % 2 == 1
 
     def _designed(self, count: int) -> list[Point]:
         """Points far from those asked for and from each other, of a random sample.

@@ -77,6 +77,17 @@ class Asking:
         known = self.grid.codes(np.array(list(self.asked), np.int64))
         return rows[~np.isin(self.grid.codes(rows), known)]
 
+    def bred(self) -> Iterator[Point]:
+        """Children of the fastest points: parents by tournament, uniform crossover, mutation."""
+        parents = self.leaders(PARENTS)
+        for _ in range(50 if len(parents) > 1 else 0):
+            one, other = (parents[int(min(self.rng.integers(len(parents), size=2)))] for _ in range(2))
+            child = np.where(self.rng.random(len(one)) < 0.5, one, other)
+            anything = [self.rng.integers(count) for count in self.grid.counts]
+            child = np.where(self.rng.random(len(one)) < MUTATION, anything, child)
+            if self.grid.legal(child[None])[0]:
+                yield from _points(child[None])
+
     def _all_proposals(self) -> Iterator[Point]:
         while self._start:
             yield self._start.pop(0)
@@ -140,14 +151,7 @@ class Evolution(Asking):
     def _proposals(self) -> Iterator[Point]:
         if len(self.asked) < PARENTS:
             return
-        parents = self.leaders(PARENTS)
-        for _ in range(50 if len(parents) > 1 else 0):
-            one, other = (parents[int(min(self.rng.integers(len(parents), size=2)))] for _ in range(2))
-            child = np.where(self.rng.random(len(one)) < 0.5, one, other)
-            anything = [self.rng.integers(count) for count in self.grid.counts]
-            child = np.where(self.rng.random(len(one)) < MUTATION, anything, child)
-            if self.grid.legal(child[None])[0]:
-                yield from _points(child[None])
+        yield from self.bred()
 
 
 def _points(rows: Rows) -> Iterator[Point]:
