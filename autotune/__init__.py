@@ -2,7 +2,10 @@
 
     choosing.py    which configuration a stage runs with, and why
     tuning.py      searching better ones by measuring    stages.py   its stages     reports.py    what it says
-    search.py      strategies                            candidates.py  what may be tried       budget.py   limits
+    search.py      which family is next                  candidates.py  what may be tried       budget.py   limits
+    strategies.py  strategies over one space             guided.py      the one that is used    surrogate.py   its model
+    grids.py       the points of a space                 space_building.py  how they are listed
+    transfer.py    what was measured elsewhere           recorded.py    others' recorded spaces
     compiling.py   candidates compiled ahead             progress.py    a progress bar
     supervisor.py  keeps a measuring process alive       worker.py  that process    messages.py  what they say
     evaluating.py  what it does for a candidate          checking.py, comparing.py  whether the numbers are right
