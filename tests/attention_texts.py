@@ -42,6 +42,11 @@ TEXTS = {
     e[b,h,i,j] = exp(s[b,h,i,j] - m[b,h,i])
     p[b,h,i,j] = e[b,h,i,j] / sum(t) e[b,h,i,t]
     o[b,h,i,c] = sum(j) where(isnan(p[b,h,i,j]), 0, p[b,h,i,j]) * v[b,h,j,c]""",
+    "guarded by the maximum": HEAD.format(more=", mask[B,1,M,N]: bool")
+    + f"""    s[b,h,i,j] = where(mask[b,0,i,j], {DOT}, -inf)
+    m[b,h,i] = max(j) s[b,h,i,j]
+    e[b,h,i,j] = exp(s[b,h,i,j] - m[b,h,i])
+    o[b,h,i,c] = where(m[b,h,i] == -inf, 0, (sum(j) e[b,h,i,j] * v[b,h,j,c]) / (sum(j) e[b,h,i,j]))""",
     "base two": HEAD.format(more="")
     + f"""    s[b,h,i,j] = 0.25 * {DOT}
     m[b,h,i] = max(j) s[b,h,i,j]
