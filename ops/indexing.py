@@ -17,7 +17,7 @@ from typing import Any
 
 import numpy as np
 
-from tilewright.errors import UnsupportedError
+from tilewright.errors import ModelError, UnsupportedError
 from tilewright.ops.language import program
 from tilewright.ops.operator import (
     Application,
@@ -56,11 +56,14 @@ def counted(place: str, size: int) -> str:
     return f"where({place} < 0, {place} + {size}, {place})"
 
 
-def _refuse_outside(indices: Operand, size: int) -> None:
+def _refuse_outside(op: str, indices: Operand, size: int) -> None:
     """Refuse positions known ahead that lie outside an axis."""
     known = indices.value
     if known is not None and known.size and not (-size <= int(known.min()) and int(known.max()) < size):
-        raise UnsupportedError(f"its positions {int(known.min())} to {int(known.max())} leave an axis of {size}")
+        raise ModelError(
+            f"{op} has constant positions from {int(known.min())} to {int(known.max())} on an axis of {size}; "
+            f"export the network with positions from {-size} to {size - 1}"
+        )
 
 
 # --- gathers ----------------------------------------------------------------------------------------------------------
@@ -82,7 +85,7 @@ def gather(app: Application) -> Result:
     """Elements at given positions of an axis; positions known ahead, evenly spaced upwards, are a slice."""
     shape, indices = app.input(0).shape, app.input(1)
     axis = app.integer("axis", 0) % len(shape)
-    _refuse_outside(indices, shape[axis])
+    _refuse_outside(app.op, indices, shape[axis])
     if indices.value is not None:
         places = [int(i) % shape[axis] for i in indices.value.reshape(-1)]
         step = places[1] - places[0] if len(places) > 1 else 1
@@ -108,7 +111,7 @@ def gather_elements(app: Application) -> Compute:
     """Along one axis, the element at the position that the indices give for each output."""
     shape = app.input(0).shape
     axis = app.integer("axis", 0) % len(shape)
-    _refuse_outside(app.input(1), shape[axis])
+    _refuse_outside(app.op, app.input(1), shape[axis])
     names = [f"i{d}" for d in range(len(shape))]
     place = counted(f"at[{', '.join(names)}]", shape[axis])
     return _gather(app, names, [place if d == axis else f"{name} + 0" for d, name in enumerate(names)])
@@ -120,7 +123,7 @@ def gather_nd(app: Application) -> Compute:
     shape, indices = app.input(0).shape, app.input(1)
     batch, depth = app.integer("batch_dims", 0), indices.shape[-1]
     sizes = shape[batch : batch + depth]
-    _spots(indices, sizes)
+    _spots(app.op, indices, sizes)
     lead = [f"i{d}" for d in range(indices.rank - 1)]
     rest = [f"s{d}" for d in range(len(shape) - batch - depth)]
     places = [counted(f"at[{', '.join([*lead, str(position)])}]", size) for position, size in enumerate(sizes)]
@@ -198,7 +201,7 @@ def scatter_elements(app: Application) -> Compute:
     """Updates written to, or reduced into, positions along one axis."""
     shape, indices = app.input(0).shape, app.input(1)
     axis = app.integer("axis", 0) % len(shape)
-    _refuse_outside(indices, shape[axis])
+    _refuse_outside(app.op, indices, shape[axis])
     names = [f"i{d}" for d in range(len(shape))]
 
     def beside(place: str) -> str:
@@ -227,7 +230,7 @@ def scatter_nd(app: Application) -> Compute:
     names = [f"i{d}" for d in range(len(shape))]
     kept, rest = names[:depth], names[depth:]
     updates = (count, *shape[depth:])
-    spots = _spots(indices, shape[:depth])
+    spots = _spots(app.op, indices, shape[:depth])
     if spots is not None:
         places = _places(shape[:depth], spots, np.arange(count), _kind(app) == "none")
         if places is not None:
@@ -244,13 +247,13 @@ def _kind(app: Application) -> str:
     return str(app.attributes.get("reduction", "none"))
 
 
-def _spots(indices: Operand, shape: tuple[int, ...]) -> tuple[np.ndarray, ...] | None:
+def _spots(op: str, indices: Operand, shape: tuple[int, ...]) -> tuple[np.ndarray, ...] | None:
     """The positions of every update along each axis, from 0 up, or None where only the device knows them."""
     if indices.value is None:
         return None
     columns = indices.value.reshape(-1, len(shape)).T if indices.value.size else np.zeros((len(shape), 0), np.int64)
     for column, size in zip(columns, shape, strict=True):
-        _refuse_outside(Operand(indices.dtype, column.shape, column), size)
+        _refuse_outside(op, Operand(indices.dtype, column.shape, column), size)
     return tuple(column % max(size, 1) for column, size in zip(columns, shape, strict=True))
 
 

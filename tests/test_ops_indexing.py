@@ -8,7 +8,7 @@ from networks import random
 from one_node import check, one_node
 
 from tilewright.dsl.dtypes import DType
-from tilewright.errors import TilewrightError, UnsupportedError
+from tilewright.errors import ModelError, UnsupportedError
 from tilewright.graph.session import InferenceSession
 from tilewright.ops.operator import OPERATORS, Application, Operand
 from tilewright.runtime import Device
@@ -56,7 +56,12 @@ def test_gather_nd(device: Device, batch: int, shape: tuple[int, ...]) -> None:
 def test_positions_outside_are_refused_where_they_are_known(device: Device) -> None:
     for op in ("Gather", "GatherElements"):
         proto, feeds = one_node(op, [random(3, 2), np.array([[0, 3]])], (1,))
-        with pytest.raises(TilewrightError):
+        with pytest.raises(ModelError, match=f"{op} has constant positions from 0 to 3 on an axis of 3"):
+            InferenceSession(proto, device, store=False).run(None, feeds)
+    updates = np.zeros((1, 2), np.float32)
+    for op, at in (("ScatterElements", [[-4, 0]]), ("ScatterND", [[-4]])):
+        proto, feeds = one_node(op, [random(3, 2), np.array(at), updates], (1,), opset=18)
+        with pytest.raises(ModelError, match="positions from -4"):
             InferenceSession(proto, device, store=False).run(None, feeds)
 
 
