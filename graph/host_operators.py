@@ -60,23 +60,26 @@ def _suppressed(corners: np.ndarray, scores: np.ndarray, most: int, overlap: flo
     order = np.argsort(-scores, kind="stable")
     if lowest is not None:
         order = order[scores[order] > np.float32(lowest)]
+    top, left, bottom, right = corners[order].T
+    boxes = np.stack((top, left, bottom, right, (bottom - top) * (right - left)))
     chosen: list[int] = []
     while order.size and len(chosen) < most:
-        best, order = int(order[0]), order[1:]
-        chosen.append(best)
-        order = order[~(_overlaps(corners[best], corners[order]) > np.float32(overlap))]
+        chosen.append(int(order[0]))
+        covered = _overlaps(boxes[:, 0], boxes[:, 1:]) > np.float32(overlap)
+        boxes, order = boxes[:, 1:], order[1:]
+        if covered.any():
+            boxes, order = boxes[:, ~covered], order[~covered]
     return chosen
 
 
 def _overlaps(box: np.ndarray, others: np.ndarray) -> np.ndarray:
-    """Intersection over union of a box with others; 0 where either has no area."""
-    low, high = np.maximum(box[:2], others[:, :2]), np.minimum(box[2:], others[:, 2:])
-    common = np.prod(np.maximum(high - low, 0), -1)
-    area = np.prod(box[2:] - box[:2])
-    areas = np.prod(others[:, 2:] - others[:, :2], -1)
-    union = area + areas - common
-    ratio: np.ndarray = np.zeros_like(common)
-    np.divide(common, union, out=ratio, where=(area > 0) & (areas > 0) & (union > 0))
+    """Intersection over union of a box with others; NaN where neither has an area. Rows: corners and area."""
+    top, left, bottom, right, area = others
+    height = np.minimum(bottom, box[2]) - np.maximum(top, box[0])
+    width = np.minimum(right, box[3]) - np.maximum(left, box[1])
+    common = np.maximum(height, 0) * np.maximum(width, 0)
+    with np.errstate(divide="ignore", invalid="ignore"):
+        ratio: np.ndarray = common / (box[4] + area - common)
     return ratio
 
 
