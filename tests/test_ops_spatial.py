@@ -379,3 +379,45 @@ def test_contradictions(op: str, shapes: list[tuple[int, ...]], out: tuple[int, 
     inputs = tuple(Operand(DType.F32, shape) for shape in shapes)
     with pytest.raises(UnsupportedError, match=reason):
         OPERATORS[op].build(Application(op, 17, {}, inputs, (Operand(DType.F32, out),)))
+
+
+REFUSED = [
+    ("GridSample", {}, [(1, 2, 0, 5), (1, 2, 2, 2)], (1, 2, 2, 2), DType.F32, "nothing to read in an image without"),
+    ("GridSample", {}, [(1, 2, 3, 5), (1, 2, 2, 2)], (1, 2, 2, 2), DType.I32, "interpolation between i32"),
+    (
+        "Resize",
+        {"coordinate_transformation_mode": "tf_crop_and_resize"},
+        [(1, 1, 4, 4), None, (4,)],
+        (1, 1, 6, 6),
+        DType.F32,
+        "tf_crop_and_resize needs a region of 8 numbers",
+    ),
+    (
+        "DeformConv",
+        {"offset_group": 3},
+        [(1, 2, 5, 5), (2, 2, 2, 2), (1, 24, 4, 4)],
+        (1, 2, 4, 4),
+        DType.F32,
+        "2 channels do not divide into 3 offset groups and 1 groups",
+    ),
+]
+
+
+@pytest.mark.parametrize(("op", "attributes", "shapes", "out", "dtype", "reason"), REFUSED)
+def test_what_has_no_program(
+    op: str,
+    attributes: dict[str, object],
+    shapes: list[tuple[int, ...] | None],
+    out: tuple[int, ...],
+    dtype: DType,
+    reason: str,
+) -> None:
+    scales = np.array([1, 1, 1.5, 1.5], np.float32) if op == "Resize" else None
+    inputs = tuple(None if s is None else Operand(dtype, s, scales if s == (4,) else None) for s in shapes)
+    with pytest.raises(UnsupportedError, match=reason):
+        OPERATORS[op].build(Application(op, 19, attributes, inputs, (Operand(dtype, out),)))
+
+
+def test_modes_of_regions() -> None:
+    assert OPERATORS["RoiAlign"].refusal({"mode": "median"}, 16, 1) == "mode 'median' is not supported"
+    assert OPERATORS["RoiAlign"].refusal({"mode": "max"}, 16, 1) is None
