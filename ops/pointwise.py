@@ -74,7 +74,6 @@ BINARY = {
     "LessOrEqual": "a <= b",
     "Mul": "a * b",
     "Or": "a or b",
-    "PRelu": "where(a < 0, a * b, a)",
     "Sub": "a - b",
     "Xor": "a != b",
 }
@@ -130,6 +129,23 @@ def _refuse_old_broadcast(attributes: Any, opset: int) -> str | None:
 def binary(app: Application) -> Compute:
     """Operators of two inputs."""
     return pointwise(app, BINARY[app.op], app.inputs)
+
+
+PER_CHANNEL = """
+op prelu_per_channel(a, b) -> y[{sizes}]:
+    y[{at}] = where(a[{at}] < 0, a[{at}] * b[{channel}], a[{at}])
+"""
+
+
+@operator("PRelu", pointwise=True)
+def prelu(app: Application) -> Compute:
+    """Its slopes broadcast to the input; before opset 7 a list of them belongs to the channels, dimension 1."""
+    x, slope = app.input(0), app.input(1)
+    if app.opset >= 7 or slope.rank != 1 or slope.shape == (1,) or x.rank < 2:
+        return pointwise(app, "where(a < 0, a * b, a)", app.inputs)
+    at = [f"i{d}" for d in range(x.rank)]
+    text = PER_CHANNEL.format(sizes=", ".join(map(str, x.shape)), at=", ".join(at), channel=at[1])
+    return program(app, text, {"a": x.shape, "b": slope.shape, "y": x.shape}, {"a": 0, "b": 1})
 
 
 @operator("Div", pointwise=True, refuse=_refuse_old_broadcast)

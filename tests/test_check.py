@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 import onnx
+import onnx_operators
 import pytest
 from networks import model, random
 from onnx import TensorProto, helper
@@ -145,3 +146,11 @@ def test_no_device_is_needed(monkeypatch: pytest.MonkeyPatch) -> None:
 
     monkeypatch.setattr("tilewright.runtime.discovery.devices", none)
     assert places(model(MIXED, w=random(6, 4)), x=(2, 6))["h"] is Place.DEVICE
+
+
+def test_the_table_of_operators_is_current() -> None:
+    page = onnx_operators.PAGE.read_text()
+    if f"onnx {onnx.__version__}, " not in page:
+        pytest.skip("the table was made with another onnx")
+    assert onnx_operators.table() in page, "run: python benchmarks/onnx_operators.py"
+    assert onnx_operators.MISSING not in {place for _, _, place in onnx_operators.rows()}
