@@ -1,16 +1,9 @@
-"""Measurements that others made: spaces recorded on some device, so that searches can be judged or begun without one.
-
-Two formats of the auto-tuning community are read, plain or compressed with gzip: Kernel Tuner's cache files
-(``tune_params`` and ``cache``) and T4 results (``results`` with ``configuration``, ``invalidity`` and ``measurements``;
-F.-J. Willemsen et al., "A methodology for comparing optimization algorithms for auto-tuning", 2024).
-"""
+"""Measurements that others made: spaces recorded on some device, so that searches can be judged without one."""
 
 from __future__ import annotations
 
-import gzip
-import json
 import math
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -20,11 +13,11 @@ from numpy.typing import NDArray
 
 from tilewright.autotune.grids import Grid, Point
 from tilewright.dsl.space import Configuration, Parameter, Space, Value
-from tilewright.errors import InputError
+from tilewright.errors import DatabaseError, InputError
+from tilewright.tuning_db import Measurement, recorded
 
-_UNITS = {"s": 1.0, "ms": 1e-3, "us": 1e-6, "µs": 1e-6, "ns": 1e-9, "": 1e-3}
-_GROUP = ("block_size_x", "block_size_y", "block_size_z")
-"""The format's own names for the work-group's shape."""
+_FAILED = 1e15
+"""Seconds; some of Kernel Tuner's files say 1e20 ms of what failed."""
 
 
 @dataclass(frozen=True)
@@ -60,73 +53,34 @@ class Recorded:
 
 
 def read_recorded(path: Path) -> Recorded:
-    """Read a file of either format; InputError if it is neither, or holds no measurement."""
+    """A T4 or Kernel Tuner file, see `tuning_db.recorded`; DatabaseError if it is neither, InputError if it is empty.
+
+    Of a configuration that was measured more than once, the last counts. Parameters have the values that occur.
+    """
+    unnamed = path.name.split(".")[0]
     try:
-        content = path.read_bytes()
-        text = gzip.decompress(content) if content[:2] == b"\x1f\x8b" else content
-        found = json.loads(text)
-    except (OSError, EOFError, ValueError) as e:
-        raise InputError(f"{path}: not a file of recorded measurements: {e}") from e
-    entries: list[tuple[float, Mapping[str, Any]]]
-    if isinstance(found, dict) and isinstance(found.get("cache"), dict):
-        entries = [(_measured(e, e.get("time"), 1e-3), e) for e in found["cache"].values() if isinstance(e, dict)]
-        names = list(found.get("tune_params_keys", ()))
-    elif isinstance(found, dict) and isinstance(found.get("results"), list):
-        entries = [_t4(e) for e in found["results"] if isinstance(e, dict) and isinstance(e.get("configuration"), dict)]
-        names = list(entries[0][1]) if entries else []
-    else:
-        raise InputError(f"{path}: neither a Kernel Tuner cache (with 'cache') nor a T4 file (with 'results')")
-    try:
-        configurations = [{n: _value(e[n]) for n in names} for _, e in entries]
-    except (KeyError, TypeError) as e:
-        raise InputError(f"{path}: a measurement names no value of the parameter {e}") from e
-    if not configurations or not names:
+        found = list(recorded.read_file(path))
+    except DatabaseError:  # T4 files of others say neither what was measured nor on what
+        found = list(recorded.read_file(path, recorded.Origin(unnamed, unnamed)))
+    measured = {m.configuration: m for m in found if isinstance(m, Measurement)}
+    if not measured:
         raise InputError(f"{path}: no measurements in it")
-    declared = found.get("tune_params") or {}
-    space = _space(names, configurations, declared)
+    configurations = [Configuration.from_json(text) for text in measured]
+    names = list(configurations[0])
+    if any(set(c) != set(names) for c in configurations):
+        raise InputError(f"{path}: its configurations do not all have the same parameters")
+    space = Space(tuple(Parameter(n, _ordered({c[n] for c in configurations}), "recorded") for n in names))
     places = {p.name: {v: n for n, v in enumerate(p.values)} for p in space.parameters}
     rows = np.array([[places[n][c[n]] for n in names] for c in configurations], np.uint16)
-    seconds = np.array([s for s, _ in entries], np.float64)
-    kernel, device = str(found.get("kernel_name", path.stem)), str(found.get("device_name", ""))
-    return Recorded(kernel, device, space, rows, seconds)
+    times = np.array([math.inf if m.seconds is None else m.seconds for m in measured.values()])
+    seconds = np.where(times < _FAILED, times, math.inf)
+    first = next(iter(measured.values()))
+    return Recorded(first.family, first.device, space, rows, seconds)
 
 
-def _measured(entry: Mapping[str, Any], time: Any, unit: float) -> float:
-    """Seconds of a time; infinite if it says how the configuration failed instead."""
-    if isinstance(time, bool) or not isinstance(time, int | float) or "__error__" in entry:
-        return math.inf
-    return float(time) * unit if 0.0 < time < 1e19 else math.inf
-
-
-def _t4(entry: Mapping[str, Any]) -> tuple[float, Mapping[str, Any]]:
-    objective = (entry.get("objectives") or ["time"])[0]
-    correct = entry.get("invalidity", "correct") == "correct"
-    for measured in entry.get("measurements", ()) if correct else ():
-        if measured.get("name") == objective:
-            unit = _UNITS.get(measured.get("unit", ""), 1e-3)
-            return _measured({}, measured.get("value"), unit), entry["configuration"]
-    return math.inf, entry["configuration"]
-
-
-def _value(found: Any) -> Value:
-    if isinstance(found, float) and found.is_integer():
-        return int(found)
-    if isinstance(found, bool | int):
-        return int(found)
-    return str(found)
-
-
-def _space(names: list[str], configurations: list[dict[str, Value]], declared: Mapping[str, Any]) -> Space:
-    """The parameters with the values that occur, in the order in which the file lists them, or their own."""
-    parameters = []
-    for name in names:
-        used = {c[name] for c in configurations}
-        listed = [v for v in map(_value, declared.get(name, ())) if v in used]
-        rest = sorted(used - set(listed), key=lambda v: (isinstance(v, str), v))
-        parameters.append(Parameter(name, tuple(dict.fromkeys([*listed, *rest])), "recorded"))
-    group = [n for n in _GROUP if n in names]
-    measures = (("work_group", lambda c: math.prod(c.integer(n) for n in group)),) if len(group) > 1 else ()
-    return Space(tuple(parameters), (), measures)
+def _ordered(values: set[Value]) -> tuple[Value, ...]:
+    """Numbers by size, then names."""
+    return tuple(sorted(values, key=lambda v: (isinstance(v, str), v)))
 
 
 __all__ = ["Recorded", "read_recorded"]
