@@ -119,7 +119,7 @@ def infer(node: Node, opset: int, inputs: Sequence[Value | None], data: Mapping[
         found = onnx.shape_inference.infer_node_outputs(
             schema, node_proto(told), types, small, opset_imports=[helper.make_opsetid("", opset)]
         )
-    except (onnx.shape_inference.InferenceError, RuntimeError) as error:
+    except (onnx.checker.ValidationError, onnx.shape_inference.InferenceError, RuntimeError) as error:
         text = " ".join(str(error).split())
         raise ModelError(f"node {node.label!r} ({node.op}) does not fit its inputs: {text}") from None
     definition: Any = schema  # the package's stubs lack the property

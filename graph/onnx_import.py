@@ -74,6 +74,9 @@ def import_model(model: Model, hosted: bool = False) -> Graph:
         proto = onnx.inliner.inline_local_functions(proto)
     proto = _expand_functions(proto)
     graph = _convert(proto, place, weights, hosted)
+    unwritten = graph.output_names - graph.producers.keys() - graph.constants.keys() - graph.input_names
+    if unwritten:  # functions that leave their outputs out pass ONNX's checker
+        raise ModelError(f"{place} is not a valid ONNX model: nothing writes its output {min(unwritten)!r}")
     problems = [] if hosted else unsupported_nodes(graph)
     if problems:
         raise unsupported(place, problems)
@@ -133,7 +136,11 @@ def _parsed(read: Callable[[], tuple[onnx.ModelProto, Weights]], place: str) -> 
 def _one_sentence(error: BaseException) -> str:
     """The first paragraph of a foreign message on one line."""
     text = str(error).strip().split("\n\n")[0]
-    return " ".join(text.split()) or type(error).__name__
+    return " ".join(text.split())[:_LONGEST] or type(error).__name__
+
+
+_LONGEST = 2000
+"""Characters of a foreign message; names in files have no limit."""
 
 
 def _check(model: onnx.ModelProto, place: str, weights: Weights) -> None:

@@ -83,6 +83,13 @@ def test_functions_that_call_themselves() -> None:
         import_model(calling(function("f", ("g", "own")), function("g", ("Relu", ""), ("f", "own"))))
 
 
+def test_functions_that_write_no_output() -> None:
+    silent = function("f", ("Relu", ""))
+    silent.node[0].output[0] = "other"
+    with pytest.raises(ModelError, match="nothing writes its output 'y'"):
+        import_model(calling(silent))
+
+
 def test_functions_that_multiply() -> None:
     """Some kilobytes that stand for more nodes than any memory holds."""
     levels = [function("d0", ("Relu", ""), ("Neg", ""))]
