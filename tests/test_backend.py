@@ -2,7 +2,7 @@
 
 What is known not to pass stands in `conformance_expected.json`, with the reason; the list may only shrink, and nothing
 on it may be a wrong result: refusals, random numbers, and last places in which the suite is no more right. By default
-the whole suite runs on one driver and a quarter of it on each other one; ``-m conformance_full`` runs the rest.
+the whole suite runs on one driver and an eighth of it on each other one; ``-m conformance_full`` runs the rest.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from tilewright.errors import DeviceError, InputError, ModelError, UnsupportedOp
 from tilewright.graph import backend
 from tilewright.runtime import Device, select_device
 
-PART = 4
+PART = 8
 """One in so many cases runs on drivers after the first."""
 
 
