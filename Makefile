@@ -34,7 +34,7 @@ demo: $(STAMP)
 	$(RUN) tilewright demo
 
 test: $(STAMP)
-	$(RUN) pytest -n $(JOBS)
+	$(RUN) pytest -n $(JOBS) --dist worksteal
 
 test-memory: $(STAMP)
 	$(RUN) pytest -n $(JOBS) -q tests/memory

@@ -78,6 +78,8 @@ class Tile:
     ctype: str
     text: str
     """The configuration, for the kernel's comment."""
+    sum_block: int = SUM_BLOCK
+    """Terms that are summed on their own where there are more than two blocks of them."""
 
     @property
     def width(self) -> int:
@@ -258,7 +260,7 @@ def _accumulate(tile: Tile, body: Source) -> None:
 
 def _blocked(tile: Tile) -> bool:
     """Whether the depth is summed in blocks."""
-    return tile.c.k > 2 * SUM_BLOCK and tile.c.dtype.is_float
+    return tile.c.k > 2 * tile.sum_block and tile.c.dtype.is_float
 
 
 def _sums(tile: Tile, kind: str) -> list[str]:
@@ -271,12 +273,12 @@ def _flush(tile: Tile, body: Source) -> None:
         body.line(f"{total} += {part}; {part} = 0;")
 
 
-def _flush_level(depth: tuple[Index, ...]) -> int:
+def _flush_level(depth: tuple[Index, ...], sum_block: int) -> int:
     """After how many of the depth's loops, counted from outside, a block of sums ends: as soon as it is long enough."""
     steps = 1
     for level in range(len(depth) - 1, 0, -1):
         steps *= depth[level].extent
-        if steps >= SUM_BLOCK // 4:
+        if steps >= sum_block // 4:
             return level
     return 0
 
@@ -338,7 +340,7 @@ def _loops(tile: Tile, body: Source, depth: tuple[Index, ...], turned: bool) -> 
     """The depth loops; with `turned`, pointers that leave the tensor go to the pad row."""
     depth = depth or (Index("1", 1),)
     outer, inner = depth[:-1], depth[-1]
-    flush = _flush_level(depth) if _blocked(tile) else -1
+    flush = _flush_level(depth, tile.sum_block) if _blocked(tile) else -1
 
     def level(number: int) -> None:
         if number < len(outer):
@@ -403,11 +405,11 @@ def _inner(tile: Tile, body: Source, inner: Index, turned: bool) -> None:
 @contextmanager
 def _long_loop(tile: Tile, body: Source, count: int, step: int) -> Iterator[None]:
     """A loop of `k` over the depth, in blocks where it is so long that its sums should be."""
-    if not _blocked(tile) or count < 2 * SUM_BLOCK:
+    if not _blocked(tile) or count < 2 * tile.sum_block:
         with body.loop("k", count, step=step, ctype=tile.ctype):
             yield
         return
-    block = SUM_BLOCK - SUM_BLOCK % step
+    block = tile.sum_block - tile.sum_block % step
     with body.loop("k0", count, step=block, ctype=tile.ctype):
         end = f"min(k0 + {block}, ({tile.ctype}){count})" if count % block else f"k0 + {block}"
         with body.block(f"for ({tile.ctype} k = k0; k < {end}; k += {step})"):

@@ -13,7 +13,7 @@ second-level cache; weights stream through once per block, panel by panel.
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from tilewright.dsl.families import contract_cpu
 from tilewright.dsl.families.contraction import NAMES, Contraction, decompose, recognise
@@ -39,6 +39,8 @@ from tilewright.dsl.space import Configuration
 from tilewright.dsl.target import Target
 from tilewright.dsl.writer import Source, affine, argument, index_type, storing_helpers, variable
 
+SUM_BLOCK = 16
+"""Input channels that are summed on their own: the last transform magnifies what rounding does to these sums."""
 ITEMS_PER_UNIT = 4
 """Work-items per core that share out the blocks: enough to even out what else the cores do."""
 
@@ -199,7 +201,8 @@ def _register_tile(p: Plan, unroll: int) -> contract_cpu.Tile:
         "interior": 0,
         "order": "m",
     }
-    return contract_cpu.tile_of(_view(program, weights), program, p.target, Configuration.of(values))
+    tile = contract_cpu.tile_of(_view(program, weights), program, p.target, Configuration.of(values))
+    return replace(tile, sum_block=SUM_BLOCK)
 
 
 def _view(program: Program, weights: Tensor) -> Contraction:
