@@ -29,13 +29,13 @@ def check(first: int, device: str) -> None:
     assert not wrong, "\n".join(map(str, wrong))
 
 
-@pytest.mark.parametrize("first", range(0, 300, PORTION))
+@pytest.mark.parametrize("first", range(0, 150, PORTION))
 def test_damaged_models(first: int) -> None:
     check(first, devices()[0].name)
 
 
 @pytest.mark.broken_models_full
-@pytest.mark.parametrize("first", range(300, 6000, PORTION))
+@pytest.mark.parametrize("first", range(150, 6000, PORTION))
 def test_damaged_models_in_full(first: int, device: Device) -> None:
     check(first, device.name)
 
