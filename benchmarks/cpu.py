@@ -26,7 +26,7 @@ from pathlib import Path
 
 import onnx
 from cpu_report import UNTUNED, Report, Row, plot, read, tables, to_json
-from figures import timing
+from figures import numbers, timing, words
 from models import default_folder, source
 from resnet import STAGES, resnet
 
@@ -121,12 +121,6 @@ def measured(given: argparse.Namespace, report: Report) -> Report:
 
 
 def _arguments() -> argparse.ArgumentParser:
-    def words(text: str) -> tuple[str, ...]:
-        return tuple(word for word in text.split(",") if word)
-
-    def numbers(text: str) -> tuple[int, ...]:
-        return tuple(int(word) for word in words(text))
-
     parser = argparse.ArgumentParser(description="networks on CPUs beside onnxruntime and OpenVINO, in milliseconds")
     parser.add_argument("files", nargs="*", type=Path, help="ONNX files")
     parser.add_argument("--device", type=words, default=(), help="names, see 'tilewright devices' (default: all CPUs)")

@@ -46,6 +46,16 @@ def geometric_mean(values: Iterable[float]) -> float:
     return math.exp(statistics.fmean(logarithms)) if logarithms else math.nan
 
 
+def words(text: str) -> tuple[str, ...]:
+    """What a command line gives between commas."""
+    return tuple(word for word in text.split(",") if word)
+
+
+def numbers(text: str) -> tuple[int, ...]:
+    """The same as whole numbers."""
+    return tuple(int(word) for word in words(text))
+
+
 def figure(value: float | None, decimals: int) -> str:
     """A number in a table, or a dash."""
     return "-" if value is None else f"{value:.{decimals}f}"

@@ -25,6 +25,7 @@ from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 import pyopencl
+from figures import numbers, words
 from gpu_kernels import kernel_rows
 from gpu_networks import Options, network_rows, say
 from gpu_plot import plot
@@ -120,12 +121,6 @@ def shown(report: Report) -> str:
 
 
 def _arguments() -> argparse.ArgumentParser:
-    def words(text: str) -> tuple[str, ...]:
-        return tuple(word for word in text.split(",") if word)
-
-    def numbers(text: str) -> tuple[int, ...]:
-        return tuple(int(word) for word in words(text))
-
     parser = argparse.ArgumentParser(description="networks and kernels beside PyTorch on a GPU, in milliseconds")
     parser.add_argument("--device", help="a device's name, as in 'tilewright devices' (default: the first GPU)")
     parser.add_argument("--networks", type=words, default=torch_peer.NETWORKS, help="names (default: all eight)")

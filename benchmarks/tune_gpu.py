@@ -26,6 +26,7 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
+from figures import words
 from gpu_networks import reason, say
 from models import default_folder, source
 
@@ -204,9 +205,6 @@ def finished(log: Path) -> set[Combination]:
 
 
 def _arguments() -> argparse.ArgumentParser:
-    def words(text: str) -> tuple[str, ...]:
-        return tuple(word for word in text.split(",") if word)
-
     def seconds(text: str) -> float | None:
         return Budget.parse(text).seconds
 

@@ -405,6 +405,12 @@ def steering_inputs(graph: Graph) -> tuple[str, ...]:
 
     Only inputs of at most one dimension can steer: a size that is computed from an image stays unsupported.
     """
+    needed = steering_values(graph)
+    return tuple(v.name for v in graph.inputs if v.name in needed and v.shape is not None and len(v.shape) <= 1)
+
+
+def steering_values(graph: Graph) -> set[str]:
+    """The values that must be known when a plan is made, and those that they are computed from."""
     needed: set[str] = set()
     for node in reversed(graph.nodes):
         operator = OPERATORS.get(node.op)
@@ -412,7 +418,7 @@ def steering_inputs(graph: Graph) -> tuple[str, ...]:
             needed.update(node.inputs[n] for n in operator.host if n < len(node.inputs))
         if node.op not in SHAPE_READERS and needed & set(node.outputs):
             needed.update(node.inputs)
-    return tuple(v.name for v in graph.inputs if v.name in needed and v.shape is not None and len(v.shape) <= 1)
+    return needed
 
 
 def is_known_ahead(node: Node, host: Collection[str]) -> bool:

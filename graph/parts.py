@@ -18,7 +18,7 @@ from tilewright.dsl.dtypes import DType
 from tilewright.graph.host import can_evaluate
 from tilewright.graph.host_values import language_type
 from tilewright.graph.ir import CONTROL, Graph, Node, Value
-from tilewright.graph.onnx_import import SHAPE_READERS, is_known_ahead, refusal, unsupported_nodes
+from tilewright.graph.onnx_import import is_known_ahead, refusal, steering_values, unsupported_nodes
 from tilewright.ops import OPERATORS
 
 
@@ -197,20 +197,9 @@ def _device_part(graph: Graph, nodes: tuple[Node, ...], needed: Collection[str])
         outputs=tuple(_typed(graph, name) for name in written if name in needed),
         constants=constants,
     )
-    return DevicePart(part, _steering(part))
+    steering = steering_values(part)
+    return DevicePart(part, tuple(name for name in inputs if name in steering))
 
 
 def _typed(graph: Graph, name: str) -> Value:
     return graph.values.get(name) or Value(name, DType.F32, None)
-
-
-def _steering(part: Graph) -> tuple[str, ...]:
-    """The inputs from which operands are computed that must be known when the part is planned."""
-    needed: set[str] = set()
-    for node in reversed(part.nodes):
-        operator = OPERATORS.get(node.op)
-        if operator is not None:
-            needed.update(node.inputs[n] for n in operator.host if n < len(node.inputs))
-        if node.op not in SHAPE_READERS and needed & set(node.outputs):
-            needed.update(node.inputs)
-    return tuple(v.name for v in part.inputs if v.name in needed)
