@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 
@@ -113,9 +114,9 @@ class Writer:
         # The lanes of a truth value are 0 or -1, a scalar is 0 or 1.
         return f"({value} & 1)" if e.dtype is DType.BOOL else value
 
-    def finish(self, results: list[str], lanes: int, offset: Affine | int = 0) -> None:
-        """Store the outputs, given the variables that hold the reductions."""
-        vector, tensors = self.plan.vector.name, self.plan.program.tensors
+    def finish(self, results: list[str], lanes: int, offset: Affine | int = 0, along: str = "") -> None:
+        """Store the outputs ``offset`` after the variable of loop ``along`` (the vector's), given the reductions."""
+        vector, tensors = along or self.plan.vector.name, self.plan.program.tensors
         place: dict[str, Affine] = {}
         if lanes > 1 or offset:
             place = {vector: Affine.of({vector: 1, LANE: 1 if lanes > 1 else 0}) + offset}
@@ -130,9 +131,9 @@ class Writer:
             moved = substitute_indices(value, place)
             stored(expressions, self.body, tensors[target], address, moved, number, self.multiples)
 
-    def keep(self, j: int, value: str, lanes: int, offset: Affine | int = 0) -> None:
+    def keep(self, j: int, value: str, lanes: int, offset: Affine | int = 0, along: str = "") -> None:
         """Store a partial result of the current split."""
-        e, vector = self.plan.reduces[j], self.plan.vector.name
+        e, vector = self.plan.reduces[j], along or self.plan.vector.name
         place = {vector: Affine.of({vector: 1, **({LANE: 1} if lanes > 1 else {})}) + offset}
         address = self.plan.number.substitute(place) + Affine.of({"<split>": self.plan.outputs})
         pointer = argument(self.plan.partials[j])
@@ -207,29 +208,49 @@ def _reduced_loops(writer: Writer, loops: tuple[Dimension, ...], split: Dimensio
 
 
 def _cpu_rows(writer: Writer, configuration: Configuration) -> Launch:
+    """Outputs are taken `outputs` at a time: what they share is loaded once, and memory is read as so many streams."""
     plan, body, ctype = writer.plan, writer.body, writer.ctype
-    unroll, splits = configuration.integer("unroll"), configuration.integer("splits")
-    rows = _per_item(plan, configuration, 1)
-    blocks = ceil_div(plan.others, rows)
+    unroll, splits, together = (configuration.integer(name) for name in ("unroll", "splits", "outputs"))
+    groups = row_groups(plan, together)
+    count = math.prod(d.extent for d in groups)
+    taken = max(1, _per_item(plan, configuration, 1) // together)
+    blocks = ceil_div(count, taken)
     body.line(f"const {ctype} item = ({ctype})get_global_id(0);")
     decode(body, "item", [("block", blocks), ("split", splits)], ctype, ("block", "split"))
-    with share(body, ctype, "flat", "block", rows, plan.others):
-        decode(body, "flat", [(variable(d.name), d.extent) for d in plan.kept], ctype)
-        writer.declare(unroll)
+    with share(body, ctype, "flat", "block", taken, count):
+        decode(body, "flat", [(variable(d.name), d.extent) for d in groups], ctype)
+        along = ""
+        if together > 1:
+            along = plan.kept[-1].name
+            first = f"{variable(groups[-1].name)} * {together}"
+            if plan.kept[-1].extent % together:
+                first = f"min({first}, ({ctype}){plan.kept[-1].extent - together})"
+            body.line(f"const {ctype} {writer.names[along]} = {first};")
+        writer.declare(together * unroll)
         with _reduced_loops(writer, plan.reduced, plan.split, splits):
-            _row(writer, unroll, splits if plan.split == plan.vector else 1)
-        writer.merge(0, list(range(1, unroll)))
-        results = [writer.across(j, 0) for j in range(len(plan.reduces))]
-        if splits == 1:
-            writer.finish(results, 1)
-        else:
+            _row(writer, unroll, together, splits if plan.split == plan.vector else 1)
+        for row in range(together):
+            chains = [row * unroll + k for k in range(unroll)]
+            writer.merge(chains[0], chains[1:])
+            results = [writer.across(j, chains[0]) for j in range(len(plan.reduces))]
+            if splits == 1:
+                writer.finish(results, 1, row, along)
+                continue
             for j, value in enumerate(results):
-                writer.keep(j, value, 1)
+                writer.keep(j, value, 1, row, along)
     return writer.launch(cpu_geometry(blocks * splits), splits > 1)
 
 
-def _row(writer: Writer, unroll: int, splits: int) -> None:
-    """One row, or the current split's part of it: steps of `unroll` vectors, single vectors, and the odd rest."""
+def row_groups(plan: Plan, together: int) -> tuple[Dimension, ...]:
+    """The loops over rows where so many neighbours are taken at once; the last group starts early."""
+    if together == 1:
+        return plan.kept
+    *outer, inner = plan.kept
+    return (*outer, Dimension(f"{inner.name}_group", ceil_div(inner.extent, together)))
+
+
+def _row(writer: Writer, unroll: int, together: int, splits: int) -> None:
+    """Rows, or the current split's part of them: steps of `unroll` vectors, single vectors, and the odd rest."""
     plan, body, lanes, ctype = writer.plan, writer.body, writer.lanes, writer.ctype
     u, extent, step = writer.names[plan.vector.name], plan.vector.extent, writer.lanes * unroll
     whole = extent - extent % lanes
@@ -238,20 +259,26 @@ def _row(writer: Writer, unroll: int, splits: int) -> None:
         part = round_up(ceil_div(extent, splits), step)
         body.line(f"const {ctype} {u}_end = min(split * {part} + {part}, ({ctype}){whole});")
         first, end = f"split * {part}", f"{u}_end"
+
+    def add(chain: int, counted: int = 0) -> None:
+        for row in range(together):
+            offsets = {plan.vector.name: chain * lanes, **({plan.kept[-1].name: row} if together > 1 else {})}
+            writer.step(row * unroll + chain, offsets, counted)
+
     body.line(f"{ctype} {u} = {first};")
     if unroll > 1:
         with body.block(f"for (; {u} <= {end} - {step}; {u} += {step})"):
             for chain in range(unroll):
-                writer.step(chain, {plan.vector.name: chain * lanes})
+                add(chain)
     if unroll == 1 or splits > 1 or whole % step:
         with body.block(f"for (; {u} < {end}; {u} += {lanes})"):
-            writer.step(0)
+            add(0)
     if extent > whole:
         # The rest as a vector that starts early; the lanes that were counted before are left out.
         last = f"if (split == {splits - 1})" if splits > 1 else ""
         with body.block(last):
             body.line(f"{u} = {extent - lanes};")
-            writer.step(0, counted=lanes - extent % lanes)
+            add(0, lanes - extent % lanes)
 
 
 def _cpu_columns(writer: Writer, configuration: Configuration) -> Launch:

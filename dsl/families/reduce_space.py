@@ -10,6 +10,7 @@ from tilewright.dsl.target import Shape, Target
 SPLITS = (1, 2, 4, 8, 16, 32, 64, 128, 256)
 VECTORS = (1, 2, 4, 8, 16, 32, 64)
 GPU_SPLITS = (*SPLITS, 512, 1024)
+TOGETHER = (1, 2, 4, 8)
 GRAINS = (2, 4, 8, 16, 32, 64, 128, 256)
 """KiB of memory that one work-item of a CPU may walk over."""
 
@@ -54,6 +55,25 @@ def _cpu_space(plan: Plan) -> Space:
     ]
     constraints = []
     if plan.rows:
+        neighbours = plan.kept[-1] if plan.kept else None
+        together = tuple(n for n in TOGETHER if n == 1 or (neighbours is not None and n <= neighbours.extent))
+        where = (neighbours.name,) if neighbours is not None else ()
+        parameters.append(
+            Parameter(
+                "outputs",
+                together,
+                "neighbouring outputs at once; 4 where they share an operand",
+                "item",
+                where,
+                sized=True,
+            )
+        )
+        constraints.append(
+            Constraint(
+                "more than 16 accumulators",
+                lambda c: c["outputs"] == 1 or c.integer("outputs") * c.integer("unroll") * len(plan.reduces) <= 16,
+            )
+        )
         constraints.append(
             Constraint(
                 "the accumulators are longer than a row",
@@ -101,7 +121,10 @@ def _cpu_default(plan: Plan, target: Target) -> Configuration:
     values: dict[str, int] = {"lanes": lanes}
     if plan.rows:
         values["unroll"] = 4 if plan.vector.extent >= 4 * lanes else 2 if plan.vector.extent >= 2 * lanes else 1
-        runs = plan.others
+        values["outputs"] = _together(plan, busy)
+        if values["outputs"] > 1:
+            values["unroll"] = min(values["unroll"], 2)
+        runs = ceil_div(plan.others, values["outputs"])
     else:
         most = [v for v in VECTORS if v == 1 or (v * lanes <= plan.vector.extent and v * lanes * size <= 2048)]
         filled = [v for v in most if plan.others * ceil_div(plan.vector.extent, v * lanes) >= busy]
@@ -120,6 +143,15 @@ def _cpu_default(plan: Plan, target: Target) -> Configuration:
     share = total // busy >> 10
     values["grain"] = max((g for g in GRAINS if g <= min(share, 64)), default=GRAINS[0])
     return Configuration.of(values)
+
+
+def _together(plan: Plan, busy: int) -> int:
+    """Neighbouring rows that share an operand are taken four at a time, if that leaves every core busy."""
+    if not plan.kept or len(plan.reduces) > 2:
+        return 1
+    inner = plan.kept[-1]
+    shared = any(a.names and inner.name not in a.names for a in plan.addresses)
+    return max(n for n in (1, 2, 4) if n == 1 or (shared and inner.extent >= n and plan.others >= n * busy))
 
 
 def _gpu_space(plan: Plan, target: Target) -> Space:
