@@ -74,6 +74,8 @@ _TEXT = "".join(
         _macro("TW_WG_WAIT(n)", "wgmma.wait_group.sync.aligned %0;", ':: "n"(n)' + _MEMORY),
         '#define TW_WARP_SYNC() asm volatile("bar.warp.sync 0xffffffff;" ::: "memory")\n',
         '#define TW_LOCAL_WORD(to, address) asm volatile("ld.shared.b32 %0, [%1];" : "=r"(to) : "r"(address))\n',
+        '#define TW_LOCAL_PIECE(to, a, b, c, d) asm volatile("st.shared.v4.b32 [%0], {%1, %2, %3, %4};" \\\n'
+        '    :: "r"(to), "r"(a), "r"(b), "r"(c), "r"(d) : "memory")\n',
         # addresses, offsets in bytes: start, step between 64 columns (where rows are depths), step between 8 rows
         "#define TW_DESCRIPTOR(start, far, near) \\\n"
         "    (0x4000000000000000ul | ((ulong)((near) >> 4) << 32) | ((ulong)((far) >> 4) << 16) | ((start) >> 4))\n",

@@ -28,6 +28,8 @@ from tilewright.runtime.nvidia import matrix_unit
 from tilewright.runtime.nvidia_wgmma import MARK, needs_retargeting, retargeted
 
 KINDS = ("fp16", "bf16", "tf32", "fp32")
+FIRST = (("fp16", 64, 1), ("bf16", 40, 2), ("tf32", 64, 2), ("fp32", 36, 1))
+"""Kind, channels and step of convolutions with channels first: whole steps of the depth and parts of one."""
 
 
 def cases() -> list[Case]:
@@ -36,6 +38,7 @@ def cases() -> list[Case]:
     found += [gemm("fp16", 72, 264, 96, b="n,k", batch=3), gemm("bf16", 65, 72, 40, a="k,m", seed=1)]
     found += [convolution(kind, 2, 24, 9, 40, 3, 1, 1) for kind in KINDS]
     found += [convolution("fp16", 3, 40, 8, 48, 1, 1, 0, "rows"), convolution("tf32", 1, 64, 11, 37, 5, 2, 2)]
+    found += [convolution(kind, 2, c, 9, 40, 3, step, 1, "rows") for kind, c, step in FIRST]
     return found
 
 
@@ -102,7 +105,7 @@ def test_what_does_not_fit_is_refused_with_a_reason(target, dtype, sizes, reason
 
 
 def test_an_image_that_would_be_packed_nine_times_is_refused() -> None:
-    case = convolution("fp16", 2, 24, 9, 40, 3, 1, 1, "rows")
+    case = convolution("fp16", 2, 36, 9, 40, 3, 1, 1, "rows")  # 72 bytes of channels are no whole pieces
     assert "by single elements only" in str(WGMMA.refusal(case.program, H100))
 
 

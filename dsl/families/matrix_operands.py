@@ -2,6 +2,7 @@
 
 tiles   a copy engine takes boxes of the operand as it lies in memory: one stride along rows and along the depth
 pieces  work-items copy 16 bytes each, at addresses and under range checks of their own (implicit GEMM)
+turned  work-items read elements along the rows and write 16 bytes along the depth (implicit GEMM, channels first)
 panels  the operand is first written in the order of the tiles, converted and split where that is needed
 """
 
@@ -168,4 +169,20 @@ def in_pieces(side: Side) -> bool:
         and place.address.coefficient(inner.name) == 1
         and inner.name not in place.checked_names
         and side.aligned(inner.extent, place.address.constant, *others)
+    )
+
+
+def in_turn(side: Side) -> bool:
+    """Whether the elements of 16 bytes along the depth are evenly spaced, and all inside the tensor or all outside,
+    while neighbouring rows lie closer together."""
+    if side.read is None or not side.c.depth or not side.indices:
+        return False
+    place, inner = side.place(), side.c.depth[-1]
+    if place.checks and place.tensor.pad != 0:
+        return False
+    return (
+        place.address.is_linear
+        and inner.name not in place.checked_names
+        and side.aligned(inner.extent)
+        and 0 < abs(place.address.coefficient(side.indices[-1].name)) < abs(place.address.coefficient(inner.name))
     )

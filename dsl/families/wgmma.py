@@ -11,7 +11,7 @@ from collections.abc import Callable
 from tilewright.dsl.families import wgmma_kernel
 from tilewright.dsl.families.contract_split import joined, split_values, split_view
 from tilewright.dsl.families.contraction import Contraction, recognise, views_of
-from tilewright.dsl.families.matrix_operands import Products, Side, in_pieces, products, sides, tiles
+from tilewright.dsl.families.matrix_operands import Products, Side, in_pieces, in_turn, products, sides, tiles
 from tilewright.dsl.families.reduce import REDUCE
 from tilewright.dsl.families.shared import ceil_div, computes_indices
 from tilewright.dsl.families.wgmma_model import candidates, estimate
@@ -125,7 +125,7 @@ def _parameters(program: Program, target: Target) -> tuple[Parameter, ...]:
         Parameter("tile_n", widths, "columns of a work-group's tile", "tile", columns, sized=True),
         Parameter("teams", (1, 2), "groups of 128 work-items that share the tile's rows"),
         Parameter("stages", (3, 4, 5, 6, 8), "steps of the depth that are loaded ahead"),
-        Parameter("load_a", ways_a, "copies of boxes (tiles), of 16 bytes (pieces), or of packed panels"),
+        Parameter("load_a", ways_a, "copies of boxes (tiles) or 16 bytes (pieces), of packed panels, or turned"),
         Parameter("load_b", ways_b, "copies of boxes (tiles), or of packed panels (weights: once)"),
         Parameter("band", (1, 4, 8, 16), "rows of tiles that are gone through column by column"),
         Parameter("resident", resident, "work-groups per compute unit for all tiles; 0: a work-group per tile"),
@@ -149,7 +149,7 @@ def _constraints(program: Program, target: Target, plan: Callable[[Configuration
         return boxes is None or boxes.depth_major or c.integer("tile_n") % kind.depth == 0
 
     def registers(c: Configuration) -> bool:
-        return plan(c).registers <= (_SPLIT_SUMS if kind.splits and c["load_a"] == "pieces" else _SUMS)
+        return plan(c).registers <= (_SPLIT_SUMS if kind.splits and plan(c).copies else _SUMS)
 
     def local(c: Configuration) -> bool:
         return max(1, c.integer("resident")) * plan(c).local_bytes <= target.local_memory
@@ -192,6 +192,8 @@ def _ways_a(c: Contraction, kind: Products, target: Target) -> tuple[str, ...]:
         found.append("pieces")
     if _repeats(side) <= _MOST_REPEATS:
         found.append("panels")
+    if in_turn(side):
+        found.append("turned")
     return tuple(found)
 
 

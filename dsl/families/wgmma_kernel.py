@@ -79,7 +79,7 @@ def _start(p: Plan, body: Source) -> None:
     body.line(f"const uint base = ((uint)(size_t)room + {TILE_ALIGNMENT - 1}) & {~(TILE_ALIGNMENT - 1) & 0xFFFFFFFF}u;")
     body.line(f"const uint full = base + {p.stages * p.stage_bytes}, empty = full + {8 * p.stages};")
     body.line("const int item = get_local_id(0);")
-    arrivals = p.loading + 1 if p.load_a == "pieces" else 1
+    arrivals = p.loading + 1 if p.copies else 1
     with body.block("if (item == 0)"):
         with body.loop("i", p.stages):
             body.line(f"TW_BAR_INIT(full + 8 * i, {arrivals});")

@@ -4,6 +4,7 @@ for every tile, for every step of its depth:
     wait until the stage is empty
     tell its barrier how many bytes will come, start the copies            (tiles, panels: one work-item)
     or copy pieces, and arrive at the barrier when those of a step before have come             (every work-item)
+    or read elements along the rows and write them as pieces along the depth            (turned: every work-item)
 """
 
 from __future__ import annotations
@@ -12,11 +13,13 @@ from tilewright.dsl.families.contraction import NAMES, decompose, parted
 from tilewright.dsl.families.matrix_operands import Tiles
 from tilewright.dsl.families.wgmma_plan import Plan
 from tilewright.dsl.families.wgmma_tiles import each_tile
-from tilewright.dsl.warpgroup import MAP_WORDS, ROW_BYTES
+from tilewright.dsl.warpgroup import GROUP_ITEMS, MAP_WORDS, ROW_BYTES
 from tilewright.dsl.writer import Source, affine, argument
 
 BOX_ROWS = 256
 """Most elements of a box along a dimension."""
+_PIECES = 8
+"""Pieces of 16 bytes in a row."""
 _ROWS_AT_ONCE = 16
 """Rows that 128 work-items copy at once, eight pieces each."""
 
@@ -25,8 +28,8 @@ def write_loading(p: Plan, body: Source) -> None:
     """What the work-items from `p.computing` on do."""
     body.line(f"const int me = item - {p.computing};")
     body.line("int stage = 0, parity = 1;")
-    if p.load_a == "pieces":
-        _pieces(p, body)
+    if p.copies:
+        (_pieces if p.load_a == "pieces" else _turned)(p, body)
         return
     _map_pointers(p, body)
     with body.block("if (me == 0)"):
@@ -120,7 +123,7 @@ def _pieces(p: Plan, body: Source) -> None:
         with body.block("if (me == 0)"):
             _maps(p, body)
     with each_tile(p, body):
-        _rows(p, body)
+        _rows(p, body, _ROWS_AT_ONCE)
         with body.loop("step", p.steps):
             _wait(p, body)
             with body.block("if (me == 0)"):
@@ -140,22 +143,27 @@ def _pieces(p: Plan, body: Source) -> None:
 
 
 def _arrive(p: Plan, body: Source) -> None:
-    body.line("TW_FENCE_ASYNC();")
-    body.line("TW_BAR_ARRIVE(full + 8 * ready);")
+    _arrive_at(body, "ready")
     body.line(f"if (++ready == {p.stages}) ready = 0;")
 
 
-def _rows(p: Plan, body: Source) -> None:
-    """Addresses and positions of this item's rows, as far as the depth has no part in them."""
+def _arrive_at(body: Source, stage: str) -> None:
+    """Say that this item's part of a stage is there."""
+    body.line("TW_FENCE_ASYNC();")
+    body.line(f"TW_BAR_ARRIVE(full + 8 * {stage});")
+
+
+def _rows(p: Plan, body: Source, apart: int) -> None:
+    """Addresses and positions of this item's rows, `apart` from each other, as far as the depth has no part in them."""
     c, place = p.c, p.sides[0].place()
     depth = [i.name for i in c.depth]
-    count = p.tile_m // _ROWS_AT_ONCE
+    count = p.tile_m // apart
     body.line(f"{p.ctype} row_at[{count}];")
     for number in range(len(place.checks)):
         body.line(f"int row_{number}[{count}];")
     body.line("uint rows = 0;")
     with body.loop("i", count, unroll=True):
-        body.line(f"const {p.ctype} row = m0 + line + i * {_ROWS_AT_ONCE};")
+        body.line(f"const {p.ctype} row = m0 + line + i * {apart};")
         body.line(f"rows |= (uint)(row < {c.m}) << i;")
         for text in decompose("row", c.rows, lambda i: NAMES[i.name], p.ctype):
             body.line(text)
@@ -165,17 +173,80 @@ def _rows(p: Plan, body: Source) -> None:
 
 
 def _copy(p: Plan, body: Source) -> None:
-    c, place = p.c, p.sides[0].place()
-    depth = [i.name for i in c.depth]
-    body.line(f"const {p.ctype} depth = step * {p.products.depth} + piece * {p.piece};")
-    for text in decompose("depth", c.depth, lambda i: NAMES[i.name], p.ctype):
-        body.line(text)
-    body.line(f"const {p.ctype} depth_at = {affine(parted(place.address, depth)[1], NAMES)};")
-    tests = [f"(rows >> i & 1) && depth < {c.k}"]
-    for number, (position, size) in enumerate(place.checks):
-        inner = parted(position, depth)[1]
-        tests.append(f"(uint)(row_{number}[i] + {affine(inner, NAMES)}) < {size}u")
-    pointer = argument(place.tensor.name)
+    _depth(p, body, f"step * {p.products.depth} + piece * {p.piece}")
+    pointer = argument(p.sides[0].place().tensor.name)
     with body.loop("i", p.tile_m // _ROWS_AT_ONCE, unroll=True):
         to = f"to + place + i * {_ROWS_AT_ONCE * ROW_BYTES}"
-        body.line(f"TW_COPY16({to}, {pointer} + row_at[i] + depth_at, {' && '.join(tests)});")
+        body.line(f"TW_COPY16({to}, {pointer} + row_at[i] + depth_at, {_inside(p)});")
+
+
+def _depth(p: Plan, body: Source, depth: str) -> None:
+    """Declare the depth's indices, and what they add to the address."""
+    body.line(f"const {p.ctype} depth = {depth};")
+    for text in decompose("depth", p.c.depth, lambda i: NAMES[i.name], p.ctype):
+        body.line(text)
+    inner = parted(p.sides[0].place().address, [i.name for i in p.c.depth])[1]
+    body.line(f"const {p.ctype} depth_at = {affine(inner, NAMES)};")
+
+
+def _inside(p: Plan) -> str:
+    """Condition that row `i` and the depth are inside the product, and their element inside the tensor."""
+    depth = [i.name for i in p.c.depth]
+    tests = [f"(rows >> i & 1) && depth < {p.c.k}"]
+    for number, (position, size) in enumerate(p.sides[0].place().checks):
+        inner = parted(position, depth)[1]
+        tests.append(f"(uint)(row_{number}[i] + {affine(inner, NAMES)}) < {size}u")
+    return " && ".join(tests)
+
+
+# --- turned ---------------------------------------------------------------------------------------------------------
+
+
+def _turned(p: Plan, body: Source) -> None:
+    """A by elements, of which neighbouring work-items read neighbouring rows; B as with pieces.
+
+    A work-item's elements of a step are in registers on their way while it waits for the stage to be empty.
+    """
+    width = min(p.tile_m, GROUP_ITEMS)
+    share = GROUP_ITEMS // width  # work-items that share a row
+    body.line(f"const int line = me % {width}, first = me / {width};")
+    _map_pointers(p, body)
+    if p.mapped:
+        with body.block("if (me == 0)"):
+            _maps(p, body)
+    rows, pieces = p.tile_m // width, _PIECES // share
+    with each_tile(p, body):
+        _rows(p, body, width)
+        with body.loop("step", p.steps):
+            body.line(f"uint words[{rows}][{4 * pieces}];")
+            _read(p, body, rows, pieces)
+            _wait(p, body)
+            with body.block("if (me == 0)"):
+                body.line(f"TW_BAR_EXPECT(full + 8 * stage, {p.b_bytes});")
+                _start(p, body, "b")
+            with body.loop("i", rows, unroll=True), body.loop("j", pieces, unroll=True):
+                place = f"(line + i * {width}) * {ROW_BYTES} + (((first + j * {share}) ^ (line & 7)) << 4)"
+                four = ", ".join(f"words[i][4 * j + {word}]" for word in range(4))
+                body.line(f"TW_LOCAL_PIECE(to + {place}, {four});")
+            _arrive_at(body, "stage")
+            _advance(p, body)
+
+
+def _read(p: Plan, body: Source, rows: int, pieces: int) -> None:
+    """All elements of this item for one step, packed into words."""
+    place, inner, share = p.sides[0].place(), p.c.depth[-1], _PIECES // pieces
+    apart = place.address.coefficient(inner.name)
+    # within a whole step only the innermost index goes on, or within a piece
+    together = pieces if inner.extent % p.products.depth == 0 else 1
+    narrow = p.products.operand.itemsize == 2
+    ctype = "ushort" if narrow else "uint"
+    with body.loop("part", pieces // together, unroll=True):
+        _depth(p, body, f"step * {p.products.depth} + (first + part * {share}) * {p.piece}")
+        with body.loop("i", rows, unroll=True):
+            pointer = f"(__global const {ctype}*){argument(place.tensor.name)}"
+            body.line(f"__global const {ctype}* const from = {pointer} + row_at[i] + depth_at;")
+            body.line(f"const bool inside = {_inside(p)};")
+            with body.loop("e", 4 * together, unroll=True):
+                body.line(f"const int at = ((e >> 2) * {share * p.piece} + (e & 3) * {p.piece // 4}) * {apart};")
+                value = f"from[at] | (uint)from[at + {apart}] << 16" if narrow else "from[at]"
+                body.line(f"words[i][part * {4 * together} + e] = inside ? {value} : 0;")

@@ -16,7 +16,7 @@ from tilewright.dsl.target import Target
 # on it with tiles of 128 x 128, 128 x 192, 128 x 256 and 256 x 128, which all wait for them
 _PRODUCTS = 2048
 _BYTES = 37
-_PIECES = 34
+_RATES = {"pieces": 34, "turned": 25}
 """Bytes per clock where work-items copy."""
 _MEMORY = 14
 """Bytes per clock and compute unit between memory and caches."""
@@ -64,7 +64,7 @@ def estimate(p: Plan, parts: int) -> float:
     rate = _PRODUCTS if p.products.operand.itemsize == 2 else _PRODUCTS / 2 / (3 if p.products.splits else 1)
     multiply = p.tile_m * p.tile_n * p.products.depth / rate
     multiply += _CARRY if p.products.splits else 0
-    load = p.stage_bytes / (_PIECES if p.load_a == "pieces" else _BYTES)
+    load = p.stage_bytes / _RATES.get(p.load_a, _BYTES)
     store = p.tile_m * p.tile_n / 24
     waves = ceil_div(p.tiles * parts, p.target.compute_units)
     whole = _START + _END + waves * (steps * max(multiply, load) + store)

@@ -109,7 +109,12 @@ class Plan:
     @property
     def loading(self) -> int:
         """Work-items that load: a whole group where they copy, a sub-group where one of them starts copies."""
-        return GROUP_ITEMS if self.load_a == "pieces" else 32
+        return GROUP_ITEMS if self.copies else 32
+
+    @property
+    def copies(self) -> bool:
+        """Whether work-items copy A, rather than a copy engine."""
+        return self.load_a in ("pieces", "turned")
 
     @property
     def items(self) -> int:

@@ -35,6 +35,7 @@ static inline void emu_store8(float8 v, __global half* p) {
 #define vstorea_half8(v, i, p) emu_store8(v, (p) + 8 * (i))
 #define convert_uint4(v) ((uint4)((v).x, (v).y, (v).z, (v).w))
 #define convert_uint8(v) ((uint8)((v).s0, (v).s1, (v).s2, (v).s3, (v).s4, (v).s5, (v).s6, (v).s7))
+#define convert_ushort(v) ((ushort)(v))
 #define convert_ushort4(v) ((ushort4)((v).x, (v).y, (v).z, (v).w))
 #define convert_ushort8(v) ((ushort8)((v).s0, (v).s1, (v).s2, (v).s3, (v).s4, (v).s5, (v).s6, (v).s7))
 
@@ -70,6 +71,7 @@ static inline void emu_store8(float8 v, __global half* p) {
 #define TW_WG_WAIT(n) emu_sub_group()
 #define TW_WARP_SYNC() emu_sub_group()
 #define TW_LOCAL_WORD(to, address) (to) = *(const uint*)(size_t)(address)
+#define TW_LOCAL_PIECE(to, a, b, c, d) *(uint4*)(size_t)(to) = (uint4)(a, b, c, d)
 /* the stages begin at the first multiple of 1024 in `room` */
 #define TW_DESCRIPTOR(start, far, near)                                  \
     (((ulong)((near) >> 4) << 32) | ((ulong)((far) >> 4) << 16) |        \
