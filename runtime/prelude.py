@@ -68,7 +68,15 @@ def prelude(source: str) -> str:
     return "\n".join([*parts, *macros, "#line 1", ""])
 
 
-# PoCL's own does nothing.
+def prefetching(source: str) -> str:
+    """The compiler's own prefetch instruction for a source that calls `prefetch`, as `prelude` puts it; else ''.
+
+    PoCL's function does nothing; that of Intel's CPU driver is a call, which spills all vector registers.
+    """
+    called = any(match[1] == "prefetch" for match in _CALL.finditer(source))
+    return f"{_PREFETCH}\n#line 1\n" if called else ""
+
+
 _PREFETCH = """static inline __attribute__((always_inline)) void twp_prefetch(const __global char* p, size_t n) {
     for (size_t at = 0; at < n; at += 64) __builtin_prefetch(p + at);
 }

@@ -9,7 +9,7 @@ from tilewright.dsl.matrix import MatrixUnit
 from tilewright.dsl.target import Shape, Target
 from tilewright.runtime import halves
 from tilewright.runtime.nvidia import matrix_unit
-from tilewright.runtime.prelude import prelude
+from tilewright.runtime.prelude import prefetching, prelude
 from tilewright.runtime.processor import Processor, processor
 
 if TYPE_CHECKING:
@@ -114,6 +114,8 @@ def source_prelude(device_name: str, source: str) -> str:
     driver = device_name.partition(":")[0]
     if driver == "nvidia":
         return halves.prelude(source)
+    if driver == "intel-cpu":
+        return prefetching(source)
     return prelude(source) if driver == "pocl" else ""
 
 

@@ -88,6 +88,10 @@ class _Subjects:
         return _Subjects(rows, columns, depth, a, b)
 
 
+TILES = (1, 2, 4, 8, 16, 32)
+"""Register tiles of a CPU's work-item."""
+ITEM_WORK = 1 << 18
+"""Multiply-adds of a CPU's work-item by default: 15 us of work for 0.1 us that starting it takes."""
 _PACKED: tuple[tuple[str, int], ...] = (("none", 0), ("packed", 1))
 
 
@@ -166,12 +170,13 @@ def _cpu_space(views: tuple[Contraction, ...], target: Target) -> Space:
                 names.rows,
             ),
             Parameter("item_n", (1, 2, 3, 4, 6, 8), "vectors of columns in a register tile", "item", names.columns),
-            Parameter("tiles_m", (1, 2, 4, 8), "register tiles per work-item, one below the other"),
+            Parameter("tiles_m", TILES, "register tiles per work-item, one below the other"),
             Parameter("unroll_k", (1, 2, 4, 8), "depth steps per turn of the inner loop", "unroll", names.depth),
             Parameter("pack_a", (0, 1), "copy A into panels first", "stage", names.a, _PACKED),
             Parameter(
                 "pack_b", (0, 1), "copy B into panels first (weights: once, ahead of time)", "stage", names.b, _PACKED
             ),
+            Parameter("prefetch", (0, 1), "ask for B's next panel ahead of time; 1 where B does not stay in the cache"),
             Parameter("interior", (0, 1), "a loop without range checks for tiles inside the image"),
             Parameter(
                 "order", ("m", "n"), "which blocks neighbouring work-items walk: rows (B's panel stays) or columns"
@@ -181,6 +186,7 @@ def _cpu_space(views: tuple[Contraction, ...], target: Target) -> Space:
             Constraint("the register tile needs more vector registers than there are", fits),
             Constraint("A is an expression and must be packed", a_in_place),
             Constraint("B can only be read in place where its columns are contiguous and divide evenly", b_in_place),
+            Constraint("only packed panels are asked for ahead", lambda c: bool(c["pack_b"]) or not c["prefetch"]),
             Constraint("there are no range checks to avoid", interior_matters),
             Constraint("the tile is larger than the product", reaches, sized=True),
             Constraint("the inner loop would be too long to compile quickly", short),
@@ -201,8 +207,9 @@ def _a_is_checked(c: Contraction) -> bool:
 
 def _cpu_default(c: Contraction, target: Target) -> Configuration:
     lanes = target.lanes(c.dtype.itemsize)
-    rows, vectors = _register_tile(c.m, c.n, lanes, target.vector_registers)
     checked = _a_is_checked(c)
+    # Rows that may leave the tensor have a pointer each, which take scalar registers.
+    rows, vectors = _register_tile(c.m, c.n, lanes, target.vector_registers, most=8 if checked else 14)
     in_place = c.m <= 2 * rows and _reads_b_in_place(c, vectors * lanes)
     inner = c.depth[-1].extent if c.depth else 1
     pack = c.a.read is None or c.a.read.dtype.itemsize < c.dtype.itemsize  # f16 is widened once, not per column tile
@@ -211,17 +218,34 @@ def _cpu_default(c: Contraction, target: Target) -> Configuration:
             "view": 0,
             "item_m": rows,
             "item_n": vectors,
-            "tiles_m": 1,
+            "tiles_m": _tiles(c, rows, vectors * lanes, target),
             "unroll_k": 4,
             "pack_a": int(pack),
             "pack_b": int(not in_place),
+            "prefetch": int(not in_place and _streams(c, rows, target)),
             "interior": int(checked and not pack and inner < 32),
             "order": "m",
         }
     )
 
 
-def _register_tile(m: int, n: int, lanes: int, registers: int) -> tuple[int, int]:
+def _streams(c: Contraction, rows: int, target: Target) -> bool:
+    """Whether B is too large for the cache, and passed so quickly that waiting for it shows."""
+    return c.g * c.k * c.n * c.dtype.itemsize > target.l2_bytes // 2 and c.m <= 64 * rows
+
+
+def _tiles(c: Contraction, rows: int, width: int, target: Target) -> int:
+    """Register tiles per work-item: so many that starting it costs little, while every core still gets several."""
+    blocks, others = -(-c.m // rows), c.g * -(-c.n // width)
+
+    def suits(tiles: int) -> bool:
+        busy = -(-blocks // tiles) * others >= 8 * target.compute_units
+        return busy and tiles * rows * width * c.k <= ITEM_WORK and tiles <= blocks
+
+    return max((n for n in TILES if suits(n)), default=1)
+
+
+def _register_tile(m: int, n: int, lanes: int, registers: int, most: int = 14) -> tuple[int, int]:
     """Rows and vectors that waste least on this size and keep the multiply-adds busy.
 
     A tile of r x v vectors does r*v multiply-adds for r + v loads; fewer than 8 accumulators cannot hide the latency
@@ -232,7 +256,7 @@ def _register_tile(m: int, n: int, lanes: int, registers: int) -> tuple[int, int
         if (vectors - 1) * lanes >= n:
             continue
         for rows in (1, 2, 3, 4, 5, 6, 7, 8, 10, 12, 14):
-            if rows * vectors + vectors + 1 > registers or rows > m:
+            if rows * vectors + vectors + 1 > registers or rows > min(m, most):
                 continue
             useful = (m / (-(-m // rows) * rows)) * (n / (-(-n // (vectors * lanes)) * vectors * lanes))
             density = rows * vectors / (rows + vectors)

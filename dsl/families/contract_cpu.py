@@ -51,6 +51,8 @@ from tilewright.dsl.writer import (
     vector_type,
 )
 
+CACHE_LINE = 64
+"""Bytes."""
 PAD_ROW_LIMIT = 16384
 """Longest row of pad values, in elements; beyond it the pointer's step is set to 0 instead."""
 
@@ -78,6 +80,8 @@ class Tile:
     ctype: str
     text: str
     """The configuration, for the kernel's comment."""
+    ahead: int = 0
+    """Cache lines of B's next panel that each turn of the inner loop asks for; 0 for none."""
     sum_block: int = SUM_BLOCK
     """Terms that are summed on their own where there are more than two blocks of them."""
 
@@ -95,6 +99,19 @@ class Tile:
     def column_blocks(self) -> int:
         """Work-items along the columns; also panels of B."""
         return -(-self.c.n // self.width)
+
+    @property
+    def panel_lines(self) -> int:
+        """Cache lines of one panel of B."""
+        return -(-self.c.k * self.width * self.c.dtype.itemsize // CACHE_LINE)
+
+    @property
+    def turns(self) -> int:
+        """Turns of the inner loop for one register tile, the odd rest not counted."""
+        inner = self.c.depth[-1].extent if self.c.depth else 1
+        if self.pack_a:
+            inner = self.c.k
+        return max(1, self.c.k // inner * (inner // min(self.unroll, inner)))
 
     @property
     def vector(self) -> str:
@@ -146,7 +163,7 @@ def tile_of(c: Contraction, program: Program, target: Target, configuration: Con
     """A contraction with the numbers of one configuration."""
     rows, width = configuration.integer("item_m"), configuration.integer("item_n") * target.lanes(c.dtype.itemsize)
     packed = max(configuration.integer("pack_a") * (c.m + rows), configuration.integer("pack_b") * (c.n + width))
-    return Tile(
+    tile = Tile(
         c,
         program,
         target,
@@ -162,6 +179,16 @@ def tile_of(c: Contraction, program: Program, target: Target, configuration: Con
         ctype=index_type(program, c.g * c.k * packed),
         text=str(configuration),
     )
+    return asking_ahead(tile, tile.row_blocks * tile.tiles) if configuration["prefetch"] else tile
+
+
+def asking_ahead(tile: Tile, visits: int) -> Tile:
+    """A tile that asks for B's next panel while it works, where `visits` register tiles share a panel.
+
+    Panels follow one another in memory, but the processor's own prefetching does not see that the next one is due only
+    after the last register tile of this one.
+    """
+    return replace(tile, ahead=-(-tile.panel_lines // (tile.turns * visits)))
 
 
 def _turned(tile: Tile) -> bool:
@@ -195,7 +222,7 @@ def _product(tile: Tile, helpers: dict[str, str]) -> Launch:
     src.line(body.text)
     blocks = (tile.row_blocks, tile.column_blocks)
     size = (*(blocks[::-1] if tile.columns_first else blocks), c.g)
-    return Launch("contract", src.text, size, (1, 1, 1), names, (c.statement.target,))
+    return Launch("contract", src.text, size, (1, 1, 1), names, (c.statement.target,), c.in_place)
 
 
 def register_tile(tile: Tile, body: Source, helpers: dict[str, str]) -> None:
@@ -238,6 +265,12 @@ def _accumulate(tile: Tile, body: Source) -> None:
     if tile.pack_b:
         panel = f"(group * {tile.column_blocks} + column_block) * ({tile.ctype}){tile.c.k * tile.width}"
         body.line(f"__global const {tile.scalar}* b = {argument('packed_b')} + {panel};")
+        if tile.ahead:
+            share, line = tile.turns * tile.ahead, CACHE_LINE // tile.c.dtype.itemsize
+            start = f"b + {tile.c.k * tile.width} + row_tile * {share * line}"
+            body.line(
+                f"__global const {tile.scalar}* ahead = row_tile * {share} < {tile.panel_lines} ? {start} : b;"
+            )
     else:
         outer, _ = parted(tile.b.address, [i.name for i in (*tile.c.columns, *tile.c.depth)])
         body.line(f"__global const {tile.scalar}* b = {argument(tile.b.tensor.name)} + n0 + {affine(outer, NAMES)};")
@@ -388,9 +421,11 @@ def _inner(tile: Tile, body: Source, inner: Index, turned: bool) -> None:
         with _long_loop(tile, body, whole, unroll):
             for u in range(unroll):
                 _step_of_depth(tile, body, inner, f"k + {u}" if u else "k", turned)
+            _ask_ahead(tile, body)
     else:
         for u in range(whole):
             _step_of_depth(tile, body, inner, str(u), turned)
+        _ask_ahead(tile, body)
     if inner.extent - whole == 1:
         _step_of_depth(tile, body, inner, str(whole), turned)
     elif inner.extent > whole:
@@ -400,6 +435,15 @@ def _inner(tile: Tile, body: Source, inner: Index, turned: bool) -> None:
         body.line(f"b += {inner.extent * tile.width};")
     if tile.pack_a:
         body.line(f"a += {inner.extent * tile.rows};")
+
+
+def _ask_ahead(tile: Tile, body: Source) -> None:
+    """Ask for the next lines of B's next panel."""
+    line = CACHE_LINE // tile.c.dtype.itemsize
+    for number in range(tile.ahead):
+        body.line(f"prefetch(ahead + {number * line}, 1);")
+    if tile.ahead:
+        body.line(f"ahead += {tile.ahead * line};")
 
 
 @contextmanager

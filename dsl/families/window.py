@@ -12,8 +12,8 @@ without checks. What remains is a check per row of the window, which holds for t
 The taps along the tile are written out in the order of the memory they read, so that each element is loaded once for
 all outputs of the tile that use it, and few registers are live.
 
-On GPUs channels-last windows have a kernel of their own (`window_strips.py`), which also takes convolutions within
-groups of few channels.
+On GPUs channels-last windows have a kernel of their own (`window_strips.py`). Convolutions within groups of few
+channels are taken too: on CPUs those of groups narrower than a vector, which would leave a contraction's lanes idle.
 """
 
 from __future__ import annotations
@@ -74,7 +74,7 @@ class Window:
         slides = {n for e in found for r in _places(e) for a in r.index if own & set(a.names) for n in a.names}
         lone = [i.name for e in found for i in e.indices if i.name not in slides and i.extent > 1]
         contracts = any(_contracts(e) for e in found)
-        if (lone or contracts) and not (target.shape is Shape.GPU and plan.has_narrow_groups):
+        if (lone or contracts) and not _takes_groups(plan, target):
             if contracts:
                 return "it is a contraction: its operands have output indices of their own"
             return f"its reduction over {', '.join(lone)} does not slide along an output index"
@@ -100,6 +100,13 @@ class Window:
         if target.shape is Shape.GPU and plan.tile is not None:
             return Lowering((window_strips.write(plan, target, configuration),))
         return Lowering((window_kernels.write(plan, target, configuration),))
+
+
+def _takes_groups(plan: Plan, target: Target) -> bool:
+    """Whether a convolution within groups is better computed directly than as so many small products."""
+    if not plan.has_narrow_groups:
+        return False
+    return target.shape is Shape.GPU or plan.vector.extent < target.lanes(plan.reduces[0].dtype.itemsize)
 
 
 @dataclass(frozen=True)

@@ -92,7 +92,7 @@ _TOO_LARGE = "a smaller tile covers the outputs as well"
 
 # --- CPUs -----------------------------------------------------------------------------------------------------------
 
-_PRODUCT_PARAMETERS = ("item_m", "item_n", "unroll_k")
+_PRODUCT_PARAMETERS = ("item_m", "item_n", "unroll_k", "prefetch")
 """Parameters that mean the same for the products of both forms."""
 
 

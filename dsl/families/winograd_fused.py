@@ -59,6 +59,8 @@ class Plan:
     """Output channels of a panel."""
     splits: int
     """Work-items among which the panels are shared out; each transforms the data for itself."""
+    prefetch: bool
+    """Whether the products of a position ask for the weights of the next one."""
 
     @property
     def panels(self) -> int:
@@ -107,6 +109,7 @@ def plan_of(t: Tiling, target: Target, configuration: Configuration) -> Plan:
         block=rows * configuration.integer("tiles"),
         width=configuration.integer("item_n") * target.lanes(t.c.dtype.itemsize),
         splits=configuration.integer("splits"),
+        prefetch=bool(configuration["prefetch"]),
     )
 
 
@@ -198,10 +201,13 @@ def _register_tile(p: Plan, unroll: int) -> contract_cpu.Tile:
         "unroll_k": unroll,
         "pack_a": 0,
         "pack_b": 1,
+        "prefetch": 0,
         "interior": 0,
         "order": "m",
     }
     tile = contract_cpu.tile_of(_view(program, weights), program, p.target, Configuration.of(values))
+    if p.prefetch:
+        tile = contract_cpu.asking_ahead(tile, p.block // p.rows)
     return replace(tile, sum_block=SUM_BLOCK)
 
 

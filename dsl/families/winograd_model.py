@@ -29,7 +29,7 @@ def waste(c: Convolution) -> str | None:
         t = Tiling(c, m)
         made = m ** len(c.slides)
         saved = inputs * outputs * (made * taps - t.positions) / 2
-        if saved > TRANSFORM * t.positions * (inputs + outputs):
+        if saved >= TRANSFORM * t.positions * (inputs + outputs):
             return None
     return f"{inputs} to {outputs} channels do not pay for transforming them"
 
