@@ -12,7 +12,7 @@ import math
 from tilewright.dsl.compose import hoist, inline
 from tilewright.dsl.families.rows_chain import chain_of
 from tilewright.dsl.program import Program, Reduce, Tensor, all_indices, walk
-from tilewright.graph.composing import Work, all_of, is_map, item_at, maker
+from tilewright.graph.composing import MAX_NESTING, Work, all_of, is_map, item_at, maker, nesting
 from tilewright.graph.steps import Item, Steps
 
 MAX_MEMBERS = 12
@@ -81,6 +81,8 @@ def _chained(work: Work, group: list[int]) -> Item | None:
                 return None
         names[work.steps.references[item.output.name].value] = item.output.name
     whole = all_of(work, group)
+    if nesting(whole.program) > MAX_NESTING:
+        return None
     program = hoist(inline(whole.program))
     joined = len(program.statements) == 1 and _ranges(program) == 1
     return whole if joined or not isinstance(chain_of(program), str) else None

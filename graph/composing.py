@@ -6,8 +6,11 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
 from tilewright.dsl import compose, precision
-from tilewright.dsl.program import Program, Reduce, Tensor, walk
+from tilewright.dsl.program import Program, Reduce, Tensor, children, walk
 from tilewright.graph.steps import Item, References, Step, Steps, merged
+
+MAX_NESTING = 100
+"""Levels of an expression up to which steps are taken in, one after the other: stacks are not endless."""
 
 
 def is_map(program: Program) -> bool:
@@ -119,3 +122,13 @@ def maker(work: Work, tensor: Tensor, group: Sequence[int]) -> int | None:
     if value in work.steps.graph.output_names or set(work.readers(value)) - set(group):
         return None
     return at
+
+
+def nesting(program: Program) -> int:
+    """Levels of the most nested expression."""
+    deepest, waiting = 0, [(s.value, 1) for s in program.statements]
+    while waiting:
+        e, level = waiting.pop()
+        deepest = max(deepest, level)
+        waiting += [(c, level + 1) for c in children(e)]
+    return deepest

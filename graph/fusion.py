@@ -28,16 +28,13 @@ from tilewright.dsl.program import (
     walk,
 )
 from tilewright.graph.chains import with_chains
-from tilewright.graph.composing import Work, all_of, composed, is_map, item_at, maker
+from tilewright.graph.composing import MAX_NESTING, Work, all_of, composed, is_map, item_at, maker, nesting
 from tilewright.graph.dimensions import made_through, split_dimension, splits
 from tilewright.graph.steps import Item, Steps, ViewStep
 from tilewright.ops import View
 
 MAX_MEMBERS = 12
 """Steps that one step absorbs at most."""
-
-MAX_NESTING = 100
-"""Levels of an expression up to which steps are taken in as prologues, one after the other: stacks are not endless."""
 
 
 def fuse(steps: Steps) -> Steps:
@@ -159,19 +156,9 @@ def _with_prologues(steps: Steps) -> Steps:
         reader = work.items[readers[0]]
         if isinstance(reader, Item) and _reads_each_once(reader.program, item.output):
             whole = composed([item, reader], steps.references)
-            if _nesting(whole.program) <= MAX_NESTING:
+            if nesting(whole.program) <= MAX_NESTING:
                 work.absorb(readers[0], [position], whole)
     return work.finished()
-
-
-def _nesting(program: Program) -> int:
-    """Levels of the most nested expression."""
-    deepest, waiting = 0, [(s.value, 1) for s in program.statements]
-    while waiting:
-        e, level = waiting.pop()
-        deepest = max(deepest, level)
-        waiting += [(c, level + 1) for c in children(e)]
-    return deepest
 
 
 def _reads_each_once(program: Program, tensor: Tensor) -> bool:
@@ -199,6 +186,8 @@ def _with_attention(steps: Steps) -> Steps:
     for position, step in enumerate(steps.steps):
         if not isinstance(step, Item) or work.items[position] is not step or len(step.program.statements) != 1:
             continue
+        if not any(isinstance(e, Reduce) for e in walk(step.program.statements[0].value)):
+            continue  # nothing is summed with weights
         for weights in step.program.inputs:
             found = _weighted(work, position, weights)
             if found is not None:

@@ -14,8 +14,11 @@ from onnx import AttributeProto, TensorProto
 
 from tilewright.errors import ModelError
 
-MAX_NODES = 1_000_000
-"""Nodes that a network's functions may stand for."""
+MAX_NODES = 1 << 14
+"""Nodes that a network with functions may stand for: planning takes milliseconds for each."""
+
+LONGEST = 2000
+"""Characters of a foreign message that are shown; names in files have no limit."""
 
 _Holder = onnx.GraphProto | onnx.FunctionProto
 _Key = tuple[str, str, str]
@@ -36,6 +39,13 @@ def type_name(code: int) -> str:
     """How ONNX calls an element type."""
     known = code in TensorProto.DataType.values()
     return str(TensorProto.DataType.Name(code)) if known else f"number {code}, which no version of ONNX has"
+
+
+def one_sentence(error: BaseException) -> str:
+    """The first paragraph of a foreign message on one line; what names in it hold that cannot be printed is escaped."""
+    text = " ".join(str(error).strip().split("\n\n")[0].split())[:LONGEST]
+    shown = "".join(c if c.isprintable() else repr(c)[1:-1] for c in text)
+    return shown or type(error).__name__
 
 
 def _graphs(holder: _Holder) -> Iterator[_Holder]:
@@ -108,4 +118,4 @@ def _size(holder: _Holder, sizes: dict[_Key, int]) -> int:
     return sum(1 + sizes.get(key, 0) for key in _called(holder))
 
 
-__all__ = ["MAX_NODES", "refuse_odd", "type_name"]
+__all__ = ["MAX_NODES", "one_sentence", "refuse_odd", "type_name"]

@@ -15,6 +15,7 @@ from onnx import helper, numpy_helper
 
 from tilewright.dsl.dtypes import DType
 from tilewright.errors import ModelError, UnsupportedOperatorError
+from tilewright.graph.guards import one_sentence
 from tilewright.graph.host_values import HostValue, host_value, type_proto
 from tilewright.graph.ir import Attribute, Node, Value, frozen
 
@@ -71,7 +72,9 @@ def evaluate_any(
         with np.errstate(all="ignore"):
             results = ReferenceEvaluator(graph, opsets=_opsets(node, opset, domains)).run(None, dict(present))
     except Exception as error:  # the evaluator runs foreign code on foreign data: any failure means the same here
-        raise ModelError(f"node {node.label!r} ({node.op}) cannot be computed from its inputs: {error}") from None
+        raise ModelError(
+            f"node {node.label!r} ({node.op}) cannot be computed from its inputs: {one_sentence(error)}"
+        ) from None
     found = dict(zip(outputs, map(host_value, results), strict=True))
     return tuple(found.get(o, np.empty(0)) for o in node.outputs)
 
@@ -120,7 +123,7 @@ def infer(node: Node, opset: int, inputs: Sequence[Value | None], data: Mapping[
             schema, node_proto(told), types, small, opset_imports=[helper.make_opsetid("", opset)]
         )
     except (onnx.checker.ValidationError, onnx.shape_inference.InferenceError, RuntimeError) as error:
-        text = " ".join(str(error).split())
+        text = one_sentence(error)
         raise ModelError(f"node {node.label!r} ({node.op}) does not fit its inputs: {text}") from None
     definition: Any = schema  # the package's stubs lack the property
     if definition.has_function and not all(o in found and _has_shape(found[o]) for o in node.outputs if o):

@@ -20,7 +20,7 @@ from onnx import TensorProto
 
 from tilewright.dsl.dtypes import DType
 from tilewright.errors import ModelError, UnsupportedOperatorError
-from tilewright.graph.guards import refuse_odd, type_name
+from tilewright.graph.guards import one_sentence, refuse_odd, type_name
 from tilewright.graph.ir import CONTROL, Attribute, Graph, Node, Size, Value, frozen
 from tilewright.graph.weights import Bytes, read_file, take_out
 from tilewright.ops import OPERATORS
@@ -127,20 +127,10 @@ def _parsed(read: Callable[[], tuple[onnx.ModelProto, Weights]], place: str) -> 
     except DecodeError:
         raise ModelError(f"{place} is not a readable ONNX file: it is truncated, or something else than ONNX") from None
     except (onnx.checker.ValidationError, OSError, ValueError) as error:  # the last: names and offsets of other files
-        raise ModelError(f"{place} cannot be read: {_one_sentence(error)}") from None
+        raise ModelError(f"{place} cannot be read: {one_sentence(error)}") from None
     if not model.HasField("graph") and not model.ir_version:
         raise ModelError(f"{place} is not a readable ONNX file: it holds no graph")
     return model, weights
-
-
-def _one_sentence(error: BaseException) -> str:
-    """The first paragraph of a foreign message on one line."""
-    text = str(error).strip().split("\n\n")[0]
-    return " ".join(text.split())[:_LONGEST] or type(error).__name__
-
-
-_LONGEST = 2000
-"""Characters of a foreign message; names in files have no limit."""
 
 
 def _check(model: onnx.ModelProto, place: str, weights: Weights) -> None:
@@ -158,7 +148,7 @@ def _check(model: onnx.ModelProto, place: str, weights: Weights) -> None:
             if tensor.name not in weights and math.prod(tensor.dims) < _LARGE:
                 onnx.checker.check_tensor(tensor)
     except (onnx.checker.ValidationError, onnx.shape_inference.InferenceError) as error:
-        raise ModelError(f"{place} is not a valid ONNX model: {_one_sentence(error)}") from None
+        raise ModelError(f"{place} is not a valid ONNX model: {one_sentence(error)}") from None
 
 
 _LARGE = 1 << 14
@@ -303,7 +293,7 @@ class _Reader:
                 tensor.raw_data = raw.tobytes()
             return frozen(np.ascontiguousarray(onnx.numpy_helper.to_array(tensor)).reshape(tuple(tensor.dims)))
         except (ValueError, TypeError) as error:
-            text = f"the data of {tensor.name!r} in {self.place} is incomplete: {_one_sentence(error)}"
+            text = f"the data of {tensor.name!r} in {self.place} is incomplete: {one_sentence(error)}"
             raise ModelError(text) from None
 
     def node(self, node: onnx.NodeProto) -> Node:

@@ -189,7 +189,8 @@ def _device_part(graph: Graph, nodes: tuple[Node, ...], needed: Collection[str])
     written = [o for n in nodes for o in n.outputs if o]
     read = dict.fromkeys(i for n in nodes for i in n.inputs if i)
     constants = {name: graph.constants[name] for name in read if name in graph.constants}
-    inputs = [name for name in read if name not in constants and name not in set(written)]
+    made = frozenset(written)
+    inputs = [name for name in read if name not in constants and name not in made]
     part = replace(
         graph,
         nodes=nodes,

@@ -17,6 +17,7 @@ from tilewright.graph.calls import BufferSpec, Network, Role, network_of
 from tilewright.graph.footprint import place, temporaries
 from tilewright.graph.memory import Arenas, Spot
 from tilewright.graph.planned import PlannedCall, PlannedLaunch, launches_of_runs, planned_calls
+from tilewright.graph.positions import Checks
 from tilewright.graph.running import Feeds, Plan, ProfileRow
 from tilewright.runtime import BoundLaunch, Buffer, Context, Device, building, context
 from tilewright.tuning_db import Store
@@ -48,17 +49,21 @@ def plan_program(program: Program, device: Device, store: Store | None = None) -
 
 
 def build_plan(
-    network: Network, device: Device, store: Store | None = None, shared: SharedConstants | None = None
+    network: Network,
+    device: Device,
+    store: Store | None = None,
+    shared: SharedConstants | None = None,
+    checks: Checks | None = None,
 ) -> Plan:
     """Choose a configuration for every call, lay out memory, build the kernels, and run once what needs no input.
 
-    ``shared`` keeps constants on the device for several plans of one network. Raises KernelError or DeviceError if the
-    device cannot do it.
+    ``shared`` keeps constants on the device for several plans of one network; ``checks`` are done in every run. Raises
+    KernelError or DeviceError if the device cannot do it.
     """
     ctx = context(device)
     with building(ctx) as builds:
         calls = planned_calls(network, device, store, builds)
-    builder = _Builder(network, calls, ctx, shared or SharedConstants())
+    builder = _Builder(network, calls, ctx, shared or SharedConstants(), checks or Checks())
     return builder.plan()
 
 
@@ -73,6 +78,7 @@ class _Builder:
     calls: tuple[PlannedCall, ...]
     ctx: Context
     shared: SharedConstants
+    checks: Checks
     buffers: dict[str, Buffer] = field(default_factory=dict)
 
     def plan(self) -> Plan:
@@ -87,7 +93,7 @@ class _Builder:
         self.ctx.finish()
         if any(call.ahead for call in self.calls):  # constants that were packed are not needed as they were
             self.ctx.trim()
-        return Plan(self.network, self.calls, launches, bound, self.buffers, self.ctx, arenas)
+        return Plan(self.network, self.calls, launches, bound, self.buffers, self.ctx, arenas, self.checks)
 
     def _bound(self, p: PlannedLaunch) -> BoundLaunch:
         """A launch with its arguments; runs set those that are inputs or outputs of the network."""
@@ -173,6 +179,7 @@ class _Builder:
                 if spot not in parts:
                     parts[spot] = self.ctx.view(whole, spot.offset, b.nbytes) if spot.offset else whole
                 self.buffers[b.name] = parts[spot]
+            self.buffers |= dict.fromkeys(b.heirs, self.buffers[b.name])
         return arenas
 
 

@@ -13,6 +13,7 @@ from tilewright.graph.ir import Graph
 from tilewright.graph.layout import lay_out
 from tilewright.graph.plan import Plan, SharedConstants, build_plan
 from tilewright.graph.planned import Stage, stages_of
+from tilewright.graph.positions import Checks, with_checks
 from tilewright.graph.precision import NarrowConstants, narrowed
 from tilewright.graph.steps import steps_of
 from tilewright.runtime import Device
@@ -39,22 +40,24 @@ class Planner:
 
     def plan(self, graph: Graph) -> Plan:
         """The plan of a specialised graph; NeedsHostError for nodes that the device cannot do."""
-        return build_plan(self._network(graph), self.device, self.store, self._shared)
+        network, checks = self._network(graph)
+        return build_plan(network, self.device, self.store, self._shared, checks)
 
     def stages(self, graph: Graph) -> Counter[Stage]:
         """The different stages of a specialised graph, and how often each runs; nothing is built for that."""
-        return stages_of(self._network(graph))
+        return stages_of(self._network(graph)[0])
 
     def forget_constants(self) -> None:
         """After a fault of the device, with which they are gone."""
         self._shared = SharedConstants()
 
-    def _network(self, graph: Graph) -> Network:
-        """The calls for a graph of known sizes, in the session's precision."""
-        steps = fuse(steps_of(graph))
+    def _network(self, graph: Graph) -> tuple[Network, Checks]:
+        """The calls for a graph of known sizes, in the session's precision, and what is to be checked in its runs."""
+        steps, checks = with_checks(steps_of(graph))
+        steps = fuse(steps)
         if self._narrow is not None:
             steps = narrowed(steps, self._narrow)
         network = lay_out(steps, self.device.target)
         if self.precision == "tf32" and has_tf32(self.device.target):
             network = network.with_tf32
-        return network.with_fast_math if self.fast_math else network
+        return network.with_fast_math if self.fast_math else network, checks

@@ -17,6 +17,7 @@ import numpy as np
 from tilewright.errors import InputError, ModelError
 from tilewright.graph import passes
 from tilewright.graph.control import run_control
+from tilewright.graph.guards import one_sentence
 from tilewright.graph.host import NeedsHostError, can_evaluate, evaluate_any
 from tilewright.graph.host_operators import host_operator
 from tilewright.graph.host_values import Held, HostValue, language_type
@@ -98,6 +99,7 @@ class Runner:
         if ready.plan is None:
             return dict(ready.known)
         plan, device = ready.plan, self._planner.device
+        plan.checks.verify_fed(lambda name: given[name].host)
         feeds = {name: given[name].on(device).buffer for name in plan.inputs}
         if watch is not None:
             watch.plans.append(plan)
@@ -172,7 +174,7 @@ class Runner:
             try:
                 return [Held(compute(node, inputs))]
             except (ValueError, IndexError, TypeError, AttributeError) as error:  # NumPy's, about types and sizes
-                text = f"node {node.label!r} ({node.op}) cannot be computed from its inputs: {error}"
+                text = f"node {node.label!r} ({node.op}) cannot be computed from its inputs: {one_sentence(error)}"
                 raise ModelError(text) from None
         found = evaluate_any(node, self.graph.opset, self.graph.domains, inputs)
         self._check_limit(node, found)

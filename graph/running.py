@@ -11,9 +11,10 @@ from typing import Any
 import numpy as np
 
 from tilewright.errors import DeviceError
-from tilewright.graph.calls import BufferSpec, Call, Network, Role
+from tilewright.graph.calls import Call, Network, Role
 from tilewright.graph.memory import Arenas
 from tilewright.graph.planned import PlannedCall, PlannedLaunch
+from tilewright.graph.positions import Checks
 from tilewright.runtime import BoundLaunch, Buffer, Context, Mark
 
 MOST_LAUNCHES_AHEAD = 512
@@ -64,20 +65,25 @@ class Plan:
         buffers: Mapping[str, Buffer],
         ctx: Context,
         arenas: Arenas,
+        checks: Checks,
     ) -> None:
         self.network = network  # also keeps the constants alive by whose identity buffers are shared
         self.calls = calls
         self.launches = launches
         self.device = ctx.device
         self.inputs = {s.name: s for s in network.buffers.values() if s.role is Role.INPUT}
-        self.outputs = {s.name: s for s in network.buffers.values() if s.role is Role.OUTPUT}
+        results = {s.name: s for s in network.buffers.values() if s.role is Role.OUTPUT}
+        self.checks = checks
+        """Positions to be looked at: those among the inputs by the caller, ahead of a run, all others by the run."""
+        self._extents = {c.value: results[c.value] for c in checks.made}
+        self.outputs = {name: s for name, s in results.items() if name not in self._extents}
         self.arena_bytes = sum(arenas.sizes)
         """Memory for everything that is written and read within a run."""
         self.constants = tuple(b for name, b in buffers.items() if name not in arenas.spots)
         """Buffers that are written once: constants as they are or packed, and filled scratch."""
         self._ctx = ctx
         self._bound = tuple(bound)
-        self._places = {name: _places(launches, bound, name) for name in (*self.inputs, *self.outputs)}
+        self._places = {name: _places(launches, bound, name) for name in (*self.inputs, *results)}
         self._set: dict[str, Any] = {}
         """What the arguments of each input and output are set to: OpenCL's memory objects."""
         self._own: deque[_OwnInputs] = deque(maxlen=2)
@@ -103,27 +109,32 @@ class Plan:
     def run(self, feeds: Feeds, names: Collection[str] | None = None) -> dict[str, np.ndarray[Any, Any]]:
         """Run once: inputs by name (arrays of the declared shape and dtype, or device buffers) to outputs.
 
-        All outputs are given, or those of `names`. Waits once, for the outputs.
+        All outputs are given, or those of `names`. Waits once, for the outputs. InputError for positions that turn out
+        to lie outside of what they count.
         """
         specs = {name: spec for name, spec in self.outputs.items() if names is None or name in names}
+        specs |= self._extents
         with self._lock:
-            outputs = self._allocated(self.outputs)
+            outputs = self._allocated()
             inputs = self._connect(feeds, outputs)
             sent = [self._ctx.transfers.send(inputs[name], array) for name, array in self._arrays(feeds)]
             self._ctx.enqueue(self._bound)
             wanted = [(outputs[name], spec.shape, spec.dtype) for name, spec in specs.items()]
             results = self._ctx.transfers.receive(wanted)
         del sent  # only now: what was sent had to stay as it was
-        return dict(zip(specs, results, strict=True))
+        made = dict(zip(specs, results, strict=True))
+        self.checks.verify_made(made)
+        return {name: array for name, array in made.items() if name not in self._extents}
 
     def run_on_device(self, feeds: Feeds) -> dict[str, Buffer]:
         """Run once and leave the outputs on the device, in buffers of their own; returns before the device is done.
 
         Arrays may be changed once it has returned. They are copied while the device does what came before, where it
-        can do both.
+        can do both. Where positions depend on what the device computes, they are waited for: InputError for those that
+        turn out to lie outside of what they count.
         """
         with self._lock:
-            outputs = self._allocated(self.outputs)
+            outputs = self._allocated()
             arrays = dict(self._arrays(feeds))
             own = self._own_inputs(arrays)
             self._connect({**feeds, **own.buffers}, outputs)
@@ -134,12 +145,15 @@ class Plan:
             self._under_way.append(own.last_use)
             if len(self._under_way) > max(2, MOST_LAUNCHES_AHEAD // max(1, len(self._bound))):
                 self._ctx.transfers.wait(self._under_way.popleft())
-            return outputs
+            wanted = [(outputs[name], spec.shape, spec.dtype) for name, spec in self._extents.items()]
+            extents = self._ctx.transfers.receive(wanted) if wanted else []
+        self.checks.verify_made(dict(zip(self._extents, extents, strict=True)))
+        return {name: buffer for name, buffer in outputs.items() if name not in self._extents}
 
     def time(self, feeds: Feeds, repeats: int, warmup: int = 1) -> list[float]:
         """Seconds per run without moving inputs and outputs."""
         with self._lock:
-            held = self._load(feeds, self._allocated(self.outputs))
+            held = self._load(feeds, self._allocated())
             times = self._ctx.time(self._bound, repeats, warmup)
             del held
             return times
@@ -147,7 +161,7 @@ class Plan:
     def time_calls(self, feeds: Feeds, repeats: int) -> list[list[float]]:
         """Seconds of each of `calls` by itself, in `repeats` samples; 0.0 where nothing is launched."""
         with self._lock:
-            held = self._load(feeds, self._allocated(self.outputs))
+            held = self._load(feeds, self._allocated())
             times = []
             for call in self.calls:  # in order: a later one may overwrite what an earlier one reads
                 bound = [b for b, p in zip(self._bound, self.launches, strict=True) if p.planned is call]
@@ -158,7 +172,7 @@ class Plan:
     def profile(self, feeds: Feeds) -> list[ProfileRow]:
         """What each launch of one run takes."""
         with self._lock:
-            held = self._load(feeds, self._allocated(self.outputs))
+            held = self._load(feeds, self._allocated())
             self._ctx.enqueue(self._bound)
             self._ctx.finish()
             seconds = self._ctx.profile(self._bound)
@@ -181,7 +195,9 @@ class Plan:
 
     # --- inputs and outputs ---
 
-    def _allocated(self, specs: Mapping[str, BufferSpec]) -> dict[str, Buffer]:
+    def _allocated(self) -> dict[str, Buffer]:
+        """Memory for everything that a run gives."""
+        specs = {**self.outputs, **self._extents}
         return {name: self._ctx.allocate(spec.nbytes) for name, spec in specs.items()}
 
     def _own_inputs(self, names: Collection[str]) -> _OwnInputs:

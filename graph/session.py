@@ -122,7 +122,7 @@ class InferenceSession:
 
         Inputs are NumPy arrays, or Arrays in the device's memory (`tilewright.asarray`), which are not copied.
         Sequences are lists of arrays, optionals a value or None, texts arrays of objects. Raises InputError for names,
-        types, sizes or devices that do not fit; the first run with new sizes builds kernels.
+        types, sizes, devices or positions that do not fit; the first run with new sizes builds kernels.
         """
         wanted = self._wanted(output_names)
         given = self._checked(input_feed)
@@ -130,6 +130,7 @@ class InferenceSession:
         if plan is None:
             held = self._run_parts(given)
             return [_own(held[name].host) for name in wanted]
+        plan.checks.verify_fed(given.__getitem__)
         results = plan.run(_feeds(given), wanted)
         # a network may name one of its inputs as an output
         return [results[name] if name in results else np.array(given[name]) for name in wanted]
@@ -147,6 +148,7 @@ class InferenceSession:
         if plan is None:
             held = self._run_parts(given)
             return [self._on_device(name, held[name]) for name in wanted]
+        plan.checks.verify_fed(given.__getitem__)
         made = plan.run_on_device(_feeds(given))
         specs = plan.outputs
         results = {n: Array(b, specs[n].shape, specs[n].dtype, self.device) for n, b in made.items()}

@@ -5,7 +5,8 @@ be written twice at once: every output element looks at the updates that could g
 last of them stays, sums and products are taken in a fixed order, so results are the same in every run.
 
 Positions are counted from the end where they are negative. ONNX calls positions outside the axis an error: positions
-known ahead are refused, those that only the device knows read 0 and write nowhere.
+known ahead are refused. Those that depend on data read 0 and write nowhere; `positions.py` says which there are, so
+that a run can look at them and raise.
 """
 
 from __future__ import annotations

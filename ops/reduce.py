@@ -81,7 +81,7 @@ class Axes:
 def _reduced_axes(app: Application) -> tuple[int, ...]:
     rank = app.input(0).rank
     listed = app.known(1) if app.optional(1) else None
-    axes = app.integers("axes") if listed is None else tuple(int(a) for a in listed)
+    axes = app.integers("axes") if listed is None else tuple(int(a) for a in listed.reshape(-1))
     if not axes:
         return () if app.integer("noop_with_empty_axes", 0) else tuple(range(rank))
     return tuple(sorted({a % rank for a in axes}))

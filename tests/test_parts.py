@@ -260,7 +260,7 @@ def test_profiles_show_host_nodes_in_order(device: Device) -> None:
 def test_stages_of_all_parts_are_tuned_together(device: Device) -> None:
     session = InferenceSession(model(TWO_SEARCHES), device, store=False)
     stages = session.stages({"x": random(3, 4), "w": random(3, 4)})
-    assert {12, 24} >= {t.size for s in stages for t in s.program.outputs}
+    assert {2, 12, 24} >= {t.size for s in stages for t in s.program.outputs}
     assert sum(stages.values()) == sum(len(p.calls) for p in session.plans({"x": random(3, 4), "w": random(3, 4)}))
 
 
