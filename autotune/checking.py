@@ -153,7 +153,7 @@ def difference(
     if expected.size == 0:
         return 0.0, None
     if output.dtype.is_float:
-        return _float_difference(output.name, actual, expected, tolerance(program, output))
+        return within(output.name, actual, expected, tolerance(program, output))
     off = np.abs(actual.astype(np.float64) - expected.astype(np.float64))
     error = float(off.max())
     wrong = np.count_nonzero(off)
@@ -163,9 +163,13 @@ def difference(
     return error, None
 
 
-def _float_difference(
+def within(
     name: str, actual: np.ndarray[Any, Any], expected: np.ndarray[Any, Any], allowed: float
 ) -> tuple[float | None, str | None]:
+    """(error, what is wrong or None) as `difference` gives them; ``allowed`` is relative to the largest magnitude.
+
+    Integers are compared as f64.
+    """
     finite = np.isfinite(expected)
     whole = bool(finite.all())
     if not whole:
@@ -203,4 +207,5 @@ __all__ = [
     "reduction_length",
     "spoilt",
     "tolerance",
+    "within",
 ]

@@ -11,8 +11,8 @@ import struct
 from dataclasses import dataclass
 from typing import IO
 
+from tilewright.autotune.subjects import Subject
 from tilewright.dsl.lowering import Lowering
-from tilewright.dsl.program import Program
 from tilewright.tuning_db.records import Status
 
 _LENGTH = struct.Struct("<Q")
@@ -35,8 +35,9 @@ class Prepare:
 
     stage: str
     """Name for later requests."""
-    program: Program
-    reference: Lowering
+    program: Subject
+    reference: Lowering | None
+    """Kernels that make the expected results; None for what brings them along."""
     constants: tuple[str, ...]
     """Inputs that never change between runs: launches that depend on them alone are not timed."""
 
@@ -76,7 +77,7 @@ class Prepared:
     """The stage is ready."""
 
     seconds: float
-    """One run of the reference."""
+    """One run of the reference; 0 if there is none."""
     nbytes: int
     """Device memory held for the stage."""
 

@@ -4,20 +4,20 @@ from __future__ import annotations
 
 import statistics
 from collections import Counter
-from collections.abc import Collection, Sequence
+from collections.abc import Callable, Collection, Sequence
 
 from tilewright.autotune.candidates import Candidate, FamilySource, StageSpace, stage_space
-from tilewright.autotune.choosing import Choice, choose, stage_key, start_winners
+from tilewright.autotune.choosing import TUNED, Choice, choose, stage_key, start_winners
 from tilewright.autotune.messages import Outcome
 from tilewright.autotune.search import StageSearch
 from tilewright.autotune.supervisor import Job
 from tilewright.autotune.transfer import told
 from tilewright.dsl import families
-from tilewright.dsl.families import Family
+from tilewright.dsl.lowering import Lowering
 from tilewright.dsl.program import GENERATOR_VERSION, Program
 from tilewright.dsl.text import program_text
 from tilewright.runtime import Device
-from tilewright.tuning_db import Status, Store
+from tilewright.tuning_db import Status, Store, Winner
 
 WORTHWHILE = 0.01
 """A smaller gain is no success."""
@@ -32,20 +32,25 @@ class StageTuner:
         self,
         job: Job,
         space: StageSpace,
-        fitting: Sequence[Family],
+        lower: Callable[[Candidate], Lowering],
         search: StageSearch,
-        used: Choice,
+        used: Candidate,
         weight: float,
         key: str,
+        text: str,
+        generator: str = GENERATOR_VERSION,
     ) -> None:
         self.job = job
-        self.families = {f.name: f for f in fitting}
+        self.lower = lower
+        """The kernels of a candidate."""
         self.space = space
         self.search = search
-        self.used = Candidate(used.family, used.configuration)
+        self.used = used
+        """What would run without tuning."""
         self.weight = weight
         self.key = key
-        self.text = program_text(job.program.canonical)
+        self.text = text
+        self.generator = generator
         self.evaluations = 0
         self.pending = 0
         """Candidates that were asked for and are not measured yet."""
@@ -84,6 +89,13 @@ class StageTuner:
         """Weighted seconds that further search may save: less the more was tried, and the longer without success."""
         seconds = self.best or self.reference or 0.0
         return self.weight * seconds / (1.0 + asked / 12.0) / (1.0 + (self.stale + self.pending) / 20.0)
+
+    def choice(self, winner: Winner) -> Choice | None:
+        """What the database's winner for this very stage means; None if it is no candidate here."""
+        found = self.space.stored(winner.family, winner.configuration)
+        if self.space.violated(found) is not None:
+            return None
+        return Choice(found.family, found.configuration, TUNED)
 
     def tell(self, candidate: Candidate, outcome: Outcome) -> None:
         """Take note of a new measurement."""
@@ -140,10 +152,15 @@ def _tuner(
         candidate = space.stored(measured.family, measured.configuration)
         if space.violated(candidate) is None:
             search.tell(candidate, measured.seconds)
-    fitting = source(stage, device.target)
-    last = fitting[-1]  # the most general family is the one to trust
+    fitting = {f.name: f for f in source(stage, device.target)}
+
+    def lower(candidate: Candidate) -> Lowering:
+        return fitting[candidate.family].lower(stage, device.target, candidate.configuration)
+
+    last = list(fitting.values())[-1]  # the most general family is the one to trust
     reference = last.lower(stage, device.target, families.default(last, stage, device.target))
-    return StageTuner(Job(key, stage, reference, constants), space, fitting, search, used, weight, key)
+    text = program_text(stage.canonical)
+    return StageTuner(Job(key, stage, reference, constants), space, lower, search, start[0], weight, key, text)
 
 
 __all__ = ["StageTuner", "stage_tuners"]

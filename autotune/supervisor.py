@@ -37,8 +37,8 @@ from tilewright.autotune.messages import (
     receive,
     send,
 )
+from tilewright.autotune.subjects import Subject
 from tilewright.dsl.lowering import Lowering
-from tilewright.dsl.program import Program
 from tilewright.errors import DeviceError
 from tilewright.runtime import Device
 from tilewright.tuning_db.records import Status
@@ -71,8 +71,9 @@ class Job:
 
     name: str
     """Unique within a tuning run."""
-    program: Program
-    reference: Lowering
+    program: Subject
+    reference: Lowering | None
+    """None for what brings its expected results along."""
     constants: tuple[str, ...] = ()
 
 
@@ -251,7 +252,7 @@ class Supervisor:
         """
         reference = self.prepare(job)
         worker = self._ready()
-        known = min(best, reference) if best is not None else reference
+        known = min((s for s in (best, reference) if s), default=0.0)
         build_seconds: float | None = None
         phase, deadline = "build", time.monotonic() + self.limits.build
         try:

@@ -21,7 +21,6 @@ from typing import Protocol
 
 from tilewright.autotune.budget import Budget
 from tilewright.autotune.candidates import Candidate, FamilySource
-from tilewright.autotune.choosing import choose
 from tilewright.autotune.compiling import Compiled, helpers_wanted
 from tilewright.autotune.messages import Compared, Outcome
 from tilewright.autotune.reports import Event, Progress, StageReport, TuningReport
@@ -29,7 +28,7 @@ from tilewright.autotune.stages import StageTuner, stage_tuners
 from tilewright.autotune.supervisor import Job, Limits, StageError, Supervisor
 from tilewright.dsl import families
 from tilewright.dsl.lowering import Lowering
-from tilewright.dsl.program import GENERATOR_VERSION, Program
+from tilewright.dsl.program import Program
 from tilewright.dsl.space import Space
 from tilewright.errors import DatabaseError
 from tilewright.runtime import Device
@@ -89,7 +88,6 @@ class _Run:
         budget: Budget,
         progress: Progress | None,
         measurer: Measurer,
-        source: FamilySource,
     ) -> None:
         self.tuners = tuners
         self.device = device
@@ -97,7 +95,6 @@ class _Run:
         self.budget = budget
         self.progress = progress
         self.measurer = measurer
-        self.source = source
         self.id = uuid.uuid4().hex
         self.start = time.monotonic()
         self.evaluations = 0
@@ -151,13 +148,14 @@ class _Run:
                 continue
             if tuner.key not in self.begun:
                 self.begun.add(tuner.key)
-                self.measurer.compile(tuner.job.reference)
+                if tuner.job.reference is not None:
+                    self.measurer.compile(tuner.job.reference)
             tuner.pending += 1
             self.flights.append(self._flight(tuner, candidate))
 
     def _flight(self, tuner: StageTuner, candidate: Candidate) -> _Flight:
         try:
-            lowering = self._lowering(tuner, candidate)
+            lowering = tuner.lower(candidate)
         except Exception as e:  # a generator that fails on one configuration must not end the search of the others
             failed: Compiled = Future()
             message = f"the generator failed: {type(e).__name__}: {e}"
@@ -209,9 +207,6 @@ class _Run:
             until = self.start + self.budget.seconds + max(1.0, 0.05 * self.budget.seconds)
         return self.measurer.evaluate(tuner.job, lowering, tuner.best, until)
 
-    def _lowering(self, tuner: StageTuner, candidate: Candidate) -> Lowering:
-        return tuner.families[candidate.family].lower(tuner.job.program, self.device.target, candidate.configuration)
-
     # --- finals -------------------------------------------------------------------------------------------------
 
     def finals(self) -> None:
@@ -230,7 +225,7 @@ class _Run:
 
     def _final(self, tuner: StageTuner, finalists: list[Candidate]) -> None:
         slowest = max(tuner.search.seconds[c.key] or 0.0 for c in finalists)
-        lowerings = tuple(self._lowering(tuner, c) for c in finalists)
+        lowerings = tuple(tuner.lower(c) for c in finalists)
         try:
             compared = self.measurer.compare(tuner.job, lowerings, _rounds(slowest), slowest)
         except StageError:
@@ -271,7 +266,7 @@ class _Run:
             program=tuner.text,
             family=candidate.family,
             configuration=candidate.configuration.to_json(),
-            generator=GENERATOR_VERSION,
+            generator=tuner.generator,
             status=outcome.status,
             seconds=statistics.median(outcome.samples) if ok else None,
             samples=outcome.samples,
@@ -306,7 +301,7 @@ class _Run:
 
     def stage_report(self, tuner: StageTuner) -> StageReport:
         """What was reached for one stage."""
-        won = self.store.winner(self.device.identity, self.device.driver, GENERATOR_VERSION, tuner.key)
+        won = self.store.winner(self.device.identity, self.device.driver, tuner.generator, tuner.key)
         known = won is not None and won.exact
         return StageReport(
             name=tuner.job.program.name,
@@ -314,9 +309,7 @@ class _Run:
             weight=tuner.weight,
             before=tuner.used_seconds,
             after=won.seconds if won is not None and known else None,
-            winner=choose(tuner.job.program, self.device, self.store, tuner.job.constants, self.source)
-            if known
-            else None,
+            winner=tuner.choice(won) if won is not None and known else None,
             evaluations=tuner.evaluations,
             statuses=dict(tuner.statuses),
             message=tuner.message,
@@ -367,13 +360,27 @@ def tune(
     """
     if store.read_only:
         raise DatabaseError(f"tuning needs a database it may write, and {store.url} is read-only; set TILEWRIGHT_DB")
+    tuners = stage_tuners(stages, device, store, weights, constants, source or families.fitting, seed)
+    return tune_all(tuners, device, store, budget, progress, limits=limits, measurer=measurer, helpers=helpers)
+
+
+def tune_all(
+    tuners: Sequence[StageTuner],
+    device: Device,
+    store: Store,
+    budget: Budget | None = None,
+    progress: Progress | None = None,
+    *,
+    limits: Limits | None = None,
+    measurer: Measurer | None = None,
+    helpers: int | None = None,
+) -> TuningReport:
+    """What `tune` does, for searches that are ready to begin."""
     start = time.monotonic()
     limit = budget or Budget()
-    family_source = source or families.fitting
-    tuners = stage_tuners(stages, device, store, weights, constants, family_source, seed)
     measuring = measurer or Supervisor(device, limits, helpers_wanted(device) if helpers is None else helpers)
     interrupted = False
-    run = _Run(tuners, device, store, limit, progress, measuring, family_source)
+    run = _Run(tuners, device, store, limit, progress, measuring)
     try:
         store.record_run(Run(run.id, now(), platform.node(), str(limit)))
         store.record_spaces(tuple(run.spaces.values()))
@@ -388,4 +395,4 @@ def tune(
     return TuningReport(reports, time.monotonic() - start, run.evaluations, interrupted)
 
 
-__all__ = ["Event", "Measurer", "Progress", "StageReport", "TuningReport", "tune"]
+__all__ = ["Event", "Measurer", "Progress", "StageReport", "TuningReport", "tune", "tune_all"]

@@ -242,6 +242,13 @@ class Context:
         except self._error as error:
             raise KernelError(f"cannot set the arguments of kernel {bound.name}: {border.describe(error)}") from error
 
+    def set_scalar(self, bound: BoundLaunch, position: int, value: np.generic) -> None:
+        """Set an argument that is no buffer; KernelError if the kernel wants another type there."""
+        try:
+            bound.kernel.set_arg(position, value)
+        except self._error as error:
+            raise KernelError(f"cannot set the arguments of kernel {bound.name}: {border.describe(error)}") from error
+
     def _check_limits(self, launch: Launch, kernel: pyopencl.Kernel) -> int:
         """The launch's local memory in bytes; KernelError where the device cannot run it."""
         cl = border.opencl()
