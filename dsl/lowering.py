@@ -22,6 +22,9 @@ class Launch:
     arguments: tuple[str, ...]
     writes: tuple[str, ...]
     """Those of the arguments that the launch writes."""
+    in_place: tuple[tuple[str, str], ...] = ()
+    """Pairs of a tensor that is read and one that is written which may lie in the same memory: every element is
+    written once, by the work-item that has read the element at that place before, and nobody else reads it."""
 
 
 @dataclass(frozen=True)

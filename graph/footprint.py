@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Sequence
-from dataclasses import dataclass
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass, replace
 
 from tilewright.graph.calls import Network, Role
 from tilewright.graph.memory import Arenas, Lifetime, assign, assign_apart, most_alive
-from tilewright.graph.planned import PlannedCall, launches_of_runs
+from tilewright.graph.planned import PlannedCall, PlannedLaunch, launches_of_runs
 
 
 @dataclass(frozen=True)
@@ -66,19 +66,40 @@ def kept_between_runs(network: Network, calls: Sequence[PlannedCall]) -> set[str
 
 
 def temporaries(network: Network, calls: Sequence[PlannedCall]) -> list[Lifetime]:
-    """When each buffer is needed that is written and read within a run."""
+    """When memory is needed for what is written and read within a run; what is computed in place takes none."""
     sizes, kept = sizes_of(network, calls), kept_between_runs(network, calls)
     elsewhere: Collection[str] = kept | {
         s.name for s in network.buffers.values() if s.role in (Role.INPUT, Role.OUTPUT)
     }
     touched: dict[str, list[int]] = {}
-    for position, p in enumerate(launches_of_runs(calls)):
+    launches = launches_of_runs(calls)
+    for position, p in enumerate(launches):
         for name in p.arguments.values():
             if name not in elsewhere:
                 touched.setdefault(name, []).append(position)
-    return [Lifetime(name, sizes[name], at[0], at[-1]) for name, at in touched.items()]
+    return inherited({name: Lifetime(name, sizes[name], at[0], at[-1]) for name, at in touched.items()}, launches)
+
+
+def inherited(alone: Mapping[str, Lifetime], launches: Sequence[PlannedLaunch]) -> list[Lifetime]:
+    """Lifetimes by name, joined where a launch computes in place what begins there from what ends there."""
+    found = dict(alone)
+    owner = {name: name for name in alone}
+    for position, p in enumerate(launches):
+        used = list(p.arguments.values())
+        for read, written in p.launch.in_place:
+            old, new = p.arguments[read], p.arguments[written]
+            if new not in found or old not in owner or used.count(old) > 1 or used.count(new) > 1:
+                continue
+            before, after = found[owner[old]], found[new]
+            if before.last == position == after.first and before.nbytes == after.nbytes:
+                heirs = (*before.heirs, new, *after.heirs)
+                found[owner[old]] = replace(before, last=after.last, heirs=heirs)
+                owner |= dict.fromkeys(heirs, owner[old])
+                del found[new]
+    return list(found.values())
 
 
 def place(lifetimes: Sequence[Lifetime], splits: bool, alignment: int, limit: int) -> Arenas:
     """Spots for all; `splits` says whether parts of one buffer of the device may overlap, one used after the other."""
-    return assign(lifetimes, alignment, limit) if splits else assign_apart(lifetimes, alignment)
+    found = assign(lifetimes, alignment, limit) if splits else assign_apart(lifetimes, alignment)
+    return replace(found, spots={name: found.spots[b.name] for b in lifetimes for name in (b.name, *b.heirs)})

@@ -15,6 +15,8 @@ class Lifetime:
     nbytes: int
     first: int
     last: int
+    heirs: tuple[str, ...] = ()
+    """Buffers of as many bytes that take the memory over, one after the other, until ``last``."""
 
     def meets(self, other: Lifetime) -> bool:
         """True if both are needed at some time."""
@@ -37,6 +39,11 @@ class Arenas:
     spots: dict[str, Spot]
     sizes: tuple[int, ...]
 
+    @property
+    def nbytes(self) -> int:
+        """Bytes of all arenas."""
+        return sum(self.sizes)
+
 
 def most_alive(lifetimes: Sequence[Lifetime]) -> int:
     """The most bytes that are needed at one time."""
@@ -47,13 +54,43 @@ def most_alive(lifetimes: Sequence[Lifetime]) -> int:
     return max(accumulate(changes[t] for t in sorted(changes)), default=0)
 
 
+def _orders(lifetimes: Sequence[Lifetime]) -> Iterator[list[Lifetime]]:
+    """Orders in which to place buffers: by size, where among equal ones those needed first, last or longest are ahead.
+
+    In the last order those come first that are needed when most is.
+    """
+    yield sorted(lifetimes, key=lambda b: (-b.nbytes, b.first, b.name))
+    yield sorted(lifetimes, key=lambda b: (-b.nbytes, -b.last, b.name))
+    yield sorted(lifetimes, key=lambda b: (-b.nbytes, b.first - b.last, b.name))
+    moments = {b.first for b in lifetimes}
+    crowded = max(moments, key=lambda t: sum(b.nbytes for b in lifetimes if b.first <= t <= b.last), default=0)
+    yield sorted(lifetimes, key=lambda b: (not b.first <= crowded <= b.last, -b.nbytes, b.first, b.name))
+
+
+def _best(attempts: Iterator[Arenas], least: int) -> Arenas:
+    """The smallest of some; those behind the first that takes the `least` there is are not made."""
+    best: Arenas | None = None
+    for found in attempts:
+        if best is None or found.nbytes < best.nbytes:
+            best = found
+        if best.nbytes <= least:
+            break
+    return best or Arenas({}, ())
+
+
 def assign(lifetimes: Sequence[Lifetime], alignment: int, limit: int) -> Arenas:
     """Spots for all buffers, aligned; one arena unless it would exceed `limit` bytes.
 
-    Large buffers are placed first, each at the lowest offset where it meets no other. A buffer above `limit` gets an
-    arena of its own (and the device refuses it).
+    Buffers are placed in several orders, large ones first, each at the lowest offset where it meets no other. A buffer
+    above `limit` gets an arena of its own (and the device refuses it).
     """
-    waiting = sorted(lifetimes, key=lambda b: (-b.nbytes, b.first, b.name))
+    attempts = (_packed(order, alignment, limit) for order in _orders(lifetimes))
+    return _best(attempts, most_alive(lifetimes))
+
+
+def _packed(order: Sequence[Lifetime], alignment: int, limit: int) -> Arenas:
+    """`assign` in one order."""
+    waiting = list(order)
     spots: dict[str, Spot] = {}
     sizes: list[int] = []
     while waiting:
@@ -77,16 +114,17 @@ def assign_apart(lifetimes: Sequence[Lifetime], alignment: int) -> Arenas:
     An arena serves buffers in turn as a whole, from offset 0, or cut into parts once and for all, of which each serves
     buffers in turn. Large buffers are placed first: in the smallest part that is free, else in a part that is cut from
     the smallest arena with room left, else in a whole arena; a new arena is as large as its first buffer. From which
-    size on a buffer takes a whole arena rather than a part beside which little is left: the better of two is taken.
+    size on a buffer takes a whole arena rather than a part beside which little is left: the best of some is taken.
     """
-    return min((_apart(lifetimes, alignment, share) for share in (0.5, 0.75)), key=lambda found: sum(found.sizes))
+    attempts = (_apart(order, alignment, share) for order in _orders(lifetimes) for share in (0.5, 0.75))
+    return _best(attempts, most_alive(lifetimes))
 
 
-def _apart(lifetimes: Sequence[Lifetime], alignment: int, share: float) -> Arenas:
-    """`assign_apart` with first parts of at most `share` of their arenas."""
+def _apart(order: Sequence[Lifetime], alignment: int, share: float) -> Arenas:
+    """`assign_apart` in one order, with first parts of at most `share` of their arenas."""
     arenas: list[_Arena] = []
     spots: dict[str, Spot] = {}
-    for b in sorted(lifetimes, key=lambda b: (-b.nbytes, b.first, b.name)):
+    for b in order:
         places = [place for n, arena in enumerate(arenas) for place in _places(n, arena, b, alignment, share)]
         if not places:
             arenas.append(_Arena(_room(b)))
@@ -158,7 +196,7 @@ def _places(number: int, arena: _Arena, b: Lifetime, alignment: int, share: floa
     small = _room(b) <= share * arena.size
     if end + _room(b) <= arena.size and (arena.parts or small):
         yield _Place(1, arena.size, number, end)
-    elif all(part.is_free(b) for part in arena.parts):
+    elif _room(b) <= arena.size and all(part.is_free(b) for part in arena.parts):
         yield _Place(2, arena.size, number, 0)
 
 

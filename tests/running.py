@@ -40,6 +40,7 @@ def run(
     """Outputs of one configuration; asserts that nothing outside the tensors was written.
 
     Every tensor is moved by GUARD elements into its buffer, so that reads and writes before its start show as well.
+    What a launch can compute in place is computed in place.
     """
     moved = replace(
         program,
@@ -56,13 +57,18 @@ def run(
         before[t.name] = memory
         buffers[t.name] = ctx.allocate(memory.nbytes)
         ctx.write(buffers[t.name], memory)
+    in_place = dict((written, read) for launch in lowering.launches for read, written in launch.in_place)
+    for written, read in in_place.items():
+        before[written] = before[read].copy()
+        ctx.write(buffers[written], before[written])
+        buffers[read] = buffers[written]
     for s in lowering.scratch:
         buffers[s.name] = ctx.allocate(s.size * s.dtype.itemsize)
         ctx.fill(buffers[s.name], 7 if s.fill is None else s.fill, s.dtype)
     ctx.enqueue([ctx.bind(launch, buffers) for launch in lowering.launches])
     ctx.finish()
     results = {}
-    for t in (*moved.inputs, *moved.outputs):
+    for t in (*(t for t in moved.inputs if t.name not in in_place.values()), *moved.outputs):
         after = ctx.read(buffers[t.name], before[t.name].shape, t.dtype.numpy)
         if t in moved.outputs:
             results[t.name] = _view(t, after).copy()

@@ -102,7 +102,7 @@ def lower(c: Contraction, program: Program, target: Target, configuration: Confi
     src.line(body.text)
     blocks = -(-c.m // tile.tile_m), -(-c.n // tile.tile_n)
     size = (blocks[0] * tile.items, blocks[1], c.g)
-    launch = Launch("contract", src.text, size, (tile.items, 1, 1), names, (c.statement.target,))
+    launch = Launch("contract", src.text, size, (tile.items, 1, 1), names, (c.statement.target,), c.in_place)
     return Lowering((launch,))
 
 

@@ -112,6 +112,19 @@ class Contraction:
         inner = set(reads(self.reduce.body))
         return [r for r in reads(self.statement.value) if r not in inner]
 
+    @property
+    def in_place(self) -> tuple[tuple[str, str], ...]:
+        """`Launch.in_place` of a kernel that stores every element once, right after its epilogue: what is added to."""
+        output, inner = self.output, set(reads(self.reduce.body))
+        every = [r.tensor for r, _ in self.accesses]
+        found = [
+            place.tensor.name
+            for r, place in self.accesses
+            if r not in inner and every.count(r.tensor) == 1 and place.tensor.dtype is output.tensor.dtype
+            if place.address == output.address and not place.checks
+        ]
+        return tuple((name, output.tensor.name) for name in found)
+
 
 @lru_cache(maxsize=256)
 def recognise(program: Program) -> tuple[Contraction, ...] | str:

@@ -69,7 +69,8 @@ def _product(t: Tile) -> Launch:
             src.line(text.rstrip("\n"))
     src.line(banner("matrix", t.program, t.configuration))
     src.line(body.text)
-    return Launch(name, src.text, (t.groups * t.items,), (t.items,), t.tensors, (t.c.statement.target,))
+    size = (t.groups * t.items,)
+    return Launch(name, src.text, size, (t.items,), t.tensors, (t.c.statement.target,), t.c.in_place)
 
 
 # --- the loop -------------------------------------------------------------------------------------------------------

@@ -65,7 +65,7 @@ def _product(p: Plan) -> Launch:
     source.line(body.text)
     names = p.tensors
     written = (p.c.statement.target, *(["tensor_maps"] if p.maps else []))
-    return Launch(kernel, source.text, (p.groups * p.items,), (p.items,), names, written)
+    return Launch(kernel, source.text, (p.groups * p.items,), (p.items,), names, written, p.c.in_place)
 
 
 def _instruction(p: Plan) -> WarpgroupInstruction:
