@@ -1,18 +1,22 @@
 """Control flow: If, Loop, Scan and SequenceMap, which run graphs once, never, or many times.
 
-The semantics are those of ONNX's operator specification. A Loop without a trip count ends by its own condition alone.
-Values that are carried stay where they are, on the host or on the device; what is cut or stacked passes the host.
+The semantics are those of ONNX's operator specification. A Loop without a trip count ends by its own condition alone;
+one whose condition cannot change is refused, and any other may run until it is interrupted. What its iterations give is
+kept until it ends, up to the size of the host's memory. Values that are carried stay where they are, on the host or on
+the device; what is cut or stacked passes the host.
 """
 
 from __future__ import annotations
 
+import math
+import os
 from collections.abc import Callable, Sequence
 
 import numpy as np
 
 from tilewright.errors import ModelError
 from tilewright.graph.host_values import Held
-from tilewright.graph.ir import Node, Value
+from tilewright.graph.ir import Graph, Node, Value
 
 RunBody = Callable[[str, Sequence[Held]], list[Held]]
 """Runs the body of an attribute's name for its inputs; gives its outputs."""
@@ -72,17 +76,45 @@ def _loop(node: Node, inputs: Sequence[Held | None], step: Step) -> list[Held]:
     going = inputs[1] is None or _truth(node, inputs[1])
     carried = [h or Held(None) for h in inputs[2:]]
     body = node.bodies["body"]
+    if limit is None and going and _goes_on_for_ever(body):
+        raise ModelError(
+            f"node {node.label!r} (Loop) has no trip count, and its condition never changes: it has no end"
+        )
     collected: list[list[Held]] = [[] for _ in body.outputs[1 + len(carried) :]]
-    count = 0
+    count, room = 0, _memory()
     while going and (limit is None or count < limit):
         results = step([Held(np.array(count, np.int64)), Held(np.array(going)), *carried])
         going = _truth(node, results[0])
         carried = results[1 : 1 + len(carried)]
         for found, held in zip(collected, results[1 + len(carried) :], strict=True):
             found.append(held)
+            room -= _bytes(held)
         count += 1
+        if room < 0:
+            raise ModelError(
+                f"what {count} iterations of node {node.label!r} (Loop) give is more than this machine's memory holds"
+            )
     declared = body.outputs[1 + len(carried) :]
     return [*carried, *(_stacked(node, v, found, 0) for v, found in zip(declared, collected, strict=True))]
+
+
+def _goes_on_for_ever(body: Graph) -> bool:
+    """Whether a body gives the condition that it was given, or a constant that is true."""
+    name = body.outputs[0].name
+    while name in body.producers and body.producers[name].op == "Identity":
+        name = body.producers[name].inputs[0]
+    constant = body.constants.get(name)
+    return name == body.inputs[1].name if constant is None else bool(constant.all())
+
+
+def _bytes(held: Held) -> int:
+    """Memory of a tensor."""
+    return 0 if held.array is None else math.prod(held.array.shape) * held.array.dtype.itemsize
+
+
+def _memory() -> int:
+    """Bytes of the host's memory."""
+    return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") if hasattr(os, "sysconf") else 8 << 30
 
 
 def _scan(node: Node, inputs: Sequence[Held], step: Step) -> list[Held]:
@@ -121,14 +153,32 @@ def _slices(node: Node, array: np.ndarray, axis: int, backward: bool) -> list[np
 
 
 def _batched_scan(node: Node, inputs: Sequence[Held | None], step: Step) -> list[Held]:
-    """Scan of opset 8: every input and output has a dimension of batches in front."""
-    if inputs[0] is not None:
-        raise ModelError(f"node {node.label!r} (Scan of opset 8) has sequence lengths, which are not supported")
+    """Scan of opset 8: every input and output has a dimension of batches in front.
+
+    Of a sequence with a length, what is behind its end is not walked along, and 0 in the outputs.
+    """
     arrays = [_tensor(node, _there(node, h)) for h in inputs[1:]]
     if not arrays or any(a.ndim == 0 or len(a) != len(arrays[0]) or not len(a) for a in arrays):
         raise ModelError(f"the inputs of node {node.label!r} (Scan of opset 8) have different batches, or empty ones")
-    results = [_scan(node, [Held(np.array(a[n])) for a in arrays], step) for n in range(len(arrays[0]))]
-    return [Held(_together(node, [r.host for r in found], 0)) for found in zip(*results, strict=True)]
+    states = len(arrays) - node.integer("num_scan_inputs", 1)
+    most = arrays[states].shape[1] if arrays[states].ndim > 1 else 0
+    lengths = [most] * len(arrays[0])
+    if inputs[0] is not None:
+        lengths = [int(n) for n in _tensor(node, inputs[0]).reshape(-1)]
+    if len(lengths) != len(arrays[0]) or not all(0 <= n <= most for n in lengths):
+        raise ModelError(f"node {node.label!r} (Scan of opset 8) has lengths that do not fit sequences of {most}")
+    results = []
+    for n, length in enumerate(lengths):
+        given = [np.array(a[n]) if i < states else np.array(a[n, :length]) for i, a in enumerate(arrays)]
+        found = [r.host for r in _scan(node, [Held(a) for a in given], step)]
+        results.append([r if i < states else _padded(r, most) for i, r in enumerate(found)])
+    return [Held(_together(node, found, 0)) for found in zip(*results, strict=True)]
+
+
+def _padded(array: np.ndarray, length: int) -> np.ndarray:
+    """A sequence with zeros behind it."""
+    missing = np.zeros((length - len(array), *array.shape[1:]), array.dtype)
+    return np.concatenate([array, missing]) if len(missing) else array
 
 
 def _sequence_map(node: Node, inputs: Sequence[Held | None], step: Step) -> list[Held]:

@@ -14,7 +14,7 @@ import onnx
 from onnx import helper, numpy_helper
 
 from tilewright.dsl.dtypes import DType
-from tilewright.errors import ModelError, UnsupportedOperatorError
+from tilewright.errors import InputError, ModelError, UnsupportedOperatorError
 from tilewright.graph.guards import one_sentence
 from tilewright.graph.host_values import HostValue, host_value, type_proto
 from tilewright.graph.ir import Attribute, Node, Value, frozen
@@ -58,10 +58,11 @@ def evaluate_any(
     """The node's outputs by ONNX's reference evaluator; outputs that nobody wants are empty arrays.
 
     Values are NumPy arrays, sequences as lists of them, and None for an input that is left out or an optional without
-    an element. Raises ModelError if the evaluator cannot compute it.
+    an element. Raises ModelError if the evaluator cannot compute it, InputError for what it would take without a word.
     """
     from onnx.reference import ReferenceEvaluator  # takes a while, and many networks do without
 
+    _check_range(node, inputs)
     present = {name: a for name, a in zip(node.inputs, inputs, strict=True) if name}
     outputs = [o for o in node.outputs if o]
     types = [helper.make_value_info(n, type_proto(a)) for n, a in present.items()]
@@ -77,6 +78,17 @@ def evaluate_any(
         ) from None
     found = dict(zip(outputs, map(host_value, results), strict=True))
     return tuple(found.get(o, np.empty(0)) for o in node.outputs)
+
+
+def _check_range(node: Node, inputs: Sequence[HostValue]) -> None:
+    """InputError for a Range that has no end."""
+    if node.op != "Range" or any(np.size(i) != 1 for i in inputs):
+        return
+    start, limit, step = (float(np.asarray(i).reshape(-1)[0]) for i in inputs)
+    if not step or not np.isfinite((limit - start) / step):
+        raise InputError(
+            f"node {node.label!r} (Range) has no end: it goes from {start:g} to {limit:g} in steps of {step:g}"
+        )
 
 
 def can_evaluate(node: Node, opset: int, domains: Mapping[str, int]) -> bool:

@@ -7,21 +7,25 @@ the device, with the sizes and types at hand, is cut again.
 from __future__ import annotations
 
 import logging
+import math
 import time
 from collections import OrderedDict
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
 import numpy as np
+import onnx
 
+from tilewright.dsl.dtypes import DType
 from tilewright.errors import InputError, ModelError
 from tilewright.graph import passes
 from tilewright.graph.control import run_control
 from tilewright.graph.guards import one_sentence
-from tilewright.graph.host import NeedsHostError, can_evaluate, evaluate_any
+from tilewright.graph.host import NeedsHostError, can_evaluate, evaluate_any, infer
 from tilewright.graph.host_operators import host_operator
 from tilewright.graph.host_values import Held, HostValue, language_type
 from tilewright.graph.ir import CONTROL, Graph, Node, Value
+from tilewright.graph.mapped import owned, refuse_changed
 from tilewright.graph.parts import DevicePart, HostNode, Part, beyond_limit, cut
 from tilewright.graph.plan import Plan, ProfileRow
 from tilewright.graph.planning import Planner
@@ -64,7 +68,8 @@ class Runner:
         self.parts = cut(graph, forced)
         self._forced = frozenset(forced)
         self._planner = planner
-        self._constants = {name: Held(array) for name, array in graph.constants.items()}
+        on_host = {v.name for v in graph.outputs}.union(*(p.node.inputs for p in self.parts if isinstance(p, HostNode)))
+        self._constants = {n: Held(owned(a) if n in on_host else a) for n, a in graph.constants.items()}
         self._bodies = {
             (p.node, name): Runner(body, planner)
             for p in self.parts
@@ -128,6 +133,7 @@ class Runner:
 
     def _made(self, part: DevicePart, given: Mapping[str, Held]) -> _Ready:
         graph = part.graph
+        refuse_changed(graph.constants.values())
         types = {v.name: given[v.name].typed(v.name) for v in graph.inputs}
         foreign = {name for name, t in types.items() if t is None}
         if foreign:
@@ -169,6 +175,7 @@ class Runner:
     def _computed(self, node: Node, inputs: Sequence[HostValue]) -> list[Held]:
         """The outputs of a node without bodies."""
         self._check_limit(node, inputs)
+        self._check_limit_ahead(node, inputs)
         compute = host_operator(node)
         if compute is not None:
             try:
@@ -189,6 +196,22 @@ class Runner:
         if limit is not None and max(floats, default=0) > limit:
             raise InputError(f"node {node.label!r} ({node.op}) {beyond_limit(max(floats), limit)}")
 
+    def _check_limit_ahead(self, node: Node, inputs: Sequence[HostValue]) -> None:
+        """The same for what a node is going to give, as far as ONNX's inference knows that."""
+        limit = self._planner.host_limit
+        given = [Value(n, t, i.shape) for n, i, t in zip(node.inputs, inputs, map(_type, inputs), strict=True) if t]
+        if limit is None or len(given) < sum(i is not None for i in inputs) or not onnx.defs.has(node.op):
+            return
+        known = {v.name: v for v in given}
+        data = {n: i for n, i in zip(node.inputs, inputs, strict=True) if n in known}
+        try:
+            found = infer(node, self.graph.opset, [known.get(n) for n in node.inputs], data)
+        except ModelError:  # types that the language lacks, or what the evaluator will say itself
+            return
+        floats = [math.prod(v.sizes) for v in found if v.is_concrete and v.dtype.is_float]
+        if max(floats, default=0) > limit:
+            raise InputError(f"node {node.label!r} ({node.op}) {beyond_limit(max(floats), limit)}")
+
     def _run_body(self, node: Node, name: str, values: Sequence[Held], watch: Watch | None) -> list[Held]:
         runner = self._bodies[node, name]
         inputs = [v.name for v in runner.graph.inputs]
@@ -200,8 +223,13 @@ class Runner:
         return [found[v.name] for v in runner.graph.outputs]
 
 
+def _type(value: HostValue) -> DType | None:
+    """The language's type of a tensor's elements."""
+    return language_type(value.dtype) if isinstance(value, np.ndarray) else None
+
+
 def _is_float(array: np.ndarray) -> bool:
-    dtype = language_type(array.dtype)
+    dtype = _type(array)
     return dtype is not None and dtype.is_float
 
 

@@ -9,6 +9,7 @@ import pytest
 from networks import by_onnxruntime, model, random
 
 from tilewright.errors import ModelError
+from tilewright.graph import control
 from tilewright.graph.bodies import with_simple_bodies
 from tilewright.graph.ir import verify
 from tilewright.graph.onnx_import import import_model
@@ -164,6 +165,50 @@ def test_scan_needs_lengths_that_agree(device: Device) -> None:
     session = InferenceSession(model(text, k=random(2)), device, store=False)
     with pytest.raises(ModelError, match="walks along have different lengths"):
         session.run(None, {"s": random(2), "x": random(5, 2), "w": random(2, 4)})
+
+
+SCAN_8 = """g (int64[3] lengths, float[3, 2] s, float[3, 5, 2] x, float[3, 5, 1] w)
+    => (float[3, 2] t, float[3, 5, 2] y) {
+    t, y = Scan <num_scan_inputs = 2, directions = [0, 1],
+        body = b (float[2] a, float[2] p, float[1] q) => (float[2] c, float[2] e) {
+            c = Add(a, p)
+            e = Mul(c, q)
+        }
+    > (lengths, s, x, w)
+}"""
+
+
+def test_scan_of_batches_with_lengths(device: Device) -> None:
+    feeds = {"s": random(3, 2), "x": random(3, 5, 2), "w": random(3, 5, 1)}
+    agrees(device, SCAN_8, {"lengths": np.array([2, 5, 4]), **feeds}, opset=8)
+    session = InferenceSession(model(SCAN_8, 8), device, store=False)
+    with pytest.raises(ModelError, match="lengths that do not fit sequences of 5"):
+        session.run(None, {"lengths": np.array([2, 6, 4]), **feeds})
+
+
+ENDLESS = """g (float[2] x, bool go) => (float[2] y, float[n, 2] all) { y, all = Loop (, go, x) <
+    body = b (int64 i, bool c, float[2] a) => (bool d, float[2] e, float[2] f) {
+        d = CONDITION
+        e = Neg(a)
+        f = Identity(a)
+    }>
+}"""
+
+
+@pytest.mark.parametrize("condition", ["Identity(c)", "Constant <value = bool {1}> ()"])
+def test_loops_whose_condition_never_changes(condition: str, device: Device) -> None:
+    session = InferenceSession(model(ENDLESS.replace("CONDITION", condition)), device, store=False)
+    with pytest.raises(ModelError, match="has no trip count, and its condition never changes: it has no end"):
+        session.run(None, {"x": random(2), "go": np.array(True)})
+    assert np.array_equal(session.run(["y"], {"x": random(2), "go": np.array(False)})[0], random(2))
+
+
+def test_what_iterations_give_fits_in_memory(device: Device, monkeypatch: pytest.MonkeyPatch) -> None:
+    text = ENDLESS.replace("CONDITION", "Greater(limit, i)")
+    session = InferenceSession(model(text, limit=np.array(1000)), device, store=False)
+    monkeypatch.setattr(control, "_memory", lambda: 100)
+    with pytest.raises(ModelError, match=r"what 13 iterations of node .* give is more than this machine's memory"):
+        session.run(None, {"x": random(2), "go": np.array(True)})
 
 
 def test_iterations_whose_results_cannot_be_stacked(device: Device) -> None:

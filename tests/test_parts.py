@@ -284,6 +284,26 @@ def test_a_limit_of_what_the_host_computes(device: Device) -> None:
     assert len(InferenceSession(model(text), device, store=False, host_limit=20).get_outputs()) == 2
 
 
+def test_a_limit_is_looked_at_before_anything_is_computed(device: Device, monkeypatch: pytest.MonkeyPatch) -> None:
+    text = """g (int64 bins) => (float[a, b] y)
+        <int64 length = {16}, int64 rate = {8000}, float low = {0}, float high = {4000}>
+        { y = MelWeightMatrix(bins, length, rate, low, high) }"""
+    session = InferenceSession(model(text), device, store=False, host_limit=40)
+    assert session.run(None, {"bins": np.array(4)})[0].shape == (9, 4)
+    monkeypatch.setattr("tilewright.graph.runner.evaluate_any", None)
+    with pytest.raises(InputError, match="would compute 45 floats on the host, more than the 40 of host_limit"):
+        session.run(None, {"bins": np.array(5)})
+
+
+@pytest.mark.parametrize("step", ["0", "0.0", "nan"])
+def test_ranges_without_an_end(step: str) -> None:
+    kind, dtype = ("int64", np.int64) if step == "0" else ("float", np.float32)
+    session = InferenceSession(model(f"g ({kind} a, {kind} b, {kind} s) => ({kind}[n] y) {{ y = Range(a, b, s) }}"))
+    ends = {"a": np.array(0, dtype), "b": np.array(4, dtype)}
+    with pytest.raises(InputError, match=r"\(Range\) has no end: it goes from 0 to 4 in steps of"):
+        session.run(None, {**ends, "s": np.array(float(step)).astype(dtype)})
+
+
 def test_all_nodes_that_nothing_can_run_are_listed() -> None:
     text = """g (float[n] x, bool c) => (float[n] y) {
         a = com.example.Fancy(x)
