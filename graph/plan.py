@@ -15,6 +15,7 @@ from tilewright.dsl.lowering import Launch, Scratch
 from tilewright.dsl.program import Program
 from tilewright.graph.calls import BufferSpec, Network, Role, network_of
 from tilewright.graph.footprint import place, temporaries
+from tilewright.graph.mapped import let_go
 from tilewright.graph.memory import Arenas, Spot
 from tilewright.graph.planned import PlannedCall, PlannedLaunch, launches_of_runs, planned_calls
 from tilewright.graph.positions import Checks
@@ -161,6 +162,7 @@ class _Builder:
         assert spec.content is not None
         buffer = self.ctx.allocate(spec.nbytes)
         self.ctx.write(buffer, spec.content)
+        let_go(spec.content)
         return buffer
 
     def _place_temporaries(self) -> Arenas:

@@ -17,6 +17,7 @@ from tilewright.graph.bodies import with_simple_bodies
 from tilewright.graph.host import NeedsHostError
 from tilewright.graph.host_values import Held, HostValue
 from tilewright.graph.ir import Graph, Value
+from tilewright.graph.mapped import refuse_changed
 from tilewright.graph.onnx_import import Model, import_model, steering_inputs, unsupported
 from tilewright.graph.parts import DevicePart, is_foreign, refused_nodes
 from tilewright.graph.plan import Feeds, Plan, ProfileRow
@@ -261,6 +262,7 @@ class InferenceSession:
 
     def _made(self, sizes: Sizes, steering: Mapping[str, np.ndarray[Any, Any]]) -> Plan | None:
         """A new plan; None where, with these sizes, some nodes are for the host."""
+        refuse_changed(self._graph.constants.values())
         try:
             return self._planner.plan(self._specialised(sizes, steering))
         except NeedsHostError as error:

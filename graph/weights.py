@@ -16,6 +16,8 @@ from typing import Any
 import numpy as np
 import onnx
 
+from tilewright.graph.mapped import mapped
+
 _GRAPH, _INITIALIZER, _NAME, _RAW_DATA, _DATA_LOCATION = 7, 5, 8, 9, 14
 _VARINT, _EIGHT_BYTES, _LENGTH, _FOUR_BYTES = 0, 1, 2, 5
 LARGE = 4096
@@ -39,7 +41,10 @@ class _Field:
 
 
 def read_file(path: Path) -> Bytes:
-    """A whole file; OSError if it cannot be read."""
+    """A whole file, mapped where that can be; OSError if it cannot be read."""
+    found = mapped(path)
+    if found is not None:
+        return found
     with path.open("rb") as file:
         content = np.empty(path.stat().st_size, np.uint8)
         size = file.readinto(content.data)

@@ -12,8 +12,11 @@ from networks import model, random
 from onnx import TensorProto, numpy_helper
 
 from tilewright.errors import ModelError
+from tilewright.graph.mapped import file_of, let_go, owned
 from tilewright.graph.onnx_import import import_model
+from tilewright.graph.session import InferenceSession
 from tilewright.graph.weights import LARGE, read_file, take_out
+from tilewright.runtime import Device
 
 TEXT = "g (float[N, 40] x) => (float[N, 50] y) { a = MatMul(x, w)\n y = Add(a, b) }"
 SIZES = {"w": (40, 50), "b": (50,)}
@@ -126,3 +129,44 @@ def test_files_are_read_whole(tmp_path: Path) -> None:
     path.write_bytes(b"")
     assert read_file(path).size == 0
     assert LARGE <= 1 << 16
+
+
+def test_pages_that_were_let_go_are_read_again(tmp_path: Path) -> None:
+    path = tmp_path / "m.onnx"
+    onnx.save(model(TEXT, w=random(200, 50), b=random(50)), path)
+    graph = import_model(path)
+    w, b = graph.constants["w"], graph.constants["b"]
+    assert file_of(w) is not None
+    assert file_of(b) is None, "small constants are the host's own"
+    for view in (w, w[3:90].T, w[:0], b):
+        let_go(view)
+    np.testing.assert_array_equal(w, random(200, 50))
+    kept = owned(w)
+    assert file_of(kept) is None
+    assert owned(b) is b
+
+
+def test_a_file_that_is_changed_in_place_is_refused_and_one_that_is_replaced_is_not(
+    device: Device, tmp_path: Path
+) -> None:
+    path, other = tmp_path / "m.onnx", tmp_path / "other.onnx"
+    sizes = {"w": (40, 50), "b": (50,)}
+    onnx.save(model(TEXT, **{name: random(*shape) for name, shape in sizes.items()}), path)
+    onnx.save(model(TEXT, **{name: random(*shape, seed=1) for name, shape in sizes.items()}), other)
+    session = InferenceSession(path, device=device, store=False)
+    expected = random(3, 40) @ random(40, 50) + random(50)
+    other.replace(path)
+    np.testing.assert_allclose(session.run(None, {"x": random(3, 40)})[0], expected, atol=1e-4)
+    session = InferenceSession(path, device=device, store=False)
+    path.write_bytes(path.read_bytes())
+    with pytest.raises(ModelError, match="was changed after it was opened; make a new session"):
+        session.run(None, {"x": random(3, 40)})
+
+
+def test_what_the_host_reads_again_and_again_is_not_the_file(device: Device, tmp_path: Path) -> None:
+    path = tmp_path / "m.onnx"
+    text = "g (int64[N] x) => (float[M, 50] y) { z = NonZero(x)  t = Squeeze(z)  u = Unique(t)  y = Gather(w, u) }"
+    onnx.save(model(text, w=random(40, 50)), path)
+    session = InferenceSession(path, device=device, store=False)
+    x = np.array([1, 0, 3])
+    np.testing.assert_array_equal(session.run(None, {"x": x})[0], random(40, 50)[[0, 2]])
