@@ -4,26 +4,27 @@
     python benchmarks/tune_gpu.py --out winners --networks resnet50 --precisions fp16 --batches 1,64 --budget 30s
 
 Every combination of network, precision and batch gets ``--budget``, or its share of what is left of ``--total``, by the
-number of its distinct stages. One measuring process serves all; the next combination's stages are found while one is
-tuned, and nothing is built but candidates. Winners that the folder holds are read first; the winners of all devices in
-the database are written to it after each combination, but not more often than every 15 s (it takes a second once there
-are many). A line of JSON per combination goes to ``--log`` (default: OUT.log beside the folder), and what is in there
-is not tuned again. What fails is reported, and the next one follows. SIGTERM ends it like Ctrl-C, with everything
-measured kept.
+number of its distinct stages. One measuring process serves all; meanwhile a process for each network finds the stages
+of its combinations, and nothing is built but candidates. Winners that the folder holds are read first; the winners of
+all devices in the database are written to it after each combination, but not more often than every 15 s (it takes a
+second once there are many). A line of JSON per combination goes to ``--log`` (default: OUT.log beside the folder), and
+what is in there is not tuned again. What fails is reported, and the next one follows. SIGTERM ends it like Ctrl-C, with
+everything measured kept.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
+import multiprocessing
 import signal
 import statistics
 import sys
 import time
-from collections import Counter, deque
+from collections import Counter
 from collections.abc import Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass
+from functools import lru_cache
 from pathlib import Path
 
 from figures import words
@@ -42,6 +43,8 @@ from tilewright.tuning_db.default import default_store
 
 LEAST = 2.0
 """Seconds that a combination is given at least."""
+FINDING = 300.0
+"""Seconds in which the stages of a combination must be found."""
 DEFAULT = 30.0
 """Seconds for each where neither budget nor total is given."""
 
@@ -96,23 +99,35 @@ class Shares:
         return min(share, self.each) if self.each else share
 
 
-class Finder:
-    """Finds the stages of combinations; a network's session serves all its batches."""
+@lru_cache(maxsize=1)
+def _session(network: str, precision: str, device: str, models: Path | None) -> tw.InferenceSession:
+    """This process's session; it serves all batches."""
+    return tw.InferenceSession(source(network, models).file, device, precision=precision)
 
-    def __init__(self, device: tw.Device, store: Store, models: Path | None) -> None:
-        self.device, self.store, self.models = device, store, models
-        self.session: tw.InferenceSession | None = None
-        self.loaded: tuple[str, str] | None = None
+
+def stages_of(combination: Combination, device: str, models: Path | None) -> Counter[Stage]:
+    """The different stages, and how often each runs."""
+    return _session(combination.network, combination.precision, device, models).stages(batch=combination.batch)
+
+
+class Finders:
+    """Processes that find the stages of all combinations at once, one for each network."""
+
+    def __init__(self, todo: Sequence[Combination], device: tw.Device, models: Path | None) -> None:
+        fresh = multiprocessing.get_context("spawn")  # drivers do not live through a fork
+        self._pools = {network: fresh.Pool(1) for network in dict.fromkeys(c.network for c in todo)}
+        self._found = {c: self._pools[c.network].apply_async(stages_of, (c, device.name, models)) for c in todo}
 
     def stages(self, combination: Combination) -> Counter[Stage]:
-        """The different stages, and how often each runs."""
-        key = (combination.network, combination.precision)
-        if self.session is None or key != self.loaded:
-            self.session = None
-            file = source(combination.network, self.models).file
-            self.session = tw.InferenceSession(file, self.device, self.store, precision=combination.precision)
-            self.loaded = key
-        return self.session.stages(batch=combination.batch)
+        """Waits for a combination's stages; multiprocessing.TimeoutError if that takes too long."""
+        return self._found[combination].get(FINDING)
+
+    def __enter__(self) -> Finders:
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        for pool in self._pools.values():
+            pool.terminate()
 
 
 def tuned(
@@ -143,14 +158,11 @@ def tune_all(
     todo: Sequence[Combination], device: tw.Device, store: Store, models: Path | None, shares: Shares
 ) -> Iterator[Result]:
     """Tune one after another."""
-    finder = Finder(device, store, models)
-    with Supervisor(device, helpers=helpers_wanted(device)) as measurer, ThreadPoolExecutor(1, "stages") as ahead:
-        found = deque(ahead.submit(finder.stages, c) for c in todo[:1])
+    with Finders(todo, device, models) as finders, Supervisor(device, helpers=helpers_wanted(device)) as measurer:
         for number, combination in enumerate(todo):
             left = todo[number + 1 :]
-            found.extend(ahead.submit(finder.stages, c) for c in left[:1])
             try:
-                stages = found.popleft().result()
+                stages = finders.stages(combination)
                 yield tuned(
                     combination, stages, shares.seconds(combination, len(stages), left), device, store, measurer
                 )

@@ -6,6 +6,8 @@
 
 from __future__ import annotations
 
+from functools import partial
+
 from tilewright.dsl.families import matrix_kernel
 from tilewright.dsl.families.contract_split import joined, split_values, split_view
 from tilewright.dsl.families.contraction import Contraction, recognise, views_of
@@ -33,6 +35,8 @@ _SHAPES = (
 """Tiles worth a thought without tuning: rows, columns, sub-groups along both, and (guess) how busy they keep a unit."""
 
 
+_UNLOADED = "{} does not lie in memory in a way that this loads"
+_UNEVEN = "the work-items cannot share the copies of {} evenly"
 _SPLIT = "parts of the depth that are summed side by side (split-k)"
 
 
@@ -60,19 +64,22 @@ class Matrix:
     def space(self, program: Program, target: Target) -> Space:
         """Tiles, sub-groups, stages, how operands are loaded, the order of tiles, and parts of the depth."""
         views = views_of(program)
+        kind = products(views[0], program)
+        assert not isinstance(kind, str)
 
-        def tile(c: Configuration) -> Tile:
-            return Tile.of(split_view(program, c.integer("view"), c.integer("split_k"))[1], program, target, c)
+        def tile(c: Configuration) -> Tile:  # sizes, which are the same for every view
+            return Tile.of(views[0], program, target, c)
 
-        def loadable(c: Configuration) -> bool:
-            t = tile(c)
-            return all(o.way in ways(o.side) for o in (t.a, t.b))
+        def loadable(c: Configuration, which: int) -> bool:
+            way = c["load_b" if which else "load_a"]
+            view = split_view(program, c.integer("view"), c.integer("split_k"))[1]
+            return way in ways(sides(view, kind)[which])
 
-        def shared(c: Configuration) -> bool:
-            t = tile(c)
-            found = (t.a, t.b)
-            lines = [o.way in ("panels", "elements") or t.items % o.pieces == 0 for o in found]
-            return all(lines) and all(copies(t, o) <= MOST_PIECES for o in found)
+        def shared(c: Configuration, which: int) -> bool:
+            t = Tile.of(views[c.integer("view")], program, target, c)
+            o = t.b if which else t.a
+            lines = o.way in ("panels", "elements") or t.items % o.pieces == 0
+            return lines and copies(t, o) <= MOST_PIECES
 
         def whole(c: Configuration) -> bool:
             t = tile(c)
@@ -86,7 +93,10 @@ class Matrix:
             return tile(c).items <= min(target.max_work_group, 512)
 
         def local(c: Configuration) -> bool:
-            return tile(c).local_bytes <= target.local_memory
+            return tile(c).pipeline_bytes <= target.local_memory
+
+        def results(c: Configuration) -> bool:
+            return tile(c).result_bytes <= target.local_memory
 
         def reaches(c: Configuration) -> bool:
             view = views[c.integer("view")]
@@ -95,8 +105,6 @@ class Matrix:
         rows, columns, depth = (
             tuple(i.name for i in group) for group in (views[0].rows, views[0].columns, views[0].depth)
         )
-        kind = products(views[0], program)
-        assert not isinstance(kind, str)
         depths = tuple(nbytes // kind.operand.itemsize for nbytes in (64, 128))
         found = Space(
             (
@@ -116,10 +124,11 @@ class Matrix:
                 Constraint("the tile is larger than the product", reaches, sized=True),
                 Constraint("a sub-group computes whole instructions and 32 columns at a time", whole),
                 Constraint("the work-group's size is not allowed on this device", group),
-                Constraint("the operands do not lie in memory in a way that this loads", loadable),
-                Constraint("the work-items cannot share the copies evenly", shared),
+                *(Constraint(_UNLOADED.format("AB"[n]), partial(loadable, which=n)) for n in (0, 1)),
+                *(Constraint(_UNEVEN.format("AB"[n]), partial(shared, which=n)) for n in (0, 1)),
                 Constraint("a work-item's sums would not fit its registers", registers),
                 Constraint("the stages need more local memory than there is", local),
+                Constraint("the results need more local memory than there is", results),
             ),
             (("local_bytes", lambda c: tile(c).local_bytes), ("work_group", lambda c: tile(c).items)),
         )  # fmt: skip

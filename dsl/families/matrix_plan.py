@@ -87,26 +87,50 @@ class Tile:
     program: Program
     target: Target
     products: Products
-    tile_m: int
-    tile_n: int
-    tile_k: int
-    warps_m: int
-    warps_n: int
-    stages: int
-    load_a: str
-    load_b: str
-    band: int
     configuration: Configuration
+    """Its values are read when they are needed: what lists a space asks about configurations that are open in part."""
 
     @staticmethod
     def of(c: Contraction, program: Program, target: Target, configuration: Configuration) -> Tile:
-        """The numbers of a configuration."""
+        """A contraction with a configuration."""
         found = products(c, program)
         assert isinstance(found, Products)
-        number = configuration.integer
-        sizes = (number("tile_m"), number("tile_n"), number("tile_k"), number("warps_m"), number("warps_n"))
-        ways = str(configuration["load_a"]), str(configuration["load_b"])
-        return Tile(c, program, target, found, *sizes, number("stages"), *ways, number("band"), configuration)
+        return Tile(c, program, target, found, configuration)
+
+    @property
+    def tile_m(self) -> int:
+        """Rows of a work-group's tile."""
+        return self.configuration.integer("tile_m")
+
+    @property
+    def tile_n(self) -> int:
+        """Columns of a work-group's tile."""
+        return self.configuration.integer("tile_n")
+
+    @property
+    def tile_k(self) -> int:
+        """Depth of a step."""
+        return self.configuration.integer("tile_k")
+
+    @property
+    def warps_m(self) -> int:
+        """Sub-groups along the rows."""
+        return self.configuration.integer("warps_m")
+
+    @property
+    def warps_n(self) -> int:
+        """Sub-groups along the columns."""
+        return self.configuration.integer("warps_n")
+
+    @property
+    def stages(self) -> int:
+        """Steps of the depth in local memory."""
+        return self.configuration.integer("stages")
+
+    @property
+    def band(self) -> int:
+        """Rows of tiles that are gone through column by column."""
+        return self.configuration.integer("band")
 
     @property
     def unit(self) -> MatrixUnit:
@@ -134,12 +158,12 @@ class Tile:
     @property
     def a(self) -> Loaded:
         """The operand with the rows."""
-        return Loaded(self.sides[0], "a", self.load_a, self.tile_m, self.tile_k)
+        return Loaded(self.sides[0], "a", str(self.configuration["load_a"]), self.tile_m, self.tile_k)
 
     @property
     def b(self) -> Loaded:
         """The operand with the columns."""
-        return Loaded(self.sides[1], "b", self.load_b, self.tile_n, self.tile_k)
+        return Loaded(self.sides[1], "b", str(self.configuration["load_b"]), self.tile_n, self.tile_k)
 
     @property
     def items(self) -> int:
@@ -187,8 +211,17 @@ class Tile:
     @property
     def local_bytes(self) -> int:
         """Local memory of a work-group; results are laid out where the stages were."""
-        results = self.warps_m * self.warps_n * self.instruction.m * PITCH * 4
-        return max(self.stages * self.stage_bytes, results)
+        return max(self.pipeline_bytes, self.result_bytes)
+
+    @property
+    def pipeline_bytes(self) -> int:
+        """Local memory of all stages."""
+        return self.stages * self.stage_bytes
+
+    @property
+    def result_bytes(self) -> int:
+        """Local memory in which results are laid out."""
+        return self.warps_m * self.warps_n * self.instruction.m * PITCH * 4
 
     def panels(self, operand: Loaded) -> Panels:
         """An operand's panels."""

@@ -30,6 +30,8 @@ _MOST_REPEATS = 2
 _SUMS = 128
 """(guess) Sums that a work-item may hold; with these and a whole group of work-items that load, a work-group takes all
 registers of a compute unit."""
+_TURNED = 8192
+"""(guess) Elements of A per step that 128 work-items may have on their way to registers, twice."""
 _SPLIT_SUMS = 96
 """(guess) The same where work-items hold parts of A as well beside a whole group that loads."""
 
@@ -151,6 +153,9 @@ def _constraints(program: Program, target: Target, plan: Callable[[Configuration
     def registers(c: Configuration) -> bool:
         return plan(c).registers <= (_SPLIT_SUMS if kind.splits and plan(c).copies else _SUMS)
 
+    def waiting(c: Configuration) -> bool:
+        return c["load_a"] != "turned" or c.integer("tile_m") * kind.depth <= _TURNED
+
     def local(c: Configuration) -> bool:
         return max(1, c.integer("resident")) * plan(c).local_bytes <= target.local_memory
 
@@ -163,6 +168,7 @@ def _constraints(program: Program, target: Target, plan: Callable[[Configuration
         Constraint("a team computes whole instructions of 64 rows", whole),
         Constraint("boxes of columns are as wide as the depth of a step", boxed),
         Constraint("a work-item's sums would not fit its registers", registers),
+        Constraint("a work-item's elements on their way would not fit its registers", waiting),
         Constraint("the stages need more local memory than there is", local),
         Constraint("every tile has a work-group of its own anyway", persists, sized=True),
     )

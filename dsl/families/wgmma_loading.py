@@ -205,48 +205,64 @@ def _inside(p: Plan) -> str:
 def _turned(p: Plan, body: Source) -> None:
     """A by elements, of which neighbouring work-items read neighbouring rows; B as with pieces.
 
-    A work-item's elements of a step are in registers on their way while it waits for the stage to be empty.
+    A work-item's elements of two steps are on their way to its registers while it waits for a stage to be empty.
     """
     width = min(p.tile_m, GROUP_ITEMS)
-    share = GROUP_ITEMS // width  # work-items that share a row
     body.line(f"const int line = me % {width}, first = me / {width};")
     _map_pointers(p, body)
     if p.mapped:
         with body.block("if (me == 0)"):
             _maps(p, body)
-    rows, pieces = p.tile_m // width, _PIECES // share
+    rows, each = p.tile_m // width, _PIECES * width // GROUP_ITEMS * p.piece
     with each_tile(p, body):
         _rows(p, body, width)
-        with body.loop("step", p.steps):
-            body.line(f"uint words[{rows}][{4 * pieces}];")
-            _read(p, body, rows, pieces)
-            _wait(p, body)
-            with body.block("if (me == 0)"):
-                body.line(f"TW_BAR_EXPECT(full + 8 * stage, {p.b_bytes});")
-                _start(p, body, "b")
-            with body.loop("i", rows, unroll=True), body.loop("j", pieces, unroll=True):
-                place = f"(line + i * {width}) * {ROW_BYTES} + (((first + j * {share}) ^ (line & 7)) << 4)"
-                four = ", ".join(f"words[i][4 * j + {word}]" for word in range(4))
-                body.line(f"TW_LOCAL_PIECE(to + {place}, {four});")
-            _arrive_at(body, "stage")
-            _advance(p, body)
+        body.line(f"uint even[{rows}][{each}], odd[{rows}][{each}];")
+        with body.block(""):
+            _read(p, body, width, "even", "0")
+        with body.block(f"for (int pair = 0; pair < {p.steps}; pair += 2)"):
+            _turned_step(p, body, width, "pair", "even", "odd")
+            with body.block(f"if (pair + 1 < {p.steps})"):
+                _turned_step(p, body, width, "pair + 1", "odd", "even")
 
 
-def _read(p: Plan, body: Source, rows: int, pieces: int) -> None:
-    """All elements of this item for one step, packed into words."""
-    place, inner, share = p.sides[0].place(), p.c.depth[-1], _PIECES // pieces
-    apart = place.address.coefficient(inner.name)
+def _turned_step(p: Plan, body: Source, width: int, step: str, here: str, ahead: str) -> None:
+    """Start to read the elements of the step after `step`, and write those of `step`."""
+    body.line(f"const int step = {step};")
+    with body.block(""):  # past the depth these are zeros, which nobody needs
+        _read(p, body, width, ahead, "(step + 1)")
+    _wait(p, body)
+    with body.block("if (me == 0)"):
+        body.line(f"TW_BAR_EXPECT(full + 8 * stage, {p.b_bytes});")
+        _start(p, body, "b")
+    share = GROUP_ITEMS // width
+    with body.loop("i", p.tile_m // width, unroll=True), body.loop("j", _PIECES // share, unroll=True):
+        place = f"(line + i * {width}) * {ROW_BYTES} + (((first + j * {share}) ^ (line & 7)) << 4)"
+        if p.piece == 8:
+            words = [f"{here}[i][8 * j + {2 * w}] | {here}[i][8 * j + {2 * w + 1}] << 16" for w in range(4)]
+        else:
+            words = [f"{here}[i][4 * j + {w}]" for w in range(4)]
+        body.line(f"TW_LOCAL_PIECE(to + {place}, {', '.join(words)});")
+    _arrive_at(body, "stage")
+    _advance(p, body)
+
+
+def _read(p: Plan, body: Source, width: int, to: str, step: str) -> None:
+    """All elements of this item for one step."""
+    place, inner, share = p.sides[0].place(), p.c.depth[-1], GROUP_ITEMS // width
+    apart, pieces = place.address.coefficient(inner.name), _PIECES // share
     # within a whole step only the innermost index goes on, or within a piece
     together = pieces if inner.extent % p.products.depth == 0 else 1
-    narrow = p.products.operand.itemsize == 2
-    ctype = "ushort" if narrow else "uint"
     with body.loop("part", pieces // together, unroll=True):
-        _depth(p, body, f"step * {p.products.depth} + (first + part * {share}) * {p.piece}")
-        with body.loop("i", rows, unroll=True):
-            pointer = f"(__global const {ctype}*){argument(place.tensor.name)}"
-            body.line(f"__global const {ctype}* const from = {pointer} + row_at[i] + depth_at;")
+        _depth(p, body, f"{step} * {p.products.depth} + (first + part * {share}) * {p.piece}")
+        with body.loop("i", p.tile_m // width, unroll=True):
+            pointer = f"(__global const {_bits(p)}*){argument(place.tensor.name)}"
+            body.line(f"__global const {_bits(p)}* const from = {pointer} + row_at[i] + depth_at;")
             body.line(f"const bool inside = {_inside(p)};")
-            with body.loop("e", 4 * together, unroll=True):
-                body.line(f"const int at = ((e >> 2) * {share * p.piece} + (e & 3) * {p.piece // 4}) * {apart};")
-                value = f"from[at] | (uint)from[at + {apart}] << 16" if narrow else "from[at]"
-                body.line(f"words[i][part * {4 * together} + e] = inside ? {value} : 0;")
+            with body.loop("e", p.piece * together, unroll=True):
+                at = f"(e / {p.piece} * {share * p.piece} + e % {p.piece}) * {apart}"
+                body.line(f"{to}[i][part * {p.piece * together} + e] = inside ? (uint)from[{at}] : 0;")
+
+
+def _bits(p: Plan) -> str:
+    """C type of an element's bits."""
+    return "ushort" if p.piece == 8 else "uint"

@@ -27,39 +27,55 @@ class Plan:
     program: Program
     target: Target
     products: Products
-    tile_m: int
-    tile_n: int
-    teams: int
-    """Groups of 128 work-items that compute; another group, or a sub-group, loads."""
-    stages: int
-    load_a: str
-    load_b: str
-    band: int
-    resident: int
-    """Work-groups per compute unit that go through the tiles; 0 for a work-group per tile."""
     configuration: Configuration
+    """Its values are read when they are needed: what lists a space asks about configurations that are open in part."""
 
     @staticmethod
     def of(c: Contraction, program: Program, target: Target, configuration: Configuration) -> Plan:
-        """The numbers of a configuration."""
+        """A contraction with a configuration."""
         found = products(c, program)
         assert isinstance(found, Products)
-        number = configuration.integer
-        return Plan(
-            c,
-            program,
-            target,
-            found,
-            number("tile_m"),
-            number("tile_n"),
-            number("teams"),
-            number("stages"),
-            str(configuration["load_a"]),
-            str(configuration["load_b"]),
-            number("band"),
-            number("resident"),
-            configuration,
-        )
+        return Plan(c, program, target, found, configuration)
+
+    @property
+    def tile_m(self) -> int:
+        """Rows of a work-group's tile."""
+        return self.configuration.integer("tile_m")
+
+    @property
+    def tile_n(self) -> int:
+        """Columns of a work-group's tile."""
+        return self.configuration.integer("tile_n")
+
+    @property
+    def teams(self) -> int:
+        """Groups of 128 work-items that compute; another group, or a sub-group, loads."""
+        return self.configuration.integer("teams")
+
+    @property
+    def stages(self) -> int:
+        """Steps of the depth that are loaded ahead."""
+        return self.configuration.integer("stages")
+
+    @property
+    def load_a(self) -> str:
+        """How A gets to local memory."""
+        return str(self.configuration["load_a"])
+
+    @property
+    def load_b(self) -> str:
+        """How B gets to local memory."""
+        return str(self.configuration["load_b"])
+
+    @property
+    def band(self) -> int:
+        """Rows of tiles that are gone through column by column."""
+        return self.configuration.integer("band")
+
+    @property
+    def resident(self) -> int:
+        """Work-groups per compute unit that go through the tiles; 0 for a work-group per tile."""
+        return self.configuration.integer("resident")
 
     @property
     def unit(self) -> WarpgroupUnit:

@@ -14,6 +14,7 @@ sums 16 channels at a time, which takes a quarter (64 channels) to a half (512) 
 from __future__ import annotations
 
 from dataclasses import replace
+from functools import partial
 
 from tilewright.dsl.families import winograd_fused, winograd_model, winograd_staged
 from tilewright.dsl.families.contract import CONTRACT
@@ -92,6 +93,7 @@ _TOO_LARGE = "a smaller tile covers the outputs as well"
 
 # --- CPUs -----------------------------------------------------------------------------------------------------------
 
+_NO_PRODUCT = "the products' kernel does not allow it"
 _PRODUCT_PARAMETERS = ("item_m", "item_n", "unroll_k", "prefetch")
 """Parameters that mean the same for the products of both forms."""
 
@@ -136,7 +138,7 @@ def _cpu_space(tilings: dict[int, Tiling], target: Target) -> Space:
             Constraint("the tile is larger than the product", reaches),
             Constraint("only the panels of fused kernels can be shared out, each to one work-item", shared_out),
             Constraint("the inner loop would be too long to compile quickly", short),
-            Constraint("the products' kernel does not allow it", product),
+            Constraint(_NO_PRODUCT, product),
         ),
     )
 
@@ -169,16 +171,24 @@ def _preferred(tilings: dict[int, Tiling], target: Target) -> Tiling:
 
 def _gpu_space(tilings: dict[int, Tiling], target: Target) -> Space:
     products = {m: CONTRACT.space(winograd_staged.product_program(t, target), target) for m, t in tilings.items()}
+    own = next(iter(products.values()))
 
-    def product(k: Configuration) -> bool:
-        t = tilings[k.integer("m")]
-        return products[t.m].violated(_product_configuration(t, target, k)) is None
+    def allowed(k: Configuration, number: int) -> bool:
+        return products[k.integer("m")].constraints[number].holds(k)
+
+    def offered(k: Configuration, number: int) -> bool:
+        parameter = products[k.integer("m")].parameters[number]
+        return k[parameter.name] in parameter.values
 
     return Space(
-        (replace(_M, values=tuple(tilings)), *next(iter(products.values())).parameters),
+        (replace(_M, values=tuple(tilings)), *own.parameters),
         (
             Constraint(_TOO_LARGE, lambda k: _fits(tilings[k.integer("m")])),
-            Constraint("the products' kernel does not allow it", product),
+            *(Constraint(_NO_PRODUCT, partial(offered, number=n)) for n in range(len(own.parameters))),
+            *(
+                Constraint(f"{_NO_PRODUCT}: {c.reason}", partial(allowed, number=n))
+                for n, c in enumerate(own.constraints)
+            ),
         ),
     )
 
