@@ -81,12 +81,21 @@ class StageSpace:
             self._grids[family] = Grid.of(self.spaces[family])
         return self._grids[family]
 
+    def use(self, family: str, grid: Grid) -> None:
+        """Take a grid that was made already."""
+        self._grids[family] = grid
+
     def listed(self, most: int) -> list[Candidate] | None:
         """Every candidate, or None if there are more than `most`."""
-        grids = {name: self.grid(name) for name in self.spaces}
-        if any(g.size is None for g in grids.values()) or sum(g.size or 0 for g in grids.values()) > most:
-            return None
-        return [Candidate(name, g.configuration(row)) for name, g in grids.items() for row in g.rows]
+        left = most
+        for name in self.spaces:
+            size = self.grid(name).size
+            if size is None or size > left:
+                return None  # the grids of the other families are made when they are searched
+            left -= size
+        return [
+            Candidate(name, self.grid(name).configuration(row)) for name in self.spaces for row in self.grid(name).rows
+        ]
 
     @cached_property
     def all(self) -> tuple[Candidate, ...] | None:
