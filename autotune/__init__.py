@@ -9,6 +9,8 @@
     compiling.py   candidates compiled ahead             progress.py    a progress bar
     supervisor.py  keeps a measuring process alive       worker.py  that process    messages.py  what they say
     evaluating.py  what it does for a candidate          checking.py, comparing.py  whether the numbers are right
+    kernels.py     kernels of others    kernel_text.py, kernel_arguments.py, kernel_space.py  what they are given
+    kernel_result.py  what was found    size_expressions.py  arithmetic as text    subjects.py  what is measured
 
 Names are imported when they are first asked for: the measuring process needs none of them.
 """
@@ -21,6 +23,9 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from tilewright.autotune.budget import Budget
     from tilewright.autotune.choosing import Choice, choose, look_up, lower, stage_key
+    from tilewright.autotune.kernel_arguments import InOut, Output
+    from tilewright.autotune.kernel_result import KernelResult
+    from tilewright.autotune.kernels import tune_kernel
     from tilewright.autotune.progress import TuningBar
     from tilewright.autotune.reports import Event, StageReport, TuningReport
     from tilewright.autotune.tuning import tune
@@ -29,6 +34,9 @@ __all__ = [
     "Budget",
     "Choice",
     "Event",
+    "InOut",
+    "KernelResult",
+    "Output",
     "StageReport",
     "TuningBar",
     "TuningReport",
@@ -37,6 +45,7 @@ __all__ = [
     "lower",
     "stage_key",
     "tune",
+    "tune_kernel",
 ]
 
 
@@ -44,6 +53,9 @@ _PLACES = {
     "Budget": "budget",
     "Choice": "choosing",
     "Event": "reports",
+    "InOut": "kernel_arguments",
+    "KernelResult": "kernel_result",
+    "Output": "kernel_arguments",
     "StageReport": "reports",
     "TuningBar": "progress",
     "TuningReport": "reports",
@@ -52,6 +64,7 @@ _PLACES = {
     "lower": "choosing",
     "stage_key": "choosing",
     "tune": "tuning",
+    "tune_kernel": "kernels",
 }
 
 

@@ -12,8 +12,9 @@ from tilewright.autotune.guided import Guided
 from tilewright.autotune.search import Strategies
 from tilewright.autotune.space_building import Rows
 from tilewright.autotune.strategies import Asking
+from tilewright.autotune.subjects import Subject
 from tilewright.autotune.surrogate import Array, Surrogate
-from tilewright.dsl.program import GENERATOR_VERSION, Program
+from tilewright.dsl.program import GENERATOR_VERSION
 from tilewright.dsl.space import Configuration
 from tilewright.runtime import Device
 from tilewright.tuning_db import Measurement, Status, Store
@@ -87,7 +88,7 @@ class Elsewhere:
         return model
 
 
-def told(stage: Program, device: Device, store: Store, key: str) -> Strategies:
+def told(stage: Subject, device: Device, store: Store, key: str, generator: str = GENERATOR_VERSION) -> Strategies:
     """Makes searches for a stage that know what was measured of it on other devices and drivers, and of other sizes.
 
     The nearest `SOURCES` programs of its structure count: by the sum over the sizes of the absolute log2 ratio, another
@@ -96,11 +97,11 @@ def told(stage: Program, device: Device, store: Store, key: str) -> Strategies:
     here = (device.identity, device.driver, key)
     near = [
         (_distance(stage.sizes, k.sizes) + (0.0 if k.device == device.identity else OTHER_DEVICE), k)
-        for k in store.kindred(GENERATOR_VERSION, stage.structure)
+        for k in store.kindred(generator, stage.structure)
         if k.working >= WORKING and len(k.sizes) == len(stage.sizes) and (k.device, k.driver, k.signature) != here
     ]
     near.sort(key=lambda pair: pair[0])
-    tried = [store.tried(k.device, k.driver, GENERATOR_VERSION, k.signature) for _, k in near[:SOURCES]]
+    tried = [store.tried(k.device, k.driver, generator, k.signature) for _, k in near[:SOURCES]]
 
     def make(family: str, grid: Grid, seed: int) -> Asking:
         sources = [_points(grid, [m for m in found.values() if m.family == family]) for found in tried]
