@@ -6,7 +6,7 @@
     strategies.py  strategies over one space             guided.py      the one that is used    surrogate.py   its model
     grids.py       the points of a space                 space_building.py  how they are listed
     transfer.py    what was measured elsewhere           recorded.py    others' recorded spaces
-    compiling.py   candidates compiled ahead             progress.py    a progress bar
+    compiling.py   candidates compiled ahead             progress.py    a progress bar       bounds.py  the roofline
     supervisor.py  keeps a measuring process alive       worker.py  that process    messages.py  what they say
     evaluating.py  what it does for a candidate          checking.py, comparing.py  whether the numbers are right
     kernels.py     kernels of others    kernel_text.py, kernel_arguments.py, kernel_space.py  what they are given

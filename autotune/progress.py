@@ -5,7 +5,7 @@ from __future__ import annotations
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
-from tilewright.autotune.tuning import Event
+from tilewright.autotune.reports import Event
 
 
 class TuningBar:
@@ -38,12 +38,14 @@ class TuningBar:
         """Show where the run stands."""
         total, completed = _share(event)
         best = f", best {event.best * 1e6:,.1f} µs" if event.best is not None else ""
+        share = f" ({100 * event.share:.0f}% of the roofline)" if event.share is not None else ""
+        failed = ", ".join(f"{n} {status.replace('_', ' ')}" for status, n in sorted(event.failures.items()))
         self._bar.update(
             self._task,
             total=total,
             completed=completed,
             description=f"tuning {event.stage[:32]}",
-            figures=f"{event.evaluations} tried{best}, all stages ×{event.gain:.2f}",
+            figures=f"{event.evaluations} tried{best}{share}, all stages ×{event.gain:.2f}{failed and f', {failed}'}",
         )
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from tilewright.autotune.budget import Budget
 from tilewright.autotune.choosing import Choice
@@ -31,6 +31,15 @@ class Event:
     """Fastest time of this stage so far, in seconds."""
     gain: float
     """Time of all stages with their weights now, relative to before; 1 is no gain."""
+    bound: float | None = None
+    """The least time that the device allows for this stage, in seconds; None where its limits were not measured."""
+    failures: Mapping[str, int] = field(default_factory=dict)
+    """How many candidates of all stages failed in which way."""
+
+    @property
+    def share(self) -> float | None:
+        """The bound as a part of the fastest time: 1 is as fast as the device can be."""
+        return self.bound / self.best if self.bound and self.best else None
 
 
 Progress = Callable[[Event], None]

@@ -73,6 +73,11 @@ class StageTuner:
         return min((s for s in self.search.seconds.values() if s is not None), default=None)
 
     @property
+    def failures(self) -> Counter[str]:
+        """How many candidates failed in which way in this run."""
+        return Counter({status: n for status, n in self.statuses.items() if status != Status.OK.value})
+
+    @property
     def used_seconds(self) -> float | None:
         """Time of the configuration used before the run, as far as it is known."""
         return self.before if self.before is not None else self.search.seconds.get(self.used.key)

@@ -14,11 +14,13 @@ import platform
 import statistics
 import time
 import uuid
+from collections import Counter
 from collections.abc import Collection, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 from dataclasses import dataclass
 from typing import Protocol
 
+from tilewright.autotune.bounds import bound_of
 from tilewright.autotune.budget import Budget
 from tilewright.autotune.candidates import Candidate, FamilySource
 from tilewright.autotune.compiling import Compiled, helpers_wanted
@@ -32,6 +34,7 @@ from tilewright.dsl.program import Program
 from tilewright.dsl.space import Space
 from tilewright.errors import DatabaseError
 from tilewright.runtime import Device
+from tilewright.runtime.roofline import known_limits
 from tilewright.tuning_db import Measurement, Run, Status, Store, now
 from tilewright.tuning_db import Space as RecordedSpace
 
@@ -108,6 +111,9 @@ class _Run:
         """Stages of which something was asked for."""
         self.spaces = {(t.key, family): _recorded(family, s) for t in tuners for family, s in t.space.spaces.items()}
         """What the candidates of each stage and family are chosen from, as the database keeps it."""
+        known = known_limits(device)
+        self.bounds = {} if known is None else {t.key: bound_of(t.job.program, known).seconds for t in tuners}
+        """The least seconds of each stage, where the device's limits are known."""
 
     def close(self, owned: bool) -> None:
         """End the thread, and the measurer if it is the run's own; the thread may still wait for another's."""
@@ -296,6 +302,8 @@ class _Run:
                 status=status,
                 best=tuner.best,
                 gain=before / after if after else 1.0,
+                bound=self.bounds.get(tuner.key),
+                failures=dict(sum((t.failures for t in self.tuners), Counter())),
             )
         )
 

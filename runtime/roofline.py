@@ -84,6 +84,11 @@ def device_limits(device: Device, again: bool = False) -> Limits:
     return found
 
 
+def known_limits(device: Device) -> Limits | None:
+    """The limits of a device if they have been measured; this measures nothing."""
+    return _read(limits_file(device), device)
+
+
 def limits_file(device: Device) -> Path:
     """Where the limits of a device are kept."""
     key = hashlib.sha256(f"{device.identity}\0{device.driver}".encode()).hexdigest()[:32]

@@ -12,6 +12,7 @@ import time
 import zlib
 from collections.abc import Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -33,7 +34,7 @@ from tuning_cases import (
     tiles,
 )
 
-from tilewright.autotune import Budget, Event, TuningBar, choose, tune
+from tilewright.autotune import Budget, Event, TuningBar, choose, tune, tuning
 from tilewright.autotune.candidates import stage_space
 from tilewright.autotune.choosing import TUNED
 from tilewright.autotune.compiling import Compiled
@@ -47,7 +48,7 @@ from tilewright.dsl.program import (
 from tilewright.dsl.space import Configuration, Parameter, Space
 from tilewright.dsl.target import Target
 from tilewright.errors import DatabaseError
-from tilewright.runtime import Device
+from tilewright.runtime import Device, roofline
 from tilewright.tuning_db import Status, Store
 
 
@@ -248,10 +249,25 @@ def test_the_final_decides_over_lucky_single_measurements(store: Store) -> None:
 
 def test_the_progress_bar_shows_the_run(store: Store) -> None:
     out = io.StringIO()
-    with TuningBar(Console(file=out, force_terminal=True, width=120)) as bar:
+    with TuningBar(Console(file=out, force_terminal=True, width=200)) as bar:
         tune([relu()], FAKE, store, Budget(evaluations=20), bar, source=tiles(), measurer=Simulation())
+        event = Event(
+            "relu", 1, 0, 30, 5.0, Budget(10.0), "c", None, 2e-6, 1.5, 1e-6, {"crashed": 2, "build_failed": 1}
+        )
+        bar(event)
     assert "tuning relu" in out.getvalue()
     assert "20 tried, best" in out.getvalue()
+    assert "30 tried, best 2.0 µs (50% of the roofline), all stages ×1.50, 1 build failed, 2 crashed" in out.getvalue()
+    assert replace(event, bound=None).share is None
+
+
+def test_events_know_the_roofline_and_the_failures(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
+    limits = roofline.Limits(FAKE.identity, FAKE.driver, 0.0, ((1 << 20, 8e9),), {"f32": 1e12}, "now")
+    monkeypatch.setattr(tuning, "known_limits", lambda _: limits)
+    events: list[Event] = []
+    tune([relu(1000)], FAKE, store, Budget(evaluations=100), events.append, source=tiles(), measurer=Simulation())
+    assert events[-1].bound == pytest.approx(8000 / 8e9)
+    assert events[-1].failures.keys() == {"build_failed", "crashed"}
 
 
 def test_the_tuner_prints_nothing_unasked(store: Store, capsys: pytest.CaptureFixture[str]) -> None:

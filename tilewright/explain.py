@@ -7,10 +7,10 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from tilewright.autotune import stage_key
+from tilewright.autotune.bounds import Bound, bound_of
 from tilewright.autotune.candidates import REFERENCE_FAMILY
 from tilewright.dsl import families
-from tilewright.dsl.dtypes import DType
-from tilewright.dsl.program import GENERATOR_VERSION, Call, Program, Reduce, walk
+from tilewright.dsl.program import GENERATOR_VERSION
 from tilewright.dsl.space import Configuration
 from tilewright.dsl.text import statement_text
 from tilewright.errors import DatabaseError
@@ -38,49 +38,6 @@ class Verdict:
     """Configurations of it in the database."""
     reason: str
     """All this in words."""
-
-
-@dataclass(frozen=True)
-class Bound:
-    """The least time that a stage can take on a device: ``launch + max(memory, arithmetic)``."""
-
-    bytes_moved: int
-    """Each input read once, each output written once."""
-    operations: int
-    """Pointwise functions and reduction steps; a multiply-add is two."""
-    bandwidth: float
-    """Bytes per second for as many bytes as are moved."""
-    rate: float
-    """Operations per second of multiply-adds."""
-    launch_seconds: float
-
-    @property
-    def intensity(self) -> float:
-        """Operations per byte."""
-        return self.operations / self.bytes_moved if self.bytes_moved else 0.0
-
-    @property
-    def memory_seconds(self) -> float:
-        """The time that moving the bytes takes."""
-        return self.bytes_moved / self.bandwidth
-
-    @property
-    def arithmetic_seconds(self) -> float:
-        """The time that the operations take."""
-        return self.operations / self.rate
-
-    @property
-    def seconds(self) -> float:
-        """The bound."""
-        return self.launch_seconds + max(self.memory_seconds, self.arithmetic_seconds)
-
-    @property
-    def by(self) -> str:
-        """What the bound is due to for the most part: memory, arithmetic, or launch."""
-        longest = max(self.memory_seconds, self.arithmetic_seconds)
-        if self.launch_seconds > longest:
-            return "launch"
-        return "memory" if longest == self.memory_seconds else "arithmetic"
 
 
 @dataclass(frozen=True)
@@ -194,14 +151,6 @@ def _stage(
         stored if now is None else now,
         now is not None,
     )
-
-
-def bound_of(stage: Program, limits: Limits) -> Bound:
-    """The bound of a stage."""
-    computed = {n.dtype for s in stage.statements for n in walk(s.value) if isinstance(n, Call | Reduce)}
-    rate = limits.rate("f64" if DType.F64 in computed else "f32")
-    moved = stage.bytes_moved
-    return Bound(moved, stage.operations, limits.bandwidth(moved), rate, limits.launch_seconds)
 
 
 Measured = Mapping[tuple[str, str], float]

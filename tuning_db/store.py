@@ -229,10 +229,14 @@ class Store:
 
     def tried(self, device: str, driver: str, generator: str, signature: str) -> dict[tuple[str, str], Measurement]:
         """The newest measurement of every (family, configuration as JSON) tried for a program on this very driver."""
+        rows = self.history(device, driver, generator, signature)
+        return {(m.family, m.configuration): m for m in rows}
+
+    def history(self, device: str, driver: str, generator: str, signature: str) -> tuple[Measurement, ...]:
+        """Every measurement of a program on this very driver, oldest first."""
         asked = {"device": device, "version": driver, "generator": generator, "signature": signature}
         with self._connection() as c:
-            rows = [reading.as_measurement(row) for row in c.execute(queries.TRIED, asked)]
-        return {(m.family, m.configuration): m for m in rows}
+            return tuple(reading.as_measurement(row) for row in c.execute(queries.TRIED, asked))
 
     def kindred(self, generator: str, structure: str) -> tuple[Kindred, ...]:
         """Where programs of a structure were measured, on any device and driver and for any sizes."""
