@@ -3,8 +3,7 @@
     python benchmarks/launch.py --device nvidia
 
 *host* is the time until the call returns, *total* until the device is done. The first two rows start the same prepared
-launches: as pyopencl does it, and as tilewright does it; the last, where the driver has command buffers, all of them by
-one call, as plans do from their third run with the same memory on. The others run a network of as many launches (poolings of a
+launches: as pyopencl does it, and as tilewright does it. The others run a network of as many launches (poolings of a
 tiny image), arrays on the device, and with NumPy arrays in and out. Times are medians of the runs, taken in turns.
 """
 
@@ -87,9 +86,6 @@ def measure(device: tw.Device, count: int, repeats: int) -> list[Row]:
         "network, arrays on the device": (kernels, lambda: session.run_on_device(None, {"x": on_device})),
         "network, NumPy in and out": (kernels, lambda: session.run(None, {"x": x})),
     }
-    recording = ctx.recorder.record(calls) if ctx.recorder is not None else None
-    if recording is not None:
-        ways["launches, as one list of the driver's"] = (count, lambda: ctx.start(recording))
     samples: dict[str, list[tuple[float, float]]] = {way: [] for way in ways}
     for turn in range(repeats + 2):
         for way, (per, work) in ways.items():

@@ -15,7 +15,7 @@ from tilewright.graph.calls import Call, Network, Role
 from tilewright.graph.memory import Arenas
 from tilewright.graph.planned import PlannedCall, PlannedLaunch
 from tilewright.graph.positions import Checks
-from tilewright.runtime import BoundLaunch, Buffer, Context, Mark, Repeated
+from tilewright.runtime import BoundLaunch, Buffer, Context, Mark
 
 MOST_LAUNCHES_AHEAD = 512
 """How far `Plan.run_on_device` runs ahead of the device: a driver whose queue is full keeps all of Python waiting."""
@@ -83,7 +83,6 @@ class Plan:
         """Buffers that are written once: constants as they are or packed, and filled scratch."""
         self._ctx = ctx
         self._bound = tuple(bound)
-        self._repeated = Repeated(ctx, bound)
         self._places = {name: _places(launches, bound, name) for name in (*self.inputs, *results)}
         self._set: dict[str, Any] = {}
         """What the arguments of each input and output are set to: OpenCL's memory objects."""
@@ -119,7 +118,7 @@ class Plan:
             outputs = self._allocated()
             inputs = self._connect(feeds, outputs)
             sent = [self._ctx.transfers.send(inputs[name], array) for name, array in self._arrays(feeds)]
-            self._repeated.start()
+            self._ctx.enqueue(self._bound)
             wanted = [(outputs[name], spec.shape, spec.dtype) for name, spec in specs.items()]
             results = self._ctx.transfers.receive(wanted)
         del sent  # only now: what was sent had to stay as it was
@@ -141,7 +140,7 @@ class Plan:
             self._connect({**feeds, **own.buffers}, outputs)
             for name, array in arrays.items():
                 self._ctx.transfers.upload(own.buffers[name], array, own.last_use)
-            self._repeated.start()
+            self._ctx.enqueue(self._bound)
             own.last_use = self._ctx.transfers.mark()
             self._under_way.append(own.last_use)
             if len(self._under_way) > max(2, MOST_LAUNCHES_AHEAD // max(1, len(self._bound))):
@@ -250,7 +249,6 @@ class Plan:
             memory = buffer.memory
             if self._set.get(name) is not memory:  # the pool mostly gives the memory of the run before
                 self._set.pop(name, None)
-                self._repeated.changed()
                 for bound, position in self._places[name]:
                     self._ctx.rebind(bound, position, buffer)
                 self._set[name] = memory

@@ -9,7 +9,6 @@ from tilewright.runtime.discovery import Device, devices, select_device
 from tilewright.runtime.execution import BoundLaunch, Context, context
 from tilewright.runtime.pool import Buffer
 from tilewright.runtime.programs import Module
-from tilewright.runtime.recording import Repeated
 from tilewright.runtime.transfers import Mark
 from tilewright.runtime.verification import SelfTest, selftest
 
@@ -25,7 +24,6 @@ __all__ = [
     "Mark",
     "Module",
     "ProgramCache",
-    "Repeated",
     "SelfTest",
     "asarray",
     "building",

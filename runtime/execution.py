@@ -27,7 +27,6 @@ from tilewright.runtime.discovery import Device, handle_of
 from tilewright.runtime.launching import Call, Launcher, LaunchRefused
 from tilewright.runtime.pool import Buffer, Pool
 from tilewright.runtime.programs import Module, build_program
-from tilewright.runtime.recording import Recording, recorder
 from tilewright.runtime.targets import driver_of, source_prelude, splits_buffers
 from tilewright.runtime.transfers import Transfers, bytes_of, check_range
 
@@ -109,8 +108,6 @@ class Context:
         self._turns: dict[str, threading.Lock] = {}
         self._lock = threading.RLock()
         self._launcher = Launcher(self._queue)
-        self.recorder = recorder(self._handle, device.extensions, self._queue, self._launcher.is_direct)
-        """Makes lists of launches, where the driver has them."""
         self._error = cl.Error
 
     def allocate(self, nbytes: int, reuse: bool = True) -> Buffer:
@@ -290,12 +287,6 @@ class Context:
                 self._launcher.start([launch.call for launch in started])
         except LaunchRefused as error:
             raise self._launch_error(error, started[error.position]) from error
-
-    def start(self, recording: Recording) -> bool:
-        """Start a list of launches and return at once; False if the driver refuses."""
-        border.refuse_after_fork()
-        with self._lock:
-            return recording.start() == 0
 
     def _launch_error(self, error: Exception, launch: BoundLaunch) -> KernelError:
         """The error of a launch, with the context marked as lost where it is."""
