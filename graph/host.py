@@ -109,7 +109,7 @@ def can_evaluate(node: Node, opset: int, domains: Mapping[str, int]) -> bool:
 
 
 def _opsets(node: Node, opset: int, domains: Mapping[str, int]) -> dict[str, int]:
-    return {"": max(opset, _EVALUATED_FROM.get(node.op, 0)), **domains}
+    return {"": max(opset, node.version, _EVALUATED_FROM.get(node.op, 0)), **domains}
 
 
 def _is_missing_type(error: Exception) -> bool:
@@ -122,6 +122,7 @@ def infer(node: Node, opset: int, inputs: Sequence[Value | None], data: Mapping[
 
     Raises ModelError if the inputs contradict each other.
     """
+    opset = max(opset, node.version)
     schema = onnx.defs.get_schema(node.op, max_inclusive_version=opset, domain="")
     told = replace(node, attributes={**_UNTOLD_DEFAULTS.get(node.op, {}), **node.attributes})
     types = {v.name: _type(v) for v in inputs if v is not None}

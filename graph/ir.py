@@ -69,6 +69,8 @@ class Node:
     """Names of the file's nodes that this one stands for; its own where it stands for itself."""
     captured: int = 0
     """How many of the last inputs are what the bodies read of the graph around them."""
+    version: int = 0
+    """The opset that it is of where that is newer than the file's."""
 
     @property
     def sources(self) -> tuple[str, ...]:

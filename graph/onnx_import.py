@@ -20,6 +20,7 @@ from onnx import TensorProto
 
 from tilewright.dsl.dtypes import DType
 from tilewright.errors import ModelError, UnsupportedOperatorError
+from tilewright.graph import contributed
 from tilewright.graph.guards import one_sentence, refuse_odd, type_name
 from tilewright.graph.ir import CONTROL, Attribute, Graph, Node, Size, Value, frozen
 from tilewright.graph.weights import Bytes, read_file, take_out
@@ -69,11 +70,16 @@ def import_model(model: Model, hosted: bool = False) -> Graph:
     """
     proto, place, weights = _load(model)
     refuse_odd(proto, place)
+    proto = contributed.in_their_domain(proto)
     _check(proto, place, weights)
     if proto.functions:
         proto = onnx.inliner.inline_local_functions(proto)
+    types = None
+    if contributed.is_in(proto):
+        types = _inferred(proto)
+        proto = contributed.expanded(proto, types)
     proto = _expand_functions(proto)
-    graph = _convert(proto, place, weights, hosted)
+    graph = _convert(proto, place, weights, hosted, _inferred(proto) if types is None else types)
     unwritten = graph.output_names - graph.producers.keys() - graph.constants.keys() - graph.input_names
     if unwritten:  # functions that leave their outputs out pass ONNX's checker
         raise ModelError(f"{place} is not a valid ONNX model: nothing writes its output {min(unwritten)!r}")
@@ -229,12 +235,16 @@ def _has_function(op: str, opset: int) -> bool:
 # --- conversion -------------------------------------------------------------------------------------------------------
 
 
-def _convert(model: onnx.ModelProto, place: str, weights: Weights, hosted: bool) -> Graph:
+def _convert(
+    model: onnx.ModelProto, place: str, weights: Weights, hosted: bool, types: Mapping[str, onnx.TypeProto]
+) -> Graph:
     reader = _Reader(place, weights, hosted)
     constants = {t.name: reader.array(t) for t in model.graph.initializer}
     inputs = tuple(reader.value(i) for i in model.graph.input if i.name not in constants)
     outputs = tuple(reader.value(o) for o in model.graph.output)
-    values = {v.name: v for v in (*_inferred(model, hosted), *inputs, *outputs)}
+    between = (type_value(name, t) for name, t in types.items())
+    known = [v for v in between if v.name not in constants and (hosted or v.hosted is None)]
+    values = {v.name: v for v in (*known, *inputs, *outputs)}
     return Graph(
         model.graph.name,
         _opset(model, place),
@@ -247,14 +257,14 @@ def _convert(model: onnx.ModelProto, place: str, weights: Weights, hosted: bool)
     ).with_bodies()
 
 
-def _inferred(model: onnx.ModelProto, hosted: bool) -> list[Value]:
-    """Types of the values between inputs and outputs, as far as ONNX's inference knows them."""
+def _inferred(model: onnx.ModelProto) -> dict[str, onnx.TypeProto]:
+    """Types of all values as far as ONNX's inference knows them."""
+    slim = _without_data(model)
     try:
-        inferred = onnx.shape_inference.infer_shapes(_without_data(model))
+        graph = onnx.shape_inference.infer_shapes(slim).graph
     except (onnx.shape_inference.InferenceError, RuntimeError):
-        return []
-    found = [type_value(v.name, v.type) for v in inferred.graph.value_info if v.type.WhichOneof("value")]
-    return [v for v in found if hosted or v.hosted is None]
+        return {}
+    return {v.name: v.type for v in (*graph.value_info, *graph.input) if v.type.WhichOneof("value")}
 
 
 @dataclass(frozen=True)
@@ -302,7 +312,10 @@ class _Reader:
         graphs = [a for a in node.attribute if a.type == onnx.AttributeProto.GRAPH and domain + node.op_type in CONTROL]
         bodies = {a.name: self.body(a.g) for a in graphs}
         attributes = {a.name: bodies.get(a.name, _attribute(a)) for a in node.attribute}
-        return Node(domain + node.op_type, tuple(node.input), tuple(node.output), attributes, node.name)
+        version = contributed.version(node)
+        return Node(
+            domain + node.op_type, tuple(node.input), tuple(node.output), attributes, node.name, version=version
+        )
 
     def body(self, proto: onnx.GraphProto) -> Graph:
         """The graph of an attribute."""
@@ -432,4 +445,4 @@ def refusal(node: Node, opset: int) -> str | None:
     operator = OPERATORS.get(node.op)
     if operator is None:
         return "the operator is not supported"
-    return operator.refusal(node.attributes, opset, len([o for o in node.outputs if o]))
+    return operator.refusal(node.attributes, max(opset, node.version), len([o for o in node.outputs if o]))

@@ -179,7 +179,7 @@ def application(graph: Graph, node: Node) -> Application:
     """The node with everything known about its operands."""
     inputs = tuple(_operand(graph, name) if name else None for name in node.inputs)
     outputs = tuple(_operand(graph, name) if name else NOTHING for name in node.outputs)
-    return Application(node.op, graph.opset, node.attributes, inputs, outputs)
+    return Application(node.op, max(graph.opset, node.version), node.attributes, inputs, outputs)
 
 
 def _operand(graph: Graph, name: str) -> Operand:
