@@ -90,8 +90,8 @@ class _Subjects:
 
 TILES = (1, 2, 4, 8, 16, 32)
 """Register tiles of a CPU's work-item."""
-ITEM_WORK = 1 << 18
-"""Multiply-adds of a CPU's work-item by default: 15 us of work for 0.1 us that starting it takes."""
+ITEM_WORK = 1 << 20
+"""Most multiply-adds of a CPU's work-item by default: 50 us of work, for 0.1 us that starting it takes."""
 _PACKED: tuple[tuple[str, int], ...] = (("none", 0), ("packed", 1))
 
 
@@ -209,7 +209,7 @@ def _cpu_default(c: Contraction, target: Target) -> Configuration:
     lanes = target.lanes(c.dtype.itemsize)
     checked = _a_is_checked(c)
     # Rows that may leave the tensor have a pointer each, which take scalar registers.
-    rows, vectors = _register_tile(c.m, c.n, lanes, target.vector_registers, most=8 if checked else 14)
+    rows, vectors = _register_tile(c, lanes, target, most=8 if checked else 14)
     in_place = c.m <= 2 * rows and _reads_b_in_place(c, vectors * lanes)
     inner = c.depth[-1].extent if c.depth else 1
     pack = c.a.read is None or c.a.read.dtype.itemsize < c.dtype.itemsize  # f16 is widened once, not per column tile
@@ -239,27 +239,29 @@ def _tiles(c: Contraction, rows: int, width: int, target: Target) -> int:
     blocks, others = -(-c.m // rows), c.g * -(-c.n // width)
 
     def suits(tiles: int) -> bool:
-        busy = -(-blocks // tiles) * others >= 8 * target.compute_units
+        busy = -(-blocks // tiles) * others >= 16 * target.compute_units
         return busy and tiles * rows * width * c.k <= ITEM_WORK and tiles <= blocks
 
     return max((n for n in TILES if suits(n)), default=1)
 
 
-def _register_tile(m: int, n: int, lanes: int, registers: int, most: int = 14) -> tuple[int, int]:
-    """Rows and vectors that waste least on this size and keep the multiply-adds busy.
+def _register_tile(c: Contraction, lanes: int, target: Target, most: int) -> tuple[int, int]:
+    """Rows (`most` of them) and vectors that waste least on this size and keep the multiply-adds busy.
 
-    A tile of r x v vectors does r*v multiply-adds for r + v loads; fewer than 8 accumulators cannot hide the latency
-    of a multiply-add. Work on rows and columns beyond the edge counts as lost.
+    A tile of r x v vectors does r*v multiply-adds for r + v loads, where those of B take longer if a panel does not
+    stay in the first-level cache; fewer than 8 accumulators cannot hide the latency of a multiply-add. Work on rows and
+    columns beyond the edge counts as lost.
     """
     best, choice = 0.0, (1, 1)
     for vectors in (1, 2, 3, 4, 6, 8):
-        if (vectors - 1) * lanes >= n:
+        if (vectors - 1) * lanes >= c.n:
             continue
+        far = c.k * vectors * lanes * c.dtype.itemsize > target.l1_bytes // 2
         for rows in (1, 2, 3, 4, 5, 6, 7, 8, 10, 12, 14):
-            if rows * vectors + vectors + 1 > registers or rows > min(m, most):
+            if rows * vectors + vectors + 1 > target.vector_registers or rows > min(c.m, most):
                 continue
-            useful = (m / (-(-m // rows) * rows)) * (n / (-(-n // (vectors * lanes)) * vectors * lanes))
-            density = rows * vectors / (rows + vectors)
+            useful = (c.m / (-(-c.m // rows) * rows)) * (c.n / (-(-c.n // (vectors * lanes)) * vectors * lanes))
+            density = rows * vectors / (rows + vectors * (2 if far else 1))
             score = useful * min(1.0, rows * vectors / 8) * density / (density + 0.6)
             if score > best:
                 best, choice = score, (rows, vectors)
