@@ -23,6 +23,7 @@ import sys
 import time
 from collections import Counter
 from collections.abc import Iterator, Sequence
+from concurrent.futures import ProcessPoolExecutor
 from dataclasses import asdict, dataclass
 from functools import lru_cache
 from pathlib import Path
@@ -115,19 +116,22 @@ class Finders:
 
     def __init__(self, todo: Sequence[Combination], device: tw.Device, models: Path | None) -> None:
         fresh = multiprocessing.get_context("spawn")  # drivers do not live through a fork
-        self._pools = {network: fresh.Pool(1) for network in dict.fromkeys(c.network for c in todo)}
-        self._found = {c: self._pools[c.network].apply_async(stages_of, (c, device.name, models)) for c in todo}
+        networks = dict.fromkeys(c.network for c in todo)
+        self._pools = {network: ProcessPoolExecutor(1, fresh) for network in networks}
+        self._found = {c: self._pools[c.network].submit(stages_of, c, device.name, models) for c in todo}
 
     def stages(self, combination: Combination) -> Counter[Stage]:
-        """Waits for a combination's stages; multiprocessing.TimeoutError if that takes too long."""
-        return self._found[combination].get(FINDING)
+        """Waits for a combination's stages; TimeoutError if that takes too long."""
+        return self._found[combination].result(FINDING)
 
     def __enter__(self) -> Finders:
         return self
 
     def __exit__(self, *exception: object) -> None:
         for pool in self._pools.values():
-            pool.terminate()
+            pool.shutdown(wait=False, cancel_futures=True)
+        for process in multiprocessing.active_children():
+            process.kill()  # nobody needs what it does, and the interpreter would wait for it
 
 
 def tuned(
