@@ -27,7 +27,7 @@ if TYPE_CHECKING:
     from tilewright.autotune.kernel_result import KernelResult
     from tilewright.autotune.kernels import tune_kernel
     from tilewright.autotune.progress import TuningBar
-    from tilewright.autotune.reports import Event, StageReport, TuningReport
+    from tilewright.autotune.reports import Event, Progress, StageReport, TuningReport
     from tilewright.autotune.tuning import tune
 
 __all__ = [
@@ -37,6 +37,7 @@ __all__ = [
     "InOut",
     "KernelResult",
     "Output",
+    "Progress",
     "StageReport",
     "TuningBar",
     "TuningReport",
@@ -56,6 +57,7 @@ _PLACES = {
     "InOut": "kernel_arguments",
     "KernelResult": "kernel_result",
     "Output": "kernel_arguments",
+    "Progress": "reports",
     "StageReport": "reports",
     "TuningBar": "progress",
     "TuningReport": "reports",

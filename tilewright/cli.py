@@ -173,7 +173,8 @@ def _is_model(file: Path) -> bool:
 @commands.command()
 @click.argument("target", type=FILE)
 @click.option("--budget", metavar="TIME", help=f"How long, for example 30s, 2m, 1h.  [default: {DEFAULT_BUDGET}]")
-@click.option("--evaluations", type=click.IntRange(1), metavar="N", help="How many candidates to measure at most.")
+@click.option("--evaluations", type=click.IntRange(0), metavar="N", help="How many candidates to measure at most.")
+@click.option("--report", "page", type=NEW_FILE, metavar="FILE", help="Write a page (HTML) about what is known then.")
 @input_option
 @batch_option
 @op_options
@@ -184,6 +185,7 @@ def tune(
     target: Path,
     budget: str | None,
     evaluations: int | None,
+    page: Path | None,
     inputs: tuple[str, ...],
     batch: int,
     name: str | None,
@@ -192,24 +194,38 @@ def tune(
     selector: str | None,
     as_json: bool,
 ) -> int:
-    """Search faster kernels for TARGET, a network (.onnx) or an op file, by measuring on the device."""
-    from tilewright.autotune import TuningBar
+    """Search faster kernels for TARGET, a network (.onnx) or an op file, by measuring on the device.
 
-    budget = budget if budget or evaluations else DEFAULT_BUDGET
+    With --evaluations 0 and --report nothing is measured: the page is about what the database knows.
+    """
+    from tilewright import cli_report
+    from tilewright.autotune import TuningBar, TuningReport
+
+    if evaluations == 0 and page is None:
+        raise click.UsageError("--evaluations 0 measures nothing; it is for --report alone")
+    cli_report.prepare(page, selector, console(stderr=True).is_terminal)
+    budget = budget if budget or evaluations is not None else DEFAULT_BUDGET
+    report = TuningReport((), 0.0, 0, False)
     with TuningBar(console(stderr=True)) as bar:
         if _is_model(target):
             from tilewright.feeds import network_feeds, parse_given
 
             session = _session(target, selector, precision)
             feeds = network_feeds(session.get_inputs(), [parse_given(text) for text in inputs], batch)
-            report = session.tune(budget, evaluations=evaluations, feeds=feeds, progress=bar)
+            if evaluations != 0:
+                report = session.tune(budget, evaluations=evaluations, feeds=feeds, progress=bar)
+            if page is not None:
+                cli_report.report_network(session, feeds, target.name, page)
         else:
             from tilewright.opfile import read_op_call
 
             call = read_op_call(target, name, inputs, settings, precision)
-            report = call.op.tune(
-                device=selector, budget=budget, evaluations=evaluations, progress=bar, **call.arguments
-            )
+            if evaluations != 0:
+                report = call.op.tune(
+                    device=selector, budget=budget, evaluations=evaluations, progress=bar, **call.arguments
+                )
+            if page is not None:
+                cli_report.report_op(call, selector, page)
     if as_json:
         write_json(report)
     else:

@@ -8,10 +8,12 @@ from typing import TYPE_CHECKING
 
 import click
 
-from tilewright.options import FILE, json_option
+from tilewright.errors import DeviceError
+from tilewright.options import FILE, NEW_FILE, json_option
 from tilewright.output import print_table, to_json, write_json
 
 if TYPE_CHECKING:
+    from tilewright.runtime import Device
     from tilewright.tuning_db import Store
 
 
@@ -154,6 +156,42 @@ def _report_count(count: int, what: str, as_json: bool) -> None:
         write_json({"records": count})
     else:
         click.echo(f"{count} {what}")
+
+
+@db.command()
+@click.argument("file", type=NEW_FILE)
+@click.option("--device", "selector", metavar="NAME", help="Which device, by a part of its name or identity.")
+@click.option(
+    "--most", default=200, type=click.IntRange(1), show_default=True, help="Programs: those that take longest."
+)
+@json_option
+@click.pass_obj
+def report(store: Store, file: Path, selector: str | None, most: int, as_json: bool) -> None:
+    """Write a page (HTML) about everything tuned on a device to FILE. The device need not be here."""
+    from tilewright.tuning_page import database_page, write_page
+
+    identity, present = _reported(store, selector)
+    page = database_page(store, identity, present, most)
+    write_page(page, file)
+    _report_count(len(page.ops), f"programs reported in {file}", as_json)
+
+
+def _reported(store: Store, selector: str | None) -> tuple[str, Device | None]:
+    """The identity of the device to report on, and the device where it is present."""
+    from tilewright.runtime import devices
+
+    try:
+        present = devices()
+    except DeviceError:
+        present = ()
+    known = sorted({w.device for w in store.ls()})
+    named = {i for i in known if selector is not None and selector.lower() in i.lower()}
+    named |= {d.identity for d in present if selector is not None and selector.lower() in d.name.lower()} & set(known)
+    found = sorted(named) if selector is not None else known
+    if len(found) != 1:
+        fitting = f"{len(found)} devices of {store.url} fit" if found else f"no device of {store.url} fits"
+        raise click.UsageError(f"{fitting}; name one with --device: {', '.join(found or known) or 'it has none'}")
+    return found[0], next((d for d in present if d.identity == found[0]), None)
 
 
 @db.command()
