@@ -108,6 +108,8 @@ class Outcome:
     build_seconds: float | None = None
     lost: bool = False
     """The device must be opened anew before anything else is tried."""
+    host: str = ""
+    """The machine that measured it, if not this one."""
 
 
 @dataclass(frozen=True)
@@ -115,6 +117,8 @@ class Compared:
     """Seconds of every run, per candidate."""
 
     samples: tuple[tuple[float, ...], ...]
+    host: str = ""
+    """The machine that measured them, if not this one."""
 
 
 @dataclass(frozen=True)

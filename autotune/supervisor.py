@@ -193,6 +193,8 @@ class Supervisor:
         self._compilers = Compilers(device, self._folder / "binaries", helpers, self.limits.build)
         self.look_ahead = self._compilers.look_ahead
         """So many candidates should be compiled or wait at any time."""
+        self.slots = 1
+        """So many may be measured at a time."""
 
     @property
     def process(self) -> int | None:

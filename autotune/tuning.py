@@ -14,7 +14,7 @@ import platform
 import statistics
 import time
 import uuid
-from collections import Counter
+from collections import Counter, deque
 from collections.abc import Collection, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 from dataclasses import dataclass
@@ -42,6 +42,8 @@ FINALISTS = 3
 FINAL_ROUNDS = 7
 FINAL_SHARE = 0.2
 """Of the time budget, at most, is kept for the finals."""
+MOST_SLOTS = 256
+"""Devices that are measured on at once, at most."""
 PATIENCE = 60
 """Without a budget, a stage is done after so many candidates without an improvement."""
 
@@ -49,8 +51,14 @@ PATIENCE = 60
 class Measurer(Protocol):
     """What measures candidates: `Supervisor`, or a simulation."""
 
-    look_ahead: int
-    """So many candidates should be compiled or wait at any time; 1 where each is compiled when it is measured."""
+    @property
+    def look_ahead(self) -> int:
+        """So many candidates should be under way at any time; 1 where each is compiled when it is measured."""
+
+    @property
+    def slots(self) -> int:
+        """So many candidates may be measured at once: the number of devices. `prepare`, `evaluate` and `compare` are
+        called by as many threads."""
 
     def compile(self, lowering: Lowering) -> Compiled:
         """Begin to compile a candidate."""
@@ -105,8 +113,10 @@ class _Run:
         """Time spent on evaluating candidates."""
         self.flights: list[_Flight] = []
         """What is being compiled, waits for its measurement or is measured, in the order in which it was asked for."""
-        self.measuring = ThreadPoolExecutor(1, "measure")
-        """Waits for the measuring process, while this thread looks ahead."""
+        self.measuring = ThreadPoolExecutor(MOST_SLOTS, "measure")
+        """Its threads wait for the measuring processes, while this one looks ahead; there are no more than slots."""
+        self.measured: dict[Future[Outcome | None], _Flight] = {}
+        """What is being measured."""
         self.begun: set[str] = set()
         """Stages of which something was asked for."""
         self.spaces = {(t.key, family): _recorded(family, s) for t in tuners for family, s in t.space.spaces.items()}
@@ -128,13 +138,30 @@ class _Run:
 
     def search(self) -> None:
         """Measure candidates until the budget is spent or nothing is left."""
-        while not self._spent():
-            self._look_ahead()
+        try:
+            while not self._spent():
+                self._look_ahead()
+                self._measure()
+                if not self.measured:
+                    return
+                self._look_ahead()
+                self._arrived(wait(self.measured, return_when=FIRST_COMPLETED).done)
+            self._arrived(wait(self.measured).done)  # the devices that were not first
+        except KeyboardInterrupt:
+            self._arrived({m for m in self.measured if m.done()})
+            raise
+
+    def _measure(self) -> None:
+        """Measure what is compiled, as much as there are slots for."""
+        while len(self.measured) < max(1, min(self.measurer.slots, MOST_SLOTS)):
             flight = self._landed()
             if flight is None:
                 return
-            measured = self.measuring.submit(self._outcome, flight)
-            self._look_ahead()
+            self.measured[self.measuring.submit(self._outcome, flight)] = flight
+
+    def _arrived(self, done: Collection[Future[Outcome | None]]) -> None:
+        for measured in done:
+            flight = self.measured.pop(measured)
             outcome = measured.result()
             self._remove(flight)
             if outcome is not None:
@@ -170,13 +197,18 @@ class _Run:
         return _Flight(tuner, candidate, lowering, self.measurer.compile(lowering))
 
     def _landed(self) -> _Flight | None:
-        """The first candidate that is compiled; None if there is none before the budget is spent."""
-        waiting = {f.compiled for f in self.flights}
+        """The first candidate that is compiled and not being measured; None if there is none.
+
+        Where nothing is measured meanwhile, it is waited for until the budget is spent.
+        """
+        begun = set(self.measured.values())
+        flights = [f for f in self.flights if f not in begun]
+        waiting = {f.compiled for f in flights}
         if not waiting:
             return None
         left = None if self.budget.seconds is None else max(0.0, self.budget.seconds - self._elapsed())
-        wait(waiting, left, return_when=FIRST_COMPLETED)
-        return next((f for f in self.flights if f.compiled.done()), None)
+        wait(waiting, 0.0 if begun else left, return_when=FIRST_COMPLETED)
+        return next((f for f in flights if f.compiled.done()), None)
 
     def _remove(self, flight: _Flight) -> None:
         self.flights.remove(flight)
@@ -217,11 +249,20 @@ class _Run:
 
     def finals(self) -> None:
         """Time the fastest candidates of every stage in turns and store the result as what decides."""
-        for tuner in sorted(self.tuners, key=lambda t: -(t.weight * (t.best or 0.0))):
-            finalists = self._finalists(tuner)
-            late = self.budget.seconds is not None and self._elapsed() > self.budget.seconds
-            if tuner.evaluations and len(finalists) > 1 and not late:
-                self._final(tuner, finalists)
+        waiting = deque(sorted(self.tuners, key=lambda t: -(t.weight * (t.best or 0.0))))
+        running: dict[Future[Compared | None], tuple[StageTuner, list[Candidate]]] = {}
+        while waiting or running:
+            while waiting and len(running) < max(1, min(self.measurer.slots, MOST_SLOTS)):
+                tuner = waiting.popleft()
+                finalists = self._finalists(tuner)
+                late = self.budget.seconds is not None and self._elapsed() > self.budget.seconds
+                if tuner.evaluations and len(finalists) > 1 and not late:
+                    running[self.measuring.submit(self._compared, tuner, finalists)] = tuner, finalists
+            for compared in wait(running, return_when=FIRST_COMPLETED).done:
+                tuner, finalists = running.pop(compared)
+                result = compared.result()
+                if result is not None:
+                    self._decided(tuner, finalists, result)
 
     def _finalists(self, tuner: StageTuner) -> list[Candidate]:
         found = tuner.search.best(FINALISTS)
@@ -229,18 +270,18 @@ class _Run:
             found.append(tuner.used)
         return found
 
-    def _final(self, tuner: StageTuner, finalists: list[Candidate]) -> None:
+    def _compared(self, tuner: StageTuner, finalists: list[Candidate]) -> Compared | None:
         slowest = max(tuner.search.seconds[c.key] or 0.0 for c in finalists)
         lowerings = tuple(tuner.lower(c) for c in finalists)
         try:
-            compared = self.measurer.compare(tuner.job, lowerings, _rounds(slowest), slowest)
+            return self.measurer.compare(tuner.job, lowerings, _rounds(slowest), slowest)
         except StageError:
-            return  # what the search has measured stands
-        if compared is None:
-            return
+            return None  # what the search has measured stands
+
+    def _decided(self, tuner: StageTuner, finalists: list[Candidate], compared: Compared) -> None:
         decision = uuid.uuid4().hex
         for candidate, samples in zip(finalists, compared.samples, strict=True):
-            self.store.record(self._row(tuner, candidate, Outcome(Status.OK, samples), decision))
+            self.store.record(self._row(tuner, candidate, Outcome(Status.OK, samples, host=compared.host), decision))
             if candidate == tuner.used:
                 tuner.before = statistics.median(samples)
         self._report(tuner, "final", None)
@@ -256,7 +297,7 @@ class _Run:
         if self.budget.seconds is None:
             return False
         each = self.measuring_seconds / max(1, self.evaluations)
-        finals = sum(_final_seconds(t, each) for t in self.tuners if t.evaluations)
+        finals = sum(_final_seconds(t, each) for t in self.tuners if t.evaluations) / max(1, self.measurer.slots)
         return self._elapsed() + min(finals, FINAL_SHARE * self.budget.seconds) >= self.budget.seconds
 
     def _row(self, tuner: StageTuner, candidate: Candidate, outcome: Outcome, decision: str = "") -> Measurement:
@@ -279,6 +320,7 @@ class _Run:
             error=outcome.error,
             message=outcome.message.replace("\0", "\N{REPLACEMENT CHARACTER}"),  # some databases take none
             build_seconds=outcome.build_seconds,
+            host=outcome.host or platform.node(),
             run=self.id,
             round=decision,
             space=space.digest if space is not None else "",
@@ -351,6 +393,7 @@ def tune(
     source: FamilySource | None = None,
     limits: Limits | None = None,
     measurer: Measurer | None = None,
+    fleet: str | None = None,
     helpers: int | None = None,
     seed: int = 0,
 ) -> TuningReport:
@@ -362,14 +405,21 @@ def tune(
     again. Ctrl-C ends the run with everything measured kept. ``source``, ``limits`` and ``measurer`` replace the
     families, the deadlines and the measuring process, which is closed by whoever gives it; ``helpers`` is the number of
     processes that compile meanwhile (by default one per core for GPUs, and none for processors, whose measurements they
-    would disturb).
+    would disturb). ``fleet`` is the address of a Dask scheduler whose workers measure in place of this machine
+    (`autotune/fleet.py`).
 
-    DatabaseError if the store cannot be written, DeviceError if no measuring process can be started.
+    DatabaseError if the store cannot be written, DeviceError if no measuring process can be started or the fleet has
+    none for this device.
     """
     if store.read_only:
         raise DatabaseError(f"tuning needs a database it may write, and {store.url} is read-only; set TILEWRIGHT_DB")
     tuners = stage_tuners(stages, device, store, weights, constants, source or families.fitting, seed)
-    return tune_all(tuners, device, store, budget, progress, limits=limits, measurer=measurer, helpers=helpers)
+    if fleet is None:
+        return tune_all(tuners, device, store, budget, progress, limits=limits, measurer=measurer, helpers=helpers)
+    from tilewright.autotune.fleet import Fleet
+
+    with Fleet(fleet, device) as workers:
+        return tune_all(tuners, device, store, budget, progress, measurer=workers)
 
 
 def tune_all(

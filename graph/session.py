@@ -280,11 +280,13 @@ class InferenceSession:
         feeds: Mapping[str, Any] | None = None,
         batch: int = 1,
         progress: Progress | None = None,
+        fleet: str | None = None,
     ) -> TuningReport:
         """Search faster kernels for the network with the sizes of `feeds` (or `batch`) by measuring on the device.
 
         ``budget`` is a time such as "2m" for all of it together, ``evaluations`` a number of candidates. What is found
-        goes to the tuning database; this session uses it from its next run on.
+        goes to the tuning database; this session uses it from its next run on. ``fleet`` is the address of a Dask
+        scheduler, whose workers with the same device measure in place of this machine.
         """
         from tilewright.autotune import Budget, tune
 
@@ -301,6 +303,7 @@ class InferenceSession:
             progress,
             weights=[float(count) for count in stages.values()],
             constants=[s.constants for s in stages],
+            fleet=fleet,
         )
         with self._lock:
             self._plans.clear()

@@ -121,6 +121,7 @@ class Simulation:
         self.asked: list[tuple[str, str]] = []
         self.closed = False
         self.look_ahead = 1
+        self.slots = 1
 
     def compile(self, lowering: Lowering) -> Compiled:
         ready: Compiled = Future()

@@ -228,13 +228,15 @@ class Op:
         budget: str | float | None = None,
         evaluations: int | None = None,
         progress: bool | Progress = False,
+        fleet: str | None = None,
         **named: Any,
     ) -> TuningReport:
         """Search faster kernels for arguments like these by measuring on the device; the next call uses them.
 
         ``budget`` is a time such as "30s", ``evaluations`` a number of candidates; without either the search ends when
-        nothing better turns up. ``progress`` shows a bar, or calls a function after each candidate. Results go to the
-        tuning database; DatabaseError if that cannot be written.
+        nothing better turns up. ``progress`` shows a bar, or calls a function after each candidate. ``fleet`` is the
+        address of a Dask scheduler, whose workers with the same device measure in place of this machine. Results go to
+        the tuning database; DatabaseError if that cannot be written.
         """
         from tilewright.autotune import Budget, tune
 
@@ -242,7 +244,7 @@ class Op:
         stages = [replace(call.program, name=self.name) for call in self._ready(arguments).plan.calls]
         store = default_store() or Store.open()  # the latter says why there is none
         with _shown(progress) as report:
-            return tune(stages, arguments.device, store, Budget.parse(budget, evaluations), report)
+            return tune(stages, arguments.device, store, Budget.parse(budget, evaluations), report, fleet=fleet)
 
     def source(self, *inputs: Any, device: str | Device | None = None, **named: Any) -> str:
         """The OpenCL C that a call with these arguments runs, every stage with its family and configuration."""

@@ -1,0 +1,137 @@
+"""A fleet: workers of both CPU drivers behind a scheduler, one of them killed, and everything that may be missing."""
+
+from __future__ import annotations
+
+import signal
+import subprocess
+import sys
+import threading
+from collections import Counter
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+from tuning_cases import FAKE, relu
+
+from tilewright.autotune import Budget, Event, fleet, tune
+from tilewright.autotune.fleet import Advertised, Fleet, missing
+from tilewright.errors import DeviceError, InputError, TilewrightError
+from tilewright.runtime import Device, select_device
+from tilewright.tuning_db import Status, Store
+
+distributed = pytest.importorskip("distributed")
+
+HERE = Advertised.of(FAKE)
+
+
+@contextmanager
+def running(*command: str) -> Iterator[subprocess.Popen[str]]:
+    """A command of ours as a process; ended by its id."""
+    process = subprocess.Popen(
+        [sys.executable, "-m", "tilewright", *command], stderr=subprocess.PIPE, text=True, cwd=Path(__file__).parent
+    )
+    try:
+        yield process
+    finally:
+        process.kill()
+        process.wait()
+        assert process.stderr is not None
+        process.stderr.close()
+
+
+@pytest.fixture(scope="module")
+def scheduler() -> Iterator[str]:
+    """The address of a scheduler in this process."""
+    with distributed.LocalCluster(
+        n_workers=0, processes=False, protocol="tcp", host="127.0.0.1", dashboard_address=None
+    ) as cluster:
+        yield cluster.scheduler_address
+
+
+def measuring(worker: subprocess.Popen[str]) -> str:
+    """The line with which a worker says that it has begun."""
+    assert worker.stderr is not None
+    return next(line for line in worker.stderr if line.startswith("measuring on"))
+
+
+def test_programs_are_tuned_on_both_drivers_by_workers_of_which_one_is_killed(scheduler: str, tmp_path: Path) -> None:
+    devices = [select_device("intel"), select_device("pocl")]
+    names = [devices[0].name, devices[0].name, devices[1].name]
+    with (
+        running("worker", scheduler, "--device", names[0]) as doomed,
+        running("worker", scheduler, "--device", names[1]) as second,
+        running("worker", scheduler, "--device", names[2]) as third,
+        Store.open(tmp_path / "tuning.sqlite") as store,
+    ):
+        for worker, name in zip((doomed, second, third), names, strict=True):
+            assert f"measuring on {name} for {scheduler}" in measuring(worker)
+        evaluations = Counter[str]()
+        programs = [relu(1000), relu(77, "small")]
+
+        def tuned(device: Device) -> None:
+            def progress(event: Event) -> None:
+                if device is devices[0] and event.evaluations == 3:
+                    doomed.send_signal(signal.SIGKILL)
+
+            budget = Budget(evaluations=8)
+            evaluations[device.name] = tune(programs, device, store, budget, progress, fleet=scheduler).evaluations
+
+        threads = [threading.Thread(target=tuned, args=(d,)) for d in devices]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+        assert doomed.wait(5) == -signal.SIGKILL
+        assert (second.poll(), third.poll()) == (None, None)
+        rows = Counter(m.device for m in store.measurements() if not m.round)
+        for device in devices:
+            assert evaluations[device.name] == rows[device.identity] > 0
+            winners = {w.signature for w in store.ls(device.identity)}
+            assert winners == {p.signature for p in programs}
+        assert not [m for m in store.measurements() if m.status in (Status.CRASHED, Status.TIMED_OUT)]
+        assert store.verify() == ()
+
+
+def test_a_device_that_no_worker_has_is_said_so_before_anything_is_measured(scheduler: str) -> None:
+    with pytest.raises(
+        DeviceError, match=r"no worker at tcp://.* has fake \(fake cpu\); there are: .*tilewright worker"
+    ):
+        Fleet(scheduler, FAKE, join_seconds=0)
+
+
+@pytest.mark.parametrize(
+    ("change", "complaint"),
+    [
+        ({"version": "0.0.1"}, "run tilewright 0.0.1, generator .* install the same on both sides"),
+        ({"generator": "0"}, "run tilewright .*, generator 0, this is"),
+        ({"driver": "0.9"}, "have fake with driver 0.9, this machine has driver 1.0, for which other kernels may win"),
+        ({"identity": "gpu", "device": "other"}, "there are: 2 × other. On a machine that has it, start 'tilewright"),
+    ],
+)
+def test_workers_that_do_not_suit_are_told_apart(change: dict[str, str], complaint: str) -> None:
+    other = replace(HERE, **change)
+    assert other.resource != HERE.resource or "device" in change
+    with pytest.raises(DeviceError, match=complaint):
+        raise DeviceError(missing("tcp://10.0.0.1:8786", HERE, [other, other]))
+
+
+@pytest.mark.parametrize("address", ["", "here", "tcp://:", "tcp://host", "no://host:1", "host:port"])
+def test_what_is_no_address_is_said_so(address: str) -> None:
+    with pytest.raises(InputError, match="is no address of a scheduler; write it as host:port"):
+        Fleet(address, FAKE)
+
+
+def test_a_scheduler_that_is_not_there_is_said_so(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(fleet, "CONNECT_SECONDS", 0.3)
+    with pytest.raises(
+        DeviceError, match=r"no scheduler answers at 127.0.0.1:1 within 0.3 s; start one with 'dask sch"
+    ):
+        Fleet("127.0.0.1:1", FAKE)
+
+
+def test_without_dask_the_way_to_it_is_said(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
+    with pytest.raises(TilewrightError, match=r'pip install "tilewright\[fleet\]"'):
+        Fleet("127.0.0.1:1", FAKE)
