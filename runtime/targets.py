@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -109,14 +110,25 @@ def target_of(device: pyopencl.Device, driver: Driver, kind: str) -> Target:
 def source_prelude(device_name: str, source: str) -> str:
     """What a driver needs before a source.
 
-    PoCL calls its built-in functions and never inlines them; NVIDIA's `vloada_half8` loads one half after the other.
+    PoCL calls its built-in functions and never inlines them; NVIDIA's `vloada_half8` loads one half after the other;
+    Intel's CPU compiler makes vectors of work-items even where a work-group has a single one.
     """
     driver = device_name.partition(":")[0]
     if driver == "nvidia":
         return halves.prelude(source)
     if driver == "intel-cpu":
-        return prefetching(source)
+        return _single_items(source) + prefetching(source)
     return prelude(source) if driver == "pocl" else ""
+
+
+def _single_items(source: str) -> str:
+    """For Intel's CPU driver: leave kernels alone whose work-groups have one work-item.
+
+    Its vectoriser ends with a fault on some that prefetch (seen in 2026.22.10).
+    """
+    groups = set(re.findall(r"reqd_work_group_size\(([^)]*)\)", source))
+    alone = groups == {"1, 1, 1"}
+    return "#define __kernel __attribute__((intel_vec_len_hint(1))) __kernel\n#line 1\n" if alone else ""
 
 
 def _vector_bytes(device: pyopencl.Device, host: Processor) -> int:

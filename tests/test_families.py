@@ -417,9 +417,19 @@ def test_window_convolves_within_narrow_groups(ctx: Context, sizes: tuple[int, .
     check(ctx, WINDOW, made, Shape.GPU, count=2)
 
 
-def test_window_leaves_wide_groups_and_cpus_to_contractions(ctx: Context) -> None:
+def test_window_leaves_wide_groups_to_contractions(ctx: Context) -> None:
     wide = grouped((1, 2, 40, 40, 5, 5, 3), "f32", 1)
     reason = WINDOW.refusal(wide, shaped(ctx.device.target, Shape.GPU))
     assert reason == "it is a contraction: its operands have output indices of their own"
-    narrow = grouped((1, 2, 4, 4, 5, 5, 3), "f32", 1)
-    assert WINDOW.refusal(narrow, shaped(ctx.device.target, Shape.CPU)) == reason
+    cpu = shaped(ctx.device.target, Shape.CPU)
+    lanes = cpu.lanes(4)
+    assert WINDOW.refusal(grouped((1, 2, lanes, lanes, 5, 5, 3), "f32", 1), cpu) == reason
+
+
+@pytest.mark.parametrize("stride", [1, 2])
+def test_window_convolves_within_groups_narrower_than_a_vector(ctx: Context, stride: int) -> None:
+    cpu = shaped(ctx.device.target, Shape.CPU)
+    channels = cpu.lanes(4) // 2
+    made = grouped((2, 5, channels, channels, 7, 9, 3), "f32", stride)
+    assert fitting(made, cpu)[0] is WINDOW
+    check(ctx, WINDOW, made, Shape.CPU, count=2)
