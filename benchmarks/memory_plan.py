@@ -21,14 +21,13 @@ from rich.console import Console
 from rich.table import Table
 
 import tilewright as tw
+from tilewright.dsl.precision import PRECISIONS
 from tilewright.dsl.target import Shape, Target
 from tilewright.graph import passes
 from tilewright.graph.footprint import footprint
-from tilewright.graph.fusion import fuse
-from tilewright.graph.layout import lay_out
 from tilewright.graph.onnx_import import import_model
 from tilewright.graph.planned import planned_calls
-from tilewright.graph.steps import steps_of
+from tilewright.graph.planning import Planner
 from tilewright.runtime.nvidia import matrix_unit
 from tilewright.tuning_db import Store
 
@@ -84,11 +83,11 @@ class Row:
         return self.constants + self.inputs_and_outputs + self.apart
 
 
-def planned(path: Path, batch: int, store: Store | None, torch: bool) -> Row:
-    """The memory of one network with every open size set to `batch`."""
+def planned(path: Path, batch: int, precision: str, store: Store | None, torch: bool) -> Row:
+    """The memory of one network with every open size set to `batch`, as a session plans it for the H100."""
     graph = passes.simplify(import_model(str(path)))
     sizes = {v.name: tuple(n if isinstance(n, int) else batch for n in v.shape or ()) for v in graph.inputs}
-    network = lay_out(fuse(steps_of(passes.specialise(graph, sizes, {}))), H100.target)
+    network, _ = Planner(H100, store, precision).network(passes.specialise(graph, sizes, {}))
     calls = planned_calls(network, H100, store)
     overlap, apart = (footprint(network, calls, cut, ALIGNMENT, H100.max_allocation) for cut in (True, False))
     io = apart.inputs + apart.outputs
@@ -138,12 +137,13 @@ def main() -> None:
     parser = argparse.ArgumentParser(description="device memory of planned networks")
     parser.add_argument("models", nargs="+", type=Path, help="ONNX files")
     parser.add_argument("--batch", type=int, default=64, help="what an open first size becomes (default: %(default)s)")
+    parser.add_argument("--precision", default="fp32", choices=PRECISIONS, help="the session's (default: %(default)s)")
     parser.add_argument("--untuned", action="store_true", help="take no stored winners")
     parser.add_argument("--json", action="store_true", help="print JSON instead of a table")
     options = parser.parse_args()
     store = None if options.untuned else Store.open()
-    torch = _has_torch()
-    rows = [planned(path, options.batch, store, torch) for path in options.models]
+    torch = _has_torch() and options.precision == "fp32"
+    rows = [planned(path, options.batch, options.precision, store, torch) for path in options.models]
     if options.json:
         json.dump([{**asdict(r), "total": r.total} for r in rows], sys.stdout, indent=2)
         print()

@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 
 from tilewright.graph.calls import Network, Role
 from tilewright.graph.memory import Arenas, Lifetime, assign, assign_apart, most_alive
-from tilewright.graph.planned import PlannedCall, PlannedLaunch, launches_of_runs
+from tilewright.graph.planned import PlannedCall, PlannedLaunch, launches_of_runs, packed_key
 
 
 @dataclass(frozen=True)
@@ -39,13 +39,26 @@ def footprint(network: Network, calls: Sequence[PlannedCall], splits: bool, alig
     def of_role(role: Role) -> int:
         return sum(s.nbytes for s in network.buffers.values() if s.role is role)
 
+    identity = _identity(network, calls, kept)
+    constants = {identity.get(name, name): sizes[name] for name in used & kept}
     return Footprint(
-        sum(sizes[name] for name in used & kept),
+        sum(constants.values()),
         of_role(Role.INPUT),
         of_role(Role.OUTPUT),
         sum(place(lifetimes, splits, alignment, limit).sizes),
         most_alive(lifetimes),
     )
+
+
+def _identity(network: Network, calls: Sequence[PlannedCall], kept: Collection[str]) -> dict[str, object]:
+    """By name, what is equal for buffers that are one in memory: constants of one key, and what is packed from them."""
+    found: dict[str, object] = {s.name: s.key for s in network.buffers.values() if s.name in kept and s.key is not None}
+    for c in calls:
+        for w in (w for n in c.ahead for w in c.lowering.launches[n].writes):
+            key = packed_key(network, c, w)
+            if key is not None:
+                found[c.arguments[w]] = key
+    return found
 
 
 def sizes_of(network: Network, calls: Sequence[PlannedCall]) -> dict[str, int]:

@@ -138,7 +138,7 @@ def channels_last_values(steps: Steps) -> frozenset[str]:
         if value in steps.homes or isinstance(step, ViewStep):
             continue
         if isinstance(step, JoinStep):
-            if step.axis == 1 and any(v in found for v in step.inputs):
+            if step.axis <= 1 and any(v in found for v in step.inputs):
                 found.add(value)
         elif _is_image(steps, step) or _follows_image(steps, step, found):
             found.add(value)

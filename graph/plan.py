@@ -17,7 +17,7 @@ from tilewright.graph.calls import BufferSpec, Network, Role, network_of
 from tilewright.graph.footprint import place, temporaries
 from tilewright.graph.mapped import let_go
 from tilewright.graph.memory import Arenas, Spot
-from tilewright.graph.planned import PlannedCall, PlannedLaunch, launches_of_runs, planned_calls
+from tilewright.graph.planned import PlannedCall, PlannedLaunch, launches_of_runs, packed_key, planned_calls
 from tilewright.graph.positions import Checks
 from tilewright.graph.running import Feeds, Plan, ProfileRow
 from tilewright.runtime import BoundLaunch, Buffer, Context, Device, building, context
@@ -129,7 +129,7 @@ class _Builder:
     ) -> None:
         """One launch ahead of all runs, unless another plan holds its results already."""
         sizes = {s.name: s.size * s.dtype.itemsize for s in call.lowering.scratch}
-        keys = {w: self._packed_key(call, w) for w in launch.writes}
+        keys = {w: packed_key(self.network, call, w) for w in launch.writes}
         known = {w: self.shared.known(key) for w, key in keys.items() if key is not None}
         if launch.writes and all(known.get(w) is not None for w in launch.writes):
             self.buffers.update({call.arguments[w]: b for w, b in known.items() if b is not None})
@@ -148,15 +148,6 @@ class _Builder:
             else:
                 given[argument] = self.buffers[name]
         self.ctx.enqueue([self.ctx.bind(launch, given)])
-
-    def _packed_key(self, call: PlannedCall, scratch: str) -> object:
-        """Equal for scratch that the same launches fill from the same constants; None if that cannot be told."""
-        names = dict(zip(call.program.tensors, call.call.program.tensors, strict=True))
-        keys = tuple(self.network.buffers[call.call.buffers[names[c]]].key for c in call.stage.constants)
-        if None in keys:
-            return None
-        sources = tuple(call.lowering.launches[n].source for n in sorted(call.ahead))
-        return sources, call.stage.constants, keys, scratch
 
     def _uploaded(self, spec: BufferSpec) -> Buffer:
         assert spec.content is not None

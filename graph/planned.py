@@ -120,6 +120,16 @@ def _ahead(lowering: Lowering, constants: Sequence[str]) -> frozenset[int]:
     return frozenset(found)
 
 
+def packed_key(network: Network, planned: PlannedCall, scratch: str) -> object:
+    """Equal for scratch that the same launches fill from the same constants; None if that cannot be told."""
+    names = dict(zip(planned.program.tensors, planned.call.program.tensors, strict=True))
+    keys = tuple(network.buffers[planned.call.buffers[names[c]]].key for c in planned.stage.constants)
+    if None in keys:
+        return None
+    sources = tuple(planned.lowering.launches[n].source for n in sorted(planned.ahead))
+    return sources, planned.stage.constants, keys, scratch
+
+
 def launches_of_runs(calls: Sequence[PlannedCall]) -> tuple[PlannedLaunch, ...]:
     """The launches of every run, in order: all that do not run ahead."""
     return tuple(

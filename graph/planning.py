@@ -7,6 +7,7 @@ from collections import Counter
 from dataclasses import dataclass, field
 
 from tilewright.dsl.precision import ROUNDED_TO, has_tf32
+from tilewright.graph.batches import in_batches
 from tilewright.graph.calls import Network
 from tilewright.graph.fusion import fuse
 from tilewright.graph.ir import Graph
@@ -40,24 +41,24 @@ class Planner:
 
     def plan(self, graph: Graph) -> Plan:
         """The plan of a specialised graph; NeedsHostError for nodes that the device cannot do."""
-        network, checks = self._network(graph)
+        network, checks = self.network(graph)
         return build_plan(network, self.device, self.store, self._shared, checks)
 
     def stages(self, graph: Graph) -> Counter[Stage]:
         """The different stages of a specialised graph, and how often each runs; nothing is built for that."""
-        return stages_of(self._network(graph)[0])
+        return stages_of(self.network(graph)[0])
 
     def forget_constants(self) -> None:
         """After a fault of the device, with which they are gone."""
         self._shared = SharedConstants()
 
-    def _network(self, graph: Graph) -> tuple[Network, Checks]:
+    def network(self, graph: Graph) -> tuple[Network, Checks]:
         """The calls for a graph of known sizes, in the session's precision, and what is to be checked in its runs."""
         steps, checks = with_checks(steps_of(graph))
         steps = fuse(steps)
         if self._narrow is not None:
             steps = narrowed(steps, self._narrow)
-        network = lay_out(steps, self.device.target)
+        network = lay_out(in_batches(steps, self.device.target), self.device.target)
         if self.precision == "tf32" and has_tf32(self.device.target):
             network = network.with_tf32
         return network.with_fast_math if self.fast_math else network, checks

@@ -79,7 +79,7 @@ class Plan:
         self.outputs = {name: s for name, s in results.items() if name not in self._extents}
         self.arena_bytes = sum(arenas.sizes)
         """Memory for everything that is written and read within a run."""
-        self.constants = tuple(b for name, b in buffers.items() if name not in arenas.spots)
+        self.constants = tuple(dict.fromkeys(b for name, b in buffers.items() if name not in arenas.spots))
         """Buffers that are written once: constants as they are or packed, and filled scratch."""
         self._ctx = ctx
         self._bound = tuple(bound)
