@@ -15,9 +15,10 @@ import sys
 import tempfile
 import threading
 import time
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import IO
+from typing import IO, TypeVar
 
 from tilewright.autotune.compiling import Compiled, Compilers
 from tilewright.autotune.messages import (
@@ -42,6 +43,8 @@ from tilewright.dsl.lowering import Lowering
 from tilewright.errors import DeviceError
 from tilewright.runtime import Device
 from tilewright.tuning_db.records import Status
+
+_Result = TypeVar("_Result")
 
 
 @dataclass(frozen=True)
@@ -79,6 +82,10 @@ class Job:
 
 class WorkerDiedError(Exception):
     """The process ended; the text says how and with which last words."""
+
+
+class WorkerKilledError(WorkerDiedError):
+    """The process was ended by SIGKILL, which no candidate sends."""
 
 
 class WorkerTimeoutError(Exception):
@@ -125,7 +132,7 @@ class Worker:
         try:
             send(self._requests, request)
         except OSError as e:
-            raise WorkerDiedError(self.last_words()) from e
+            raise self._died() from e
 
     def answer(self, seconds: float) -> Answer:
         """The next answer; WorkerDiedError or WorkerTimeoutError if none comes in time."""
@@ -134,8 +141,12 @@ class Worker:
         except queue.Empty:
             raise WorkerTimeoutError from None
         if answer is None:
-            raise WorkerDiedError(self.last_words())
+            raise self._died()
         return answer
+
+    def _died(self) -> WorkerDiedError:
+        words = self.last_words()
+        return WorkerKilledError(words) if self._process.returncode == -signal.SIGKILL else WorkerDiedError(words)
 
     def last_words(self) -> str:
         """How the process ended and the end of what it printed."""
@@ -223,12 +234,11 @@ class Supervisor:
 
         DeviceError if the measuring process cannot be started.
         """
-        worker = self._ready()
+        self._ready()
         if job.name in self._prepared:
             return self._prepared[job.name]
         try:
-            worker.ask(Prepare(job.name, job.program, job.reference, job.constants))
-            answer = worker.answer(self.limits.reference)
+            answer = self._twice(lambda: self._answer(Prepare(job.name, job.program, job.reference, job.constants)))
         except WorkerTimeoutError:
             self._drop()
             raise StageError(f"its reference takes longer than {self.limits.reference:g} s") from None
@@ -251,7 +261,18 @@ class Supervisor:
 
         ``best`` is the fastest time so far in seconds; ``until`` a `time.monotonic()` after which the evaluation is
         given up, and the answer is None. StageError, DeviceError as for `prepare`.
+
+        A process that somebody has killed says nothing about the candidate, which is tried once more then; the second
+        time may well be for the memory that it takes.
         """
+        try:
+            return self._twice(lambda: self._evaluate(job, lowering, best, until))
+        except WorkerKilledError as e:
+            self._drop()
+            return Outcome(Status.CRASHED, message=str(e))
+
+    def _evaluate(self, job: Job, lowering: Lowering, best: float | None, until: float | None) -> Outcome | None:
+        """One attempt; WorkerKilledError if the process was killed meanwhile."""
         reference = self.prepare(job)
         worker = self._ready()
         known = min((s for s in (best, reference) if s), default=0.0)
@@ -281,18 +302,22 @@ class Supervisor:
             if until is not None and time.monotonic() >= until and until < deadline:
                 return None
             return Outcome(Status.TIMED_OUT, message=f"the {phase} did not end in time", build_seconds=build_seconds)
+        except WorkerKilledError:
+            raise
         except WorkerDiedError as e:
             self._drop()
             return Outcome(Status.CRASHED, message=f"in its {phase}, {e}", build_seconds=build_seconds)
 
     def compare(self, job: Job, lowerings: tuple[Lowering, ...], rounds: int, slowest: float) -> Compared | None:
         """Time candidates in turns; None if that fails. ``slowest`` is the largest of their known seconds."""
-        self.prepare(job)
-        worker = self._ready()
         limit = len(lowerings) * (self.limits.build + self._timing_limit(job, slowest) * rounds)
+
+        def ask() -> Answer:
+            self.prepare(job)
+            return self._answer(Compare(job.name, lowerings, rounds), limit)
+
         try:
-            worker.ask(Compare(job.name, lowerings, rounds))
-            answer = worker.answer(limit)
+            answer = self._twice(ask)
         except (WorkerDiedError, WorkerTimeoutError):
             self._drop()
             return None
@@ -303,6 +328,20 @@ class Supervisor:
         return answer if isinstance(answer, Compared) else None
 
     # --- inside -------------------------------------------------------------------------------------------------
+
+    def _twice(self, work: Callable[[], _Result]) -> _Result:
+        """What the work gives, tried once more if the process was killed meanwhile."""
+        try:
+            return work()
+        except WorkerKilledError:
+            self._drop()
+            return work()
+
+    def _answer(self, request: Request, seconds: float | None = None) -> Answer:
+        """One request's answer, by default within the time that references have."""
+        worker = self._ready()
+        worker.ask(request)
+        return worker.answer(self.limits.reference if seconds is None else seconds)
 
     def _again(
         self, job: Job, lowering: Lowering, best: float | None, until: float | None, message: str

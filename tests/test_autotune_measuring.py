@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import os
+import signal
+import threading
 import time
 from collections.abc import Iterator
 from dataclasses import replace
@@ -81,6 +84,19 @@ def test_a_stage_whose_reference_does_not_run_is_said_so(supervisor: Supervisor)
     crashing = replace(bad, reference=FAULTS["crash"][0])
     with pytest.raises(StageError, match="its reference failed: "):
         supervisor.prepare(crashing)
+
+
+def test_a_candidate_whose_process_was_killed_is_tried_once_more(supervisor: Supervisor) -> None:
+    job = relu_job(supervisor.device)
+    supervisor.prepare(job)
+    first, started = supervisor.process, supervisor.started
+    assert first is not None
+    killer = threading.Timer(0.3, os.kill, (first, signal.SIGKILL))
+    killer.start()
+    outcome = supervisor.evaluate(job, FAULTS["endless"][0])
+    killer.join()
+    assert outcome is not None
+    assert (outcome.status, supervisor.started) == (Status.TIMED_OUT, started + 1)
 
 
 def test_evaluation_ends_with_the_budget(supervisor: Supervisor) -> None:

@@ -1,8 +1,8 @@
-"""The command line: devices, doctor, run, tune, bench, show, explain, check, compare, db, demo.
+"""The command line: devices, doctor, run, tune, worker, bench, show, explain, check, compare, db, demo.
 
-Every command takes ``--json`` and then writes nothing but JSON to standard output; progress and messages go to
-standard error. Status: 0 done, 1 a check failed (doctor, check, compare, db verify), 2 wrong use or a TilewrightError,
-130 Ctrl-C.
+Every command but worker takes ``--json`` and then writes nothing but JSON to standard output; progress and messages
+go to standard error. Status: 0 done, 1 a check failed (doctor, check, compare, db verify), 2 wrong use or a
+TilewrightError, 130 Ctrl-C.
 """
 
 from __future__ import annotations
@@ -10,6 +10,7 @@ from __future__ import annotations
 import os
 import sys
 from collections.abc import Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -19,6 +20,7 @@ from tilewright import __version__, log
 from tilewright.cli_check import check, compare
 from tilewright.cli_db import db
 from tilewright.cli_explain import explain
+from tilewright.cli_fleet import worker
 from tilewright.errors import TilewrightError
 from tilewright.options import (
     FILE,
@@ -175,6 +177,7 @@ def _is_model(file: Path) -> bool:
 @click.option("--budget", metavar="TIME", help=f"How long, for example 30s, 2m, 1h.  [default: {DEFAULT_BUDGET}]")
 @click.option("--evaluations", type=click.IntRange(0), metavar="N", help="How many candidates to measure at most.")
 @click.option("--report", "page", type=NEW_FILE, metavar="FILE", help="Write a page (HTML) about what is known then.")
+@click.option("--fleet", metavar="ADDRESS", help="Measure on the workers of this Dask scheduler, see worker.")
 @input_option
 @batch_option
 @op_options
@@ -186,6 +189,7 @@ def tune(
     budget: str | None,
     evaluations: int | None,
     page: Path | None,
+    fleet: str | None,
     inputs: tuple[str, ...],
     batch: int,
     name: str | None,
@@ -213,7 +217,7 @@ def tune(
             session = _session(target, selector, precision)
             feeds = network_feeds(session.get_inputs(), [parse_given(text) for text in inputs], batch)
             if evaluations != 0:
-                report = session.tune(budget, evaluations=evaluations, feeds=feeds, progress=bar)
+                report = session.tune(budget, evaluations=evaluations, feeds=feeds, progress=bar, fleet=fleet)
             if page is not None:
                 cli_report.report_network(session, feeds, target.name, page)
         else:
@@ -221,9 +225,8 @@ def tune(
 
             call = read_op_call(target, name, inputs, settings, precision)
             if evaluations != 0:
-                report = call.op.tune(
-                    device=selector, budget=budget, evaluations=evaluations, progress=bar, **call.arguments
-                )
+                tune_op = partial(call.op.tune, device=selector, budget=budget, evaluations=evaluations)
+                report = tune_op(progress=bar, fleet=fleet, **call.arguments)
             if page is not None:
                 cli_report.report_op(call, selector, page)
     if as_json:
@@ -426,3 +429,4 @@ commands.add_command(check)
 commands.add_command(compare)
 commands.add_command(db)
 commands.add_command(explain)
+commands.add_command(worker)
