@@ -1,4 +1,4 @@
-"""Operators that the host computes by NumPy itself: sequences, optionals, and results whose size depends on data.
+"""Operators that the host computes by NumPy itself: sequences, optionals, and what kernels are no good at.
 
 ONNX's reference evaluator has most of them too, but wraps optionals in lists, and is slow where networks are not.
 """
@@ -12,6 +12,7 @@ import numpy as np
 from tilewright.errors import ModelError
 from tilewright.graph.host_values import HostValue
 from tilewright.graph.ir import Node
+from tilewright.graph.suppression import non_max_suppression
 
 Compute = Callable[[Node, Sequence[HostValue]], HostValue]
 
@@ -23,64 +24,42 @@ def _nonzero(node: Node, inputs: Sequence[HostValue]) -> HostValue:
     return np.stack(np.nonzero(array)).astype(np.int64)
 
 
-def _non_max_suppression(node: Node, inputs: Sequence[HostValue]) -> HostValue:
-    """Boxes in falling order of scores, without those that overlap a better one of their class too much.
+def _top(node: Node, inputs: Sequence[HostValue]) -> HostValue:
+    """Elements in order and where they stand; of equal ones the first comes first, and NaN counts as the largest."""
+    x, count = inputs[0], int(np.asarray(inputs[1]).reshape(-1)[0])
+    axis = node.integer("axis", -1)
+    size = x.shape[axis]
+    if not 0 <= count <= size:
+        raise ModelError(f"node {node.label!r} ({node.op}) asks for {count} of {size} elements")
+    if node.integer("largest", 1):
+        order = size - 1 - np.flip(np.argsort(np.flip(x, axis), axis, kind="stable"), axis)
+    else:
+        order = np.argsort(x, axis, kind="stable")
+    places = np.take(order, np.arange(count), axis).astype(np.int64)
+    return np.take_along_axis(x, places, axis), places
 
-    ``boxes[batch, box, 4]`` and ``scores[batch, class, box]`` give ``[selected, 3]``: batch, class, box.
+
+def _unpooled(node: Node, inputs: Sequence[HostValue]) -> HostValue:
+    """Elements back in their places in what they were pooled from, all others 0.
+
+    A wanted size is that of the result, of which what the window's attributes tell is the beginning.
     """
-    boxes, scores = inputs[:2]
-    most, overlap, lowest = (_scalar(inputs, n) for n in (2, 3, 4))
-    corners = _corners(boxes, node.integer("center_point_box", 0) == 1)
-    found: list[tuple[int, int, int]] = []
-    for batch in range(scores.shape[0]):
-        for kind in range(scores.shape[1]):
-            chosen = _suppressed(corners[batch], scores[batch, kind], int(most or 0), overlap or 0, lowest)
-            found += [(batch, kind, box) for box in chosen]
-    return np.array(found, np.int64).reshape(-1, 3)
-
-
-def _scalar(inputs: Sequence[HostValue], position: int) -> float | None:
-    """A number that may be left out."""
-    if position >= len(inputs) or inputs[position] is None:
-        return None
-    number: float = np.asarray(inputs[position]).reshape(-1)[0].item()
-    return number
-
-
-def _corners(boxes: np.ndarray, centred: bool) -> np.ndarray:
-    """Boxes as low and high corners, whichever two corners, or centre and size, they are given by."""
-    if centred:
-        half = boxes[..., 2:] / 2
-        return np.concatenate((boxes[..., :2] - half, boxes[..., :2] + half), -1)
-    first, second = boxes[..., :2], boxes[..., 2:]
-    return np.concatenate((np.minimum(first, second), np.maximum(first, second)), -1)
-
-
-def _suppressed(corners: np.ndarray, scores: np.ndarray, most: int, overlap: float, lowest: float | None) -> list[int]:
-    order = np.argsort(-scores, kind="stable")
-    if lowest is not None:
-        order = order[scores[order] > np.float32(lowest)]
-    top, left, bottom, right = corners[order].T
-    boxes = np.stack((top, left, bottom, right, (bottom - top) * (right - left)))
-    chosen: list[int] = []
-    while order.size and len(chosen) < most:
-        chosen.append(int(order[0]))
-        covered = _overlaps(boxes[:, 0], boxes[:, 1:]) > np.float32(overlap)
-        boxes, order = boxes[:, 1:], order[1:]
-        if covered.any():
-            boxes, order = boxes[:, ~covered], order[~covered]
-    return chosen
-
-
-def _overlaps(box: np.ndarray, others: np.ndarray) -> np.ndarray:
-    """Intersection over union of a box with others; NaN where neither has an area. Rows: corners and area."""
-    top, left, bottom, right, area = others
-    height = np.minimum(bottom, box[2]) - np.maximum(top, box[0])
-    width = np.minimum(right, box[3]) - np.maximum(left, box[1])
-    common = np.maximum(height, 0) * np.maximum(width, 0)
-    with np.errstate(divide="ignore", invalid="ignore"):
-        ratio: np.ndarray = common / (box[4] + area - common)
-    return ratio
+    x, places = inputs[:2]
+    kernel = node.integers("kernel_shape")
+    strides, pads = node.integers("strides", (1,) * len(kernel)), node.integers("pads", (0,) * 2 * len(kernel))
+    spread = [
+        (n - 1) * s - pads[d] - pads[d + len(kernel)] + k
+        for d, (n, s, k) in enumerate(zip(x.shape[2:], strides, kernel, strict=True))
+    ]
+    result = np.zeros((*x.shape[:2], *spread), x.dtype)
+    if places.size and (places.min() < 0 or places.max() >= result.size):
+        raise ModelError(f"node {node.label!r} ({node.op}) writes outside of its {result.size} elements")
+    result.reshape(-1)[places.reshape(-1)] = x.reshape(-1)
+    if len(inputs) < 3 or inputs[2] is None:
+        return result
+    whole = np.zeros(tuple(int(n) for n in inputs[2]), x.dtype)
+    whole[tuple(map(slice, result.shape))] = result
+    return whole
 
 
 def _scattered(node: Node, inputs: Sequence[HostValue]) -> HostValue:
@@ -151,11 +130,14 @@ def host_operator(node: Node) -> Compute | None:
     """What computes the node here, None if ONNX's evaluator has to."""
     if node.op == "ScatterElements" and node.attributes.get("reduction", "none") != "none":
         return None
+    if node.op == "TopK" and len(node.inputs) < 2:  # of opsets in which the number is an attribute
+        return None
     return HOST_OPERATORS.get(node.op)
 
 
 HOST_OPERATORS: Mapping[str, Compute] = {
-    "NonMaxSuppression": _non_max_suppression,
+    "MaxUnpool": _unpooled,
+    "NonMaxSuppression": non_max_suppression,
     "NonZero": _nonzero,
     "Optional": lambda node, inputs: inputs[0] if inputs else None,
     "OptionalGetElement": _optional_get_element,
@@ -167,5 +149,6 @@ HOST_OPERATORS: Mapping[str, Compute] = {
     "SequenceErase": _sequence_erase,
     "SequenceInsert": _sequence_insert,
     "SequenceLength": _sequence_length,
+    "TopK": _top,
 }
-"""The operators by name; each has one output."""
+"""The operators by name; what gives several outputs gives a tuple."""

@@ -20,6 +20,7 @@ from tilewright.graph import host, host_values
 from tilewright.graph.inlining import taken_branch
 from tilewright.graph.ir import Graph, Node, Value, frozen
 from tilewright.graph.onnx_import import is_known_ahead
+from tilewright.graph.row_scatters import ROW_SCATTERS
 from tilewright.graph.rules import Replacement, Rule, apply, dead_code_removed, fresh, type_of
 
 MAX_ROUNDS = 32
@@ -398,5 +399,5 @@ PADS = Rule(
     _pad_into_window,
 )
 
-RULES: tuple[Rule, ...] = (CAST_LIKE, IDENTITIES, PADS, BATCH_NORMALIZATION, SCALE, BIAS)
+RULES: tuple[Rule, ...] = (CAST_LIKE, IDENTITIES, PADS, BATCH_NORMALIZATION, SCALE, BIAS, ROW_SCATTERS)
 """All rules in the order in which a round applies them."""

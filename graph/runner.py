@@ -179,7 +179,8 @@ class Runner:
         compute = host_operator(node)
         if compute is not None:
             try:
-                return [Held(compute(node, inputs))]
+                made = compute(node, inputs)
+                return [Held(v) for v in (made if isinstance(made, tuple) else (made,))]
             except (ValueError, IndexError, TypeError, AttributeError) as error:  # NumPy's, about types and sizes
                 text = f"node {node.label!r} ({node.op}) cannot be computed from its inputs: {one_sentence(error)}"
                 raise ModelError(text) from None

@@ -38,6 +38,8 @@ def _along_first_axes(app: Application) -> tuple[Positions, ...]:
     """One position per axis in the indices' last dimension."""
     shape, batch = app.input(0).shape, app.integer("batch_dims", 0)
     sizes = shape[batch : batch + app.input(1).shape[-1]]
+    if len(sizes) == 1:
+        return (Positions(1, -sizes[0], sizes[0] - 1),)
     return tuple(Positions(1, -size, size - 1, column) for column, size in enumerate(sizes))
 
 

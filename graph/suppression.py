@@ -1,0 +1,115 @@
+"""NonMaxSuppression on the host: the best boxes of each class that do not overlap a better one too much.
+
+The greedy choice is made in groups of boxes that nothing can overlap but boxes of the same group: networks move boxes
+of different classes apart so that one suppression serves all of them. Within a group, blocks of the best that are left
+are compared with all others at once.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+
+from tilewright.graph.host_values import HostValue
+from tilewright.graph.ir import Node
+
+BLOCK = 48
+"""Boxes that are compared with all others at once: as many as leave the comparison in a processor's cache."""
+
+
+def non_max_suppression(node: Node, inputs: Sequence[HostValue]) -> HostValue:
+    """Boxes in falling order of scores, without those that overlap a better one of their class too much.
+
+    ``boxes[batch, box, 4]`` and ``scores[batch, class, box]`` give ``[selected, 3]``: batch, class, box.
+    """
+    boxes, scores = inputs[:2]
+    most, overlap, lowest = (_scalar(inputs, n) for n in (2, 3, 4))
+    corners = _corners(boxes, node.integer("center_point_box", 0) == 1)
+    found: list[tuple[int, int, int]] = []
+    for batch in range(scores.shape[0]):
+        for kind in range(scores.shape[1]):
+            chosen = _suppressed(corners[batch], scores[batch, kind], int(most or 0), overlap or 0, lowest)
+            found += [(batch, kind, box) for box in chosen.tolist()]
+    return np.array(found, np.int64).reshape(-1, 3)
+
+
+def _scalar(inputs: Sequence[HostValue], position: int) -> float | None:
+    """A number that may be left out."""
+    if position >= len(inputs) or inputs[position] is None:
+        return None
+    number: float = np.asarray(inputs[position]).reshape(-1)[0].item()
+    return number
+
+
+def _corners(boxes: np.ndarray, centred: bool) -> np.ndarray:
+    """Boxes as low and high corners, whichever two corners, or centre and size, they are given by."""
+    if centred:
+        half = boxes[..., 2:] / 2
+        return np.concatenate((boxes[..., :2] - half, boxes[..., :2] + half), -1)
+    first, second = boxes[..., :2], boxes[..., 2:]
+    return np.concatenate((np.minimum(first, second), np.maximum(first, second)), -1)
+
+
+def _suppressed(corners: np.ndarray, scores: np.ndarray, most: int, overlap: float, lowest: float | None) -> np.ndarray:
+    """Numbers of the chosen boxes, at most so many, in falling order of scores."""
+    order = np.argsort(-scores, kind="stable")
+    if lowest is not None:
+        order = order[scores[order] > np.float32(lowest)]
+    if not order.size or most <= 0:
+        return order[:0]
+    top, left, bottom, right = corners[order].T
+    boxes = np.stack((top, left, bottom, right, (bottom - top) * (right - left)))
+    groups = [np.arange(order.size)]
+    if overlap >= 0 and np.isfinite(boxes).all():
+        groups = _apart(boxes)
+    chosen = [g if g.size == 1 else g[_greedy(boxes[:, g], most, np.float32(overlap))] for g in groups]
+    kept: np.ndarray = order[np.sort(np.concatenate(chosen))][:most]
+    return kept
+
+
+def _apart(boxes: np.ndarray) -> list[np.ndarray]:
+    """Positions of boxes in groups that have no point in common, those of one group in rising order."""
+    rows, columns = _stretches(boxes[0], boxes[2]), _stretches(boxes[1], boxes[3])
+    numbers = rows * (columns.max() + 1) + columns
+    order = np.argsort(numbers, kind="stable")
+    return np.split(order, np.flatnonzero(np.diff(numbers[order])) + 1)
+
+
+def _stretches(low: np.ndarray, high: np.ndarray) -> np.ndarray:
+    """For each interval the number of the stretch it lies in, where intervals of different stretches at most touch."""
+    order = np.argsort(low, kind="stable")
+    reach = np.maximum.accumulate(high[order])
+    begins = np.concatenate(([False], low[order][1:] >= reach[:-1]))
+    numbers = np.empty(low.size, np.int64)
+    numbers[order] = np.cumsum(begins)
+    return numbers
+
+
+def _greedy(boxes: np.ndarray, most: int, overlap: np.floating) -> np.ndarray:
+    """Positions of those that stay of boxes in falling order of scores. Rows: corners and area."""
+    left, chosen = np.arange(boxes.shape[1]), np.zeros(0, np.int64)
+    while left.size and chosen.size < most:
+        covered: np.ndarray = _overlaps(boxes[:, :BLOCK, None], boxes[:, None, :]) > overlap
+        stays = np.ones(len(covered), bool)
+        for n in range(len(covered)):
+            if stays[n]:
+                stays[n + 1 :] &= ~covered[n, n + 1 : len(covered)]
+        chosen = np.concatenate((chosen, left[: len(covered)][stays]))
+        free = np.logical_not(covered[stays]).all(0)
+        free[: len(covered)] = False
+        boxes, left = boxes[:, free], left[free]
+    return chosen[:most]
+
+
+def _overlaps(a: np.ndarray, b: np.ndarray) -> np.ndarray:
+    """Intersection over union of boxes; NaN where neither has an area."""
+    height = np.minimum(a[2], b[2]) - np.maximum(a[0], b[0])
+    width = np.minimum(a[3], b[3]) - np.maximum(a[1], b[1])
+    common = np.maximum(height, 0) * np.maximum(width, 0)
+    with np.errstate(all="ignore"):
+        ratio: np.ndarray = common / (a[4] + b[4] - common)
+    return ratio
+
+
+__all__ = ["non_max_suppression"]
