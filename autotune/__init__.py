@@ -8,7 +8,8 @@
     transfer.py    what was measured elsewhere           recorded.py    others' recorded spaces
     compiling.py   candidates compiled ahead             progress.py    a progress bar       bounds.py  the roofline
     supervisor.py  keeps a measuring process alive       worker.py  that process    messages.py  what they say
-    evaluating.py  what it does for a candidate          checking.py, comparing.py  whether the numbers are right
+    evaluating.py  what it does for a candidate          racing.py      how often it is timed, and who is faster
+    checking.py, comparing.py  whether the numbers are right
     kernels.py     kernels of others    kernel_text.py, kernel_arguments.py, kernel_space.py  what they are given
     kernel_result.py  what was found    size_expressions.py  arithmetic as text    subjects.py  what is measured
 

@@ -15,7 +15,7 @@ from typing import Any
 
 import numpy as np
 
-from tilewright.autotune import checking, subjects
+from tilewright.autotune import checking, racing, subjects
 from tilewright.autotune.comparing import Comparison
 from tilewright.autotune.messages import Built, Compare, Compared, Evaluate, Outcome, Prepare, Ran
 from tilewright.autotune.subjects import ForeignKernel, Subject
@@ -28,15 +28,6 @@ from tilewright.tuning_db.records import Status
 
 HOPELESS = 3.0
 """A candidate this much slower than the best in its second run is not timed further."""
-FAR_BEHIND = 1.5
-"""Nor is one whose first probe is this much slower."""
-OUT_OF_THE_RACE = 1.15
-"""Nor is one whose fastest of three probes is this much slower."""
-PROBES = 3
-MORE_PROBES = 6
-"""Further runs of a contender."""
-LONG_SAMPLE = 0.25
-"""Seconds from which on a run is exact enough to need fewer repeats."""
 MESSAGE_LENGTH = 2000
 """Longest complaint that is passed on."""
 
@@ -300,20 +291,17 @@ def _load_set(ctx: Context, stage: Stage, kernel: ForeignKernel, turn: int) -> N
 
 
 def _time(ctx: Context, kernels: Bound, best: float | None) -> tuple[float, ...]:
-    """Seconds per run; few runs for candidates that are clearly slower than the best."""
+    """Seconds per run; few runs for candidates that are slower than the best (`racing.py`)."""
     start = time.perf_counter()
     ctx.enqueue(kernels.timed)
     ctx.finish()
     once = time.perf_counter() - start
     if best is not None and once > HOPELESS * max(best, 1e-4):
         return (once,)
-    probes = ctx.time(kernels.timed, 1, warmup=1)
-    if best is not None and probes[0] > FAR_BEHIND * best:
-        return tuple(probes)
-    probes += ctx.time(kernels.timed, PROBES - 1, warmup=1)
-    if once > LONG_SAMPLE or (best is not None and min(probes) > OUT_OF_THE_RACE * best):
-        return tuple(probes)
-    return (*probes, *ctx.time(kernels.timed, MORE_PROBES, warmup=1))
+    samples: list[float] = []
+    while more := racing.repeats(samples, best):
+        samples += ctx.time(kernels.timed, more, warmup=1)
+    return tuple(samples)
 
 
 def evaluate(ctx: Context, stage: Stage, request: Evaluate, answer: Callable[[Built | Ran], None]) -> Outcome:

@@ -57,6 +57,8 @@ class StageTuner:
         self.exhausted = False
         """Nothing more is to be asked for."""
         self.stale = 0
+        self.since_duel = 0
+        """Candidates that worked since the fastest one was last timed."""
         self.statuses: Counter[str] = Counter()
         self.reference: float | None = None
         self.before: float | None = None
@@ -109,6 +111,7 @@ class StageTuner:
         self.search.tell(candidate, seconds)
         self.evaluations += 1
         self.statuses[outcome.status.value] += 1
+        self.since_duel += seconds is not None
         improved = seconds is not None and (best is None or seconds < best * (1.0 - WORTHWHILE))
         self.stale = 0 if improved else self.stale + 1
 

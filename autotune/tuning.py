@@ -17,9 +17,10 @@ import uuid
 from collections import Counter, deque
 from collections.abc import Collection, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Protocol
 
+from tilewright.autotune import racing
 from tilewright.autotune.bounds import bound_of
 from tilewright.autotune.budget import Budget
 from tilewright.autotune.candidates import Candidate, FamilySource
@@ -40,6 +41,8 @@ from tilewright.tuning_db import Space as RecordedSpace
 
 FINALISTS = 3
 FINAL_ROUNDS = 7
+LONGEST_DUEL = 0.1
+"""Seconds of a run from which on candidates are timed in turns in the final alone."""
 FINAL_SHARE = 0.2
 """Of the time budget, at most, is kept for the finals."""
 MOST_SLOTS = 256
@@ -88,6 +91,23 @@ class _Flight:
     compiled: Compiled
 
 
+@dataclass(frozen=True)
+class _Duel:
+    """An incumbent and its challenger, timed in turns."""
+
+    candidates: tuple[Candidate, Candidate]
+    compared: Compared
+
+
+@dataclass(frozen=True)
+class _Measured:
+    """How a candidate did."""
+
+    outcome: Outcome
+    duel: _Duel | None
+    """With the incumbent, where it looked faster."""
+
+
 class _Run:
     """One call of `tune`."""
 
@@ -115,7 +135,7 @@ class _Run:
         """What is being compiled, waits for its measurement or is measured, in the order in which it was asked for."""
         self.measuring = ThreadPoolExecutor(MOST_SLOTS, "measure")
         """Its threads wait for the measuring processes, while this one looks ahead; there are no more than slots."""
-        self.measured: dict[Future[Outcome | None], _Flight] = {}
+        self.measured: dict[Future[_Measured | None], _Flight] = {}
         """What is being measured."""
         self.begun: set[str] = set()
         """Stages of which something was asked for."""
@@ -157,15 +177,16 @@ class _Run:
             flight = self._landed()
             if flight is None:
                 return
-            self.measured[self.measuring.submit(self._outcome, flight)] = flight
+            incumbent = next(iter(flight.tuner.search.best()), None)
+            self.measured[self.measuring.submit(self._outcome, flight, incumbent)] = flight
 
-    def _arrived(self, done: Collection[Future[Outcome | None]]) -> None:
+    def _arrived(self, done: Collection[Future[_Measured | None]]) -> None:
         for measured in done:
             flight = self.measured.pop(measured)
-            outcome = measured.result()
+            result = measured.result()
             self._remove(flight)
-            if outcome is not None:
-                self._note(flight, outcome)
+            if result is not None:
+                self._note(flight, result)
 
     def _look_ahead(self) -> None:
         """Have candidates compiled, as many as keep the compilers busy."""
@@ -214,8 +235,11 @@ class _Run:
         self.flights.remove(flight)
         flight.tuner.pending -= 1
 
-    def _outcome(self, flight: _Flight) -> Outcome | None:
-        """How a candidate did; None if its stage cannot be measured, or the budget was spent before it ended."""
+    def _outcome(self, flight: _Flight, incumbent: Candidate | None) -> _Measured | None:
+        """How a candidate did; None if its stage cannot be measured, or the budget was spent before it ended.
+
+        One that looks faster than the incumbent is timed again, in turns with it.
+        """
         tuner = flight.tuner
         if tuner.message:
             return None
@@ -223,18 +247,36 @@ class _Run:
             tuner.reference = self.measurer.prepare(tuner.job)
             start = time.monotonic()
             outcome = flight.compiled.result() or self._measured(tuner, flight.lowering)
+            if outcome is None:
+                return None
+            duel = self._duel(tuner, outcome, (incumbent, flight.candidate)) if incumbent is not None else None
             self.measuring_seconds += time.monotonic() - start
-            return outcome
+            return _Measured(outcome, duel)
         except StageError as e:
             tuner.message = str(e)
             tuner.exhausted = True
             return None
 
-    def _note(self, flight: _Flight, outcome: Outcome) -> None:
-        tuner = flight.tuner
+    def _duel(self, tuner: StageTuner, outcome: Outcome, both: tuple[Candidate, Candidate]) -> _Duel | None:
+        """The incumbent and its challenger in turns; None if there is no need, or if it failed."""
+        before = tuner.search.seconds.get(both[0].key)
+        if outcome.status is not Status.OK or before is None or before > LONGEST_DUEL:
+            return None
+        seconds = statistics.median(outcome.samples)
+        if seconds >= before and tuner.since_duel < racing.RETIMED:
+            return None
+        lowerings = tuple(tuner.lower(c) for c in both)
+        compared = self.measurer.compare(tuner.job, lowerings, FINAL_ROUNDS, max(seconds, before))
+        return None if compared is None else _Duel(both, compared)
+
+    def _note(self, flight: _Flight, measured: _Measured) -> None:
+        tuner, outcome = flight.tuner, measured.outcome
         self.evaluations += 1
         tuner.tell(flight.candidate, outcome)
         self.store.record(self._row(tuner, flight.candidate, outcome))
+        if measured.duel is not None:
+            tuner.since_duel = 0
+            self._decided(tuner, measured.duel.candidates, measured.duel.compared, 0)
         if self.budget == Budget() and tuner.stale >= PATIENCE:
             tuner.exhausted = True
         self._report(tuner, str(flight.candidate), outcome.status)
@@ -250,19 +292,25 @@ class _Run:
     def finals(self) -> None:
         """Time the fastest candidates of every stage in turns and store the result as what decides."""
         waiting = deque(sorted(self.tuners, key=lambda t: -(t.weight * (t.best or 0.0))))
-        running: dict[Future[Compared | None], tuple[StageTuner, list[Candidate]]] = {}
+        running: dict[Future[Compared | None], tuple[StageTuner, list[Candidate], int]] = {}
         while waiting or running:
             while waiting and len(running) < max(1, min(self.measurer.slots, MOST_SLOTS)):
                 tuner = waiting.popleft()
                 finalists = self._finalists(tuner)
                 late = self.budget.seconds is not None and self._elapsed() > self.budget.seconds
                 if tuner.evaluations and len(finalists) > 1 and not late:
-                    running[self.measuring.submit(self._compared, tuner, finalists)] = tuner, finalists
+                    incumbent = finalists.index(tuner.used) if tuner.used in finalists else 0
+                    running[self.measuring.submit(self._compared, tuner, finalists, incumbent)] = (
+                        tuner,
+                        finalists,
+                        incumbent,
+                    )
             for compared in wait(running, return_when=FIRST_COMPLETED).done:
-                tuner, finalists = running.pop(compared)
+                tuner, finalists, incumbent = running.pop(compared)
                 result = compared.result()
                 if result is not None:
-                    self._decided(tuner, finalists, result)
+                    self._decided(tuner, finalists, result, incumbent)
+                    self._report(tuner, "final", None)
 
     def _finalists(self, tuner: StageTuner) -> list[Candidate]:
         found = tuner.search.best(FINALISTS)
@@ -270,21 +318,44 @@ class _Run:
             found.append(tuner.used)
         return found
 
-    def _compared(self, tuner: StageTuner, finalists: list[Candidate]) -> Compared | None:
+    def _compared(self, tuner: StageTuner, finalists: list[Candidate], incumbent: int) -> Compared | None:
+        """All finalists in turns; the fastest and the incumbent more often where that does not decide between them."""
         slowest = max(tuner.search.seconds[c.key] or 0.0 for c in finalists)
         lowerings = tuple(tuner.lower(c) for c in finalists)
         try:
-            return self.measurer.compare(tuner.job, lowerings, _rounds(slowest), slowest)
+            first = self.measurer.compare(tuner.job, lowerings, _rounds(slowest), slowest)
+            closest = None if first is None else racing.undecided(first.samples, incumbent)
+            if first is None or closest is None or slowest > LONGEST_DUEL:
+                return first
+            pair = (incumbent, closest)
+            both = tuple(lowerings[n] for n in pair)
+            more = self.measurer.compare(tuner.job, both, 2 * _rounds(slowest), slowest)
+            if more is None or more.host != first.host:
+                return first
         except StageError:
             return None  # what the search has measured stands
+        samples = list(first.samples)
+        for n, further in zip(pair, more.samples, strict=True):
+            samples[n] += further
+        return replace(first, samples=tuple(samples))
 
-    def _decided(self, tuner: StageTuner, finalists: list[Candidate], compared: Compared) -> None:
-        decision = uuid.uuid4().hex
-        for candidate, samples in zip(finalists, compared.samples, strict=True):
-            self.store.record(self._row(tuner, candidate, Outcome(Status.OK, samples, host=compared.host), decision))
-            if candidate == tuner.used:
-                tuner.before = statistics.median(samples)
-        self._report(tuner, "final", None)
+    def _decided(self, tuner: StageTuner, candidates: Sequence[Candidate], compared: Compared, incumbent: int) -> None:
+        """Store what was timed in turns, so that the one wins that the times say is faster than the incumbent.
+
+        What looks faster without being proven so is stored ahead, as a round of its own: the newest round decides.
+        """
+        medians = [statistics.median(samples) for samples in compared.samples]
+        won = medians[racing.winner(compared.samples, incumbent)]
+        for unproven in (True, False):
+            decision = uuid.uuid4().hex
+            for candidate, samples, median in zip(candidates, compared.samples, medians, strict=True):
+                if (median < won) is not unproven:
+                    continue
+                outcome = Outcome(Status.OK, samples, host=compared.host)
+                self.store.record(self._row(tuner, candidate, outcome, decision))
+                tuner.search.tell(candidate, max(median, won))
+                if candidate == tuner.used:
+                    tuner.before = median
 
     # --- bookkeeping --------------------------------------------------------------------------------------------
 
