@@ -38,13 +38,24 @@ def measurements(c: Connection, query: Select[Any] = queries.ROWS) -> Iterator[M
             yield as_measurement(row)
 
 
+def programs(c: Connection) -> Iterator[tuple[str, str]]:
+    """Signature and text of every program."""
+    for row in _streamed(c, select(PROGRAMS.c.signature, PROGRAMS.c.text)):
+        yield row.signature, row.text
+
+
 def records(c: Connection) -> Iterator[Record]:
     """Everything that an export holds: runs, then spaces, then measurements."""
-    for row in c.execute(select(RUNS).order_by(RUNS.c.started, RUNS.c.id)):
+    for row in _streamed(c, select(RUNS).order_by(RUNS.c.started, RUNS.c.id)):
         yield Run(row.id, row.started, row.host, row.budget)
-    for row in c.execute(select(SPACES).order_by(SPACES.c.id)):
+    for row in _streamed(c, select(SPACES).order_by(SPACES.c.id)):
         yield as_space(row)
     yield from measurements(c)
+
+
+def _streamed(c: Connection, query: Select[Any]) -> Iterator[Row[Any]]:
+    """A query's rows, a page at a time where the server would send them all at once."""
+    yield from c.execute(query.execution_options(yield_per=PAGE))
 
 
 def as_measurement(row: Any) -> Measurement:
@@ -138,4 +149,4 @@ def _row_problem(row: Any, spaces: dict[str, Space]) -> str | None:
     return f"its configuration {m.configuration} is not of its space: {outside}" if outside else None
 
 
-__all__ = ["as_measurement", "as_space", "measurements", "pages", "problems", "records"]
+__all__ = ["as_measurement", "as_space", "measurements", "pages", "problems", "programs", "records"]

@@ -135,7 +135,7 @@ class Store:
         Nothing is lost or changed in either. A merge that was interrupted is simply repeated.
         """
         with other._connection() as c:
-            self._check_programs((row.signature, row.text) for row in c.execute(select(PROGRAMS)).all())
+            self._check_programs(reading.programs(c))
         return self.add(other.records())
 
     def prune(
