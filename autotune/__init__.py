@@ -8,6 +8,7 @@
     transfer.py    what was measured elsewhere           recorded.py    others' recorded spaces
     compiling.py   candidates compiled ahead             progress.py    a progress bar       bounds.py  the roofline
     supervisor.py  keeps a measuring process alive       worker.py  that process    messages.py  what they say
+    fleet.py       measuring on other machines, by Dask     fleet_worker.py  what runs there
     evaluating.py  what it does for a candidate          racing.py      how often it is timed, and who is faster
     checking.py, comparing.py  whether the numbers are right
     kernels.py     kernels of others    kernel_text.py, kernel_arguments.py, kernel_space.py  what they are given
