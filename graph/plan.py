@@ -143,15 +143,15 @@ class _Builder:
             name = call.arguments[argument]
             if name in constants and name not in self.buffers:
                 if name not in passing:
-                    passing[name] = self._uploaded(constants[name])
+                    passing[name] = self._uploaded(constants[name], reuse=False)  # or all of them wait for others
                 given[argument] = passing[name]
             else:
                 given[argument] = self.buffers[name]
         self.ctx.enqueue([self.ctx.bind(launch, given)])
 
-    def _uploaded(self, spec: BufferSpec) -> Buffer:
+    def _uploaded(self, spec: BufferSpec, reuse: bool = True) -> Buffer:
         assert spec.content is not None
-        buffer = self.ctx.allocate(spec.nbytes)
+        buffer = self.ctx.allocate(spec.nbytes, reuse)
         self.ctx.write(buffer, spec.content)
         let_go(spec.content)
         return buffer

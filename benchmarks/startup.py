@@ -1,0 +1,122 @@
+"""From a file to the first result: seconds and the most memory of the host, beside onnxruntime, in fresh processes.
+
+    python benchmarks/startup.py --device intel resnet50 mobilenet_v2
+
+Every figure is from a process of its own, the fastest of some. *Create* makes a session and all that its first run with
+a batch of one needs (compiled kernels lie in the cache on disk); *CPU* is the processor time of that, by all threads,
+which says more than seconds on a busy machine. *Peak* is the most memory the process ever held (resident, libraries
+included), after three runs.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import resource
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import numpy as np
+from models import default_folder, source
+from rich.console import Console
+from rich.table import Table
+
+MIB = 1 << 20
+
+
+@dataclass(frozen=True)
+class Start:
+    """One process; seconds and bytes."""
+
+    imports: float
+    create: float
+    cpu: float
+    peak: int
+
+
+def started(way: str, file: str) -> Start:
+    """Start in this process: ``way`` is onnxruntime or the name of a device."""
+    begin = time.perf_counter()
+    make = _with_onnxruntime if way == "onnxruntime" else _with_tilewright
+    create = make(way, file)
+    imported, cpu = time.perf_counter(), time.process_time()
+    run = create()
+    created, used = time.perf_counter(), time.process_time()
+    for _ in range(3):
+        run()
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
+    return Start(imported - begin, created - imported, used - cpu, peak)
+
+
+def _with_onnxruntime(_: str, file: str) -> Callable[[], Callable[[], object]]:
+    import onnxruntime
+
+    def create() -> Callable[[], object]:
+        options = onnxruntime.SessionOptions()
+        options.intra_op_num_threads = 2
+        session = onnxruntime.InferenceSession(file, options, providers=["CPUExecutionProvider"])
+        feeds = {i.name: _image(i.shape) for i in session.get_inputs()}
+        return lambda: session.run(None, feeds)
+
+    return create
+
+
+def _with_tilewright(device: str, file: str) -> Callable[[], Callable[[], object]]:
+    from tilewright.graph.session import InferenceSession
+
+    def create() -> Callable[[], object]:
+        session = InferenceSession(file, device=device)
+        session.plan(batch=1)
+        feeds = {i.name: _image(i.shape) for i in session.get_inputs()}
+        return lambda: session.run(None, feeds)
+
+    return create
+
+
+def _image(shape: list[int | str | None]) -> np.ndarray:
+    return np.zeros([n if isinstance(n, int) else 1 for n in shape], np.float32)
+
+
+def best(way: str, file: Path, repeats: int) -> Start:
+    """The fastest of some processes, and the least memory, after one that fills caches."""
+    found = []
+    for _ in range(repeats + 1):
+        command = [sys.executable, __file__, "--start", way, str(file)]
+        done = subprocess.run(command, check=True, capture_output=True, text=True)
+        found.append(Start(**json.loads(done.stdout)))
+    kept = found[1:]
+    return Start(*(min(getattr(s, name) for s in kept) for name in ("imports", "create", "cpu", "peak")))
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description="seconds and memory until the first result, beside onnxruntime")
+    parser.add_argument("networks", nargs="*", default=["resnet50"], help="torchvision's names, or ONNX files")
+    parser.add_argument("--device", default="intel", help="a device's name (default: %(default)s)")
+    parser.add_argument("--repeats", type=int, default=3, help="processes of each (default: %(default)s)")
+    parser.add_argument("--json", action="store_true", help="print JSON instead of a table")
+    parser.add_argument("--start", nargs=2, help=argparse.SUPPRESS)
+    options = parser.parse_args()
+    if options.start:
+        print(json.dumps(asdict(started(*options.start))))
+        return
+    table = Table("network", "by", "imports s", "create s", "CPU s", "peak MiB")
+    rows = []
+    for name in options.networks:
+        file = Path(name) if name.endswith(".onnx") else source(name, default_folder()).file
+        for way in (options.device, "onnxruntime"):
+            s = best(way, file, options.repeats)
+            rows.append({"network": name, "by": way, **asdict(s)})
+            table.add_row(name, way, f"{s.imports:.2f}", f"{s.create:.2f}", f"{s.cpu:.2f}", f"{s.peak / MIB:.0f}")
+    if options.json:
+        json.dump(rows, sys.stdout, indent=2)
+        print()
+    else:
+        Console().print(table)
+
+
+if __name__ == "__main__":
+    main()
