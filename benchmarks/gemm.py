@@ -34,7 +34,7 @@ op gemm(a[M,K], b[K,N]) -> c[M,N]:
 OURS, LIMIT = "tilewright", "limit"
 
 
-def _limit(device: tw.Device) -> tuple[Callable[[], object], float]:
+def multiply_add_limit(device: tw.Device) -> tuple[Callable[[], object], float]:
     """A function that runs multiply-adds alone and waits, and how many operations that is."""
     ctx = context(device)
     bound, operations = multiply_adds(ctx)
@@ -65,7 +65,7 @@ def measure(size: int, device: tw.Device, tune: str | None, seconds: float) -> d
     if tune:
         gemm.tune(*on_device, budget=tune)
     difference = largest_difference([gemm(*on_device).numpy()], [a @ b])
-    limit, operations = _limit(device)
+    limit, operations = multiply_add_limit(device)
     functions: dict[str, Callable[[], object]] = {OURS: lambda: gemm(*on_device).wait(), "numpy": lambda: a @ b}
     times = interleaved({**functions, **_torch(a, b), LIMIT: limit}, seconds)
     rates = {
