@@ -14,6 +14,9 @@ from targets import CPU, GPU
 from warpgroup_emulation import available, emulate, emulated
 from wgmma_cases import H100, Case, convolution, gemm
 
+from tilewright.autotune.candidates import stage_space
+from tilewright.autotune.space_building import table
+from tilewright.dsl import families
 from tilewright.dsl.dtypes import DType
 from tilewright.dsl.families.contraction import recognise
 from tilewright.dsl.families.matrix_operands import products, sides
@@ -22,6 +25,7 @@ from tilewright.dsl.families.wgmma_pack import Panels, pack
 from tilewright.dsl.families.wgmma_plan import Plan
 from tilewright.dsl.parse import parse_op
 from tilewright.dsl.space import Configuration
+from tilewright.dsl.target import Target
 from tilewright.errors import KernelError
 from tilewright.runtime import Context, Device
 from tilewright.runtime.nvidia import matrix_unit
@@ -73,6 +77,15 @@ def test_every_configuration_is_written_within_the_limits_of_its_plan(case: Case
         plan = Plan.of(view, case.program, H100, configuration)
         assert room + results <= plan.local_bytes <= H100.local_memory
         assert lowering.launches[-1].writes[0] == case.program.outputs[0].name
+
+
+@pytest.mark.parametrize("target", [H100, CPU], ids=["gpu", "cpu"])
+def test_constraints_read_only_what_decides_them(target: Target) -> None:
+    """Listing a space asks each constraint about all values that it reads: thousands of questions take seconds."""
+    program = convolution("fp32", 2, 64, 14, 96, 3, 1, 1).program
+    for name, space in stage_space(program, target, families.fitting).spaces.items():
+        for constraint in space.constraints:
+            assert table(constraint.holds, space, asked=4500) is not None, f"{name}: {constraint.reason}"
 
 
 def test_a_source_is_complete_without_the_marked_instructions() -> None:

@@ -13,7 +13,7 @@ sums 16 channels at a time, which takes a quarter (64 channels) to a half (512) 
 
 from __future__ import annotations
 
-from dataclasses import replace
+from dataclasses import dataclass, field, replace
 from functools import partial
 
 from tilewright.dsl.families import winograd_fused, winograd_model, winograd_staged
@@ -22,7 +22,7 @@ from tilewright.dsl.families.shared import banner, needs_f64
 from tilewright.dsl.families.winograd_convolution import Tiling, recognise
 from tilewright.dsl.lowering import Lowering
 from tilewright.dsl.program import Program
-from tilewright.dsl.space import Configuration, Constraint, Parameter, Space
+from tilewright.dsl.space import Configuration, Constraint, Parameter, Space, Value
 from tilewright.dsl.target import Shape, Target
 from tilewright.dsl.writer import preamble
 
@@ -93,6 +93,8 @@ _TOO_LARGE = "a smaller tile covers the outputs as well"
 
 # --- CPUs -----------------------------------------------------------------------------------------------------------
 
+_TILES = "tiles_m"
+"""What `contract` calls the register tiles of a work-item."""
 _NO_PRODUCT = "the products' kernel does not allow it"
 _PRODUCT_PARAMETERS = ("item_m", "item_n", "unroll_k", "prefetch")
 """Parameters that mean the same for the products of both forms."""
@@ -102,7 +104,10 @@ def _cpu_space(tilings: dict[int, Tiling], target: Target) -> Space:
     c = next(iter(tilings.values())).c
     lanes, registers = target.lanes(c.dtype.itemsize), target.vector_registers
     products = {m: CONTRACT.space(winograd_staged.product_program(t, target), target) for m, t in tilings.items()}
-    own = {p.name: p for p in next(iter(products.values())).parameters}
+    defaults = {m: CONTRACT.default(winograd_staged.product_program(t, target), target) for m, t in tilings.items()}
+    offers = {m: {p.name: p.values for p in s.parameters} for m, s in products.items()}
+    first = next(iter(products.values()))
+    own, rules = {p.name: p for p in first.parameters}, first.constraints
 
     def fits(k: Configuration) -> bool:
         rows, vectors = k.integer("item_m"), k.integer("item_n")
@@ -120,9 +125,16 @@ def _cpu_space(tilings: dict[int, Tiling], target: Target) -> Space:
     def short(k: Configuration) -> bool:
         return k.integer("item_m") * k.integer("item_n") * k.integer("unroll_k") <= 8 * registers
 
-    def product(k: Configuration) -> bool:
-        t = tilings[k.integer("m")]
-        return k["form"] == FUSED or products[t.m].violated(_product_configuration(t, target, k)) is None
+    def staged(k: Configuration, m: int) -> Configuration:
+        return _OfProducts(defaults[m].items_, k)
+
+    def allowed(k: Configuration, number: int) -> bool:
+        m = k.integer("m")
+        return k["form"] == FUSED or products[m].constraints[number].holds(staged(k, m))
+
+    def offered(k: Configuration, name: str) -> bool:
+        m = k.integer("m")
+        return k["form"] == FUSED or staged(k, m)[name] in offers[m][name]
 
     return Space(
         (
@@ -138,9 +150,23 @@ def _cpu_space(tilings: dict[int, Tiling], target: Target) -> Space:
             Constraint("the tile is larger than the product", reaches),
             Constraint("only the panels of fused kernels can be shared out, each to one work-item", shared_out),
             Constraint("the inner loop would be too long to compile quickly", short),
-            Constraint(_NO_PRODUCT, product),
+            *(Constraint(_NO_PRODUCT, partial(offered, name=n)) for n in (*_PRODUCT_PARAMETERS, _TILES)),
+            *(Constraint(f"{_NO_PRODUCT}: {r.reason}", partial(allowed, number=n)) for n, r in enumerate(rules)),
         ),
     )
+
+
+@dataclass(frozen=True)
+class _OfProducts(Configuration):
+    """The `contract` family's configuration for the products of the staged form, on CPUs: a default with some values of
+    the convolution's own, which are read when they are needed."""
+
+    own: Configuration = field(default_factory=lambda: Configuration(()))
+
+    def __getitem__(self, name: str) -> Value:
+        if name in _PRODUCT_PARAMETERS:
+            return self.own[name]
+        return self.own["tiles"] if name == _TILES else super().__getitem__(name)
 
 
 def _product_configuration(t: Tiling, target: Target, k: Configuration) -> Configuration:
@@ -149,7 +175,7 @@ def _product_configuration(t: Tiling, target: Target, k: Configuration) -> Confi
     if target.shape is Shape.GPU:
         return Configuration.of({name: value for name, value in k.items() if name != "m"})
     values = {name: k[name] for name in _PRODUCT_PARAMETERS}
-    return Configuration.of({**CONTRACT.default(program, target), **values, "tiles_m": k["tiles"]})
+    return Configuration.of({**CONTRACT.default(program, target), **values, _TILES: k["tiles"]})
 
 
 def _cpu_default(tilings: dict[int, Tiling], target: Target) -> Configuration:
