@@ -268,9 +268,7 @@ def _accumulate(tile: Tile, body: Source) -> None:
         if tile.ahead:
             share, line = tile.turns * tile.ahead, CACHE_LINE // tile.c.dtype.itemsize
             start = f"b + {tile.c.k * tile.width} + row_tile * {share * line}"
-            body.line(
-                f"__global const {tile.scalar}* ahead = row_tile * {share} < {tile.panel_lines} ? {start} : b;"
-            )
+            body.line(f"__global const {tile.scalar}* ahead = row_tile * {share} < {tile.panel_lines} ? {start} : b;")
     else:
         outer, _ = parted(tile.b.address, [i.name for i in (*tile.c.columns, *tile.c.depth)])
         body.line(f"__global const {tile.scalar}* b = {argument(tile.b.tensor.name)} + n0 + {affine(outer, NAMES)};")
