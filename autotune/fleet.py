@@ -87,8 +87,6 @@ class Fleet:
         """Part of the stages' names: workers outlive a tuning run, whose names are unique within it."""
         self._lock = threading.Lock()
         self._reference: dict[str, float] = {}
-        self._busy: Counter[str] = Counter()
-        self._prepared: set[tuple[str, str]] = set()
         self._closed = threading.Event()
         self._client = _connected(address)
         self._workers: dict[str, int] = {}
@@ -167,29 +165,9 @@ class Fleet:
     ) -> _Answer | _Killed | None:
         """What a worker answers; None if it was given up because of `until` or because the fleet was closed."""
         there = replace(job, name=f"{self._session} {job.name}")
-        place = self._place(job.name)
-        try:
-            asked = self._client.submit(
-                work,
-                there,
-                *arguments,
-                pure=False,
-                resources={self._wanted.resource: 1},
-                workers=[place] if place else None,
-                allow_other_workers=bool(place),
-            )
-            return cast("_Answer | _Killed | None", self._answer(asked, until))
-        finally:
-            with self._lock:
-                self._busy[place] -= 1
-
-    def _place(self, stage: str) -> str:
-        """The worker that is asked first: the least busy, of those one that has the stage ready; empty for any."""
-        with self._lock:
-            place = min(self._workers, key=lambda w: (self._busy[w], (w, stage) not in self._prepared), default="")
-            self._busy[place] += 1
-            self._prepared.add((place, stage))
-            return place
+        # No worker is preferred: Dask gives a task of which others may take care to any, whatever its resources.
+        asked = self._client.submit(work, there, *arguments, pure=False, resources={self._wanted.resource: 1})
+        return cast("_Answer | _Killed | None", self._answer(asked, until))
 
     def _answer(self, asked: distributed.Future, until: float | None) -> object:
         import distributed

@@ -17,6 +17,7 @@ from tuning_cases import FAKE, relu
 
 from tilewright.autotune import Budget, Event, fleet, tune
 from tilewright.autotune.fleet import Advertised, Fleet, missing
+from tilewright.dsl.program import GENERATOR_VERSION
 from tilewright.errors import DeviceError, InputError, TilewrightError
 from tilewright.runtime import Device, select_device
 from tilewright.tuning_db import Status, Store
@@ -56,7 +57,9 @@ def measuring(worker: subprocess.Popen[str]) -> str:
     return next(line for line in worker.stderr if line.startswith("measuring on"))
 
 
-def test_programs_are_tuned_on_both_drivers_by_workers_of_which_one_is_killed(scheduler: str, tmp_path: Path) -> None:
+def test_programs_are_tuned_on_both_drivers_by_workers_of_which_one_is_killed(
+    scheduler: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     devices = [select_device("intel"), select_device("pocl")]
     names = [devices[0].name, devices[0].name, devices[1].name]
     with (
@@ -92,6 +95,30 @@ def test_programs_are_tuned_on_both_drivers_by_workers_of_which_one_is_killed(sc
             assert winners == {p.signature for p in programs}
         assert not [m for m in store.measurements() if m.status in (Status.CRASHED, Status.TIMED_OUT)]
         assert store.verify() == ()
+        _stopped_and_left_alone(scheduler, devices[0], store, second, monkeypatch)
+
+
+def _stopped_and_left_alone(
+    scheduler: str, device: Device, store: Store, last: subprocess.Popen[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Ctrl-C keeps what has arrived; without any worker left tuning ends with an error, and keeps it as well."""
+
+    def stop(event: Event) -> None:
+        if event.evaluations == 2:
+            raise KeyboardInterrupt
+
+    def kill(event: Event) -> None:
+        if event.evaluations == 2:
+            last.kill()
+            last.wait()
+
+    report = tune([relu(500)], device, store, None, stop, fleet=scheduler)
+    assert report.interrupted
+    assert len(store.tried(device.identity, device.driver, GENERATOR_VERSION, relu(500).signature)) == 2
+    monkeypatch.setattr(fleet, "LOST_SECONDS", 0.5)
+    with pytest.raises(DeviceError, match=r"has had no worker with .* for 0.5 s; start one with 'tilewright worker"):
+        tune([relu(600)], device, store, None, kill, fleet=scheduler)
+    assert len(store.tried(device.identity, device.driver, GENERATOR_VERSION, relu(600).signature)) == 2
 
 
 def test_a_device_that_no_worker_has_is_said_so_before_anything_is_measured(scheduler: str) -> None:
