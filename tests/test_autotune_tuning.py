@@ -34,7 +34,7 @@ from tuning_cases import (
     tiles,
 )
 
-from tilewright.autotune import Budget, Event, TuningBar, choose, tune, tuning
+from tilewright.autotune import Budget, Event, TuningBar, choose, tune, tuning_run
 from tilewright.autotune.candidates import stage_space
 from tilewright.autotune.choosing import TUNED
 from tilewright.autotune.compiling import Compiled
@@ -264,7 +264,7 @@ def test_the_progress_bar_shows_the_run(store: Store) -> None:
 
 def test_events_know_the_roofline_and_the_failures(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
     limits = roofline.Limits(FAKE.identity, FAKE.driver, 0.0, ((1 << 20, 8e9),), {"f32": 1e12}, "now")
-    monkeypatch.setattr(tuning, "known_limits", lambda _: limits)
+    monkeypatch.setattr(tuning_run, "known_limits", lambda _: limits)
     events: list[Event] = []
     tune([relu(1000)], FAKE, store, Budget(evaluations=100), events.append, source=tiles(), measurer=Simulation())
     assert events[-1].bound == pytest.approx(8000 / 8e9)
