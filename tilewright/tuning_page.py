@@ -96,7 +96,7 @@ def render(page: Page) -> str:
         limits=None if page.limits is None else limits_text(page.limits),
         summary=_summary(page),
         rows=[_row(n, op, page) for n, op in enumerate(page.ops, 1)],
-        times=time_picture(page.ops) if any(op.seconds for op in page.ops) else "",
+        times=time_picture(page.ops) if sum(op.seconds is not None for op in page.ops) > 1 else "",
         roofline=roofline_picture(page.ops, page.limits) if any(op.operations for op in page.ops) else "",
         details=[(n, op, op_picture(op)) for n, op in enumerate(page.ops, 1) if op in pictured],
         left_out=sum(1 for op in page.ops if op.history) - len(pictured),
