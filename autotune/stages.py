@@ -62,6 +62,8 @@ class StageTuner:
         self.statuses: Counter[str] = Counter()
         self.reference: float | None = None
         self.before: float | None = None
+        self.undecided = False
+        """Its last final did not see everything that is known: an earlier run was ended before it."""
         self.message = ""
 
     @property
@@ -156,7 +158,8 @@ def _tuner(
     known = list(dict.fromkeys(c for c in near if c is not None))[:NEAR_WINNERS]
     start = [Candidate(used.family, used.configuration), *known, *space.defaults]
     search = StageSearch(space, start, seed, strategies=told(stage, device, store, key))
-    for measured in store.tried(device.identity, device.driver, GENERATOR_VERSION, key).values():
+    tried = store.tried(device.identity, device.driver, GENERATOR_VERSION, key)
+    for measured in tried.values():
         candidate = space.stored(measured.family, measured.configuration)
         if space.violated(candidate) is None:
             search.tell(candidate, measured.seconds)
@@ -168,7 +171,10 @@ def _tuner(
     last = list(fitting.values())[-1]  # the most general family is the one to trust
     reference = last.lower(stage, device.target, families.default(last, stage, device.target))
     text = program_text(stage.canonical)
-    return StageTuner(Job(key, stage, reference, constants), space, lower, search, start[0], weight, key, text)
+    tuner = StageTuner(Job(key, stage, reference, constants), space, lower, search, start[0], weight, key, text)
+    newest = max((m for m in tried.values() if m.seconds is not None), key=lambda m: m.created, default=None)
+    tuner.undecided = newest is not None and not newest.round
+    return tuner
 
 
 __all__ = ["StageTuner", "stage_tuners"]

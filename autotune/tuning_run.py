@@ -257,7 +257,7 @@ class TuningRun:
                 tuner = waiting.popleft()
                 finalists = self._finalists(tuner)
                 late = self.budget.seconds is not None and self._elapsed() > self.budget.seconds
-                if tuner.evaluations and len(finalists) > 1 and not late:
+                if (tuner.evaluations or tuner.undecided) and len(finalists) > 1 and not late:
                     incumbent = finalists.index(tuner.used) if tuner.used in finalists else 0
                     running[self.measuring.submit(self._compared, tuner, finalists, incumbent)] = (
                         tuner,
@@ -301,8 +301,10 @@ class TuningRun:
     def _decided(self, tuner: StageTuner, candidates: Sequence[Candidate], compared: Compared, incumbent: int) -> None:
         """Store what was timed in turns, so that the one wins that the times say is faster than the incumbent.
 
-        What looks faster without being proven so is stored ahead, as a round of its own: the newest round decides.
+        What looks faster without being proven so is stored ahead, as a round of its own: the newest round decides. All
+        of it goes into one transaction, since a part of what was timed in turns would let another configuration win.
         """
+        rows = []
         medians = [statistics.median(samples) for samples in compared.samples]
         won = medians[racing.winner(compared.samples, incumbent)]
         for unproven in (True, False):
@@ -311,10 +313,11 @@ class TuningRun:
                 if (median < won) is not unproven:
                     continue
                 outcome = Outcome(Status.OK, samples, host=compared.host)
-                self.store.record(self._row(tuner, candidate, outcome, decision))
+                rows.append(self._row(tuner, candidate, outcome, decision))
                 tuner.search.tell(candidate, max(median, won))
                 if candidate == tuner.used:
                     tuner.before = median
+        self.store.add(rows)
 
     # --- bookkeeping --------------------------------------------------------------------------------------------
 

@@ -23,7 +23,7 @@ import tempfile
 import threading
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -44,6 +44,7 @@ from tilewright.dsl.target import Target
 from tilewright.errors import DatabaseError
 from tilewright.runtime import Device, select_device
 from tilewright.tuning_db import Measurement, Status, Store
+from tilewright.tuning_db.writing import Record
 
 GOOD = "good"
 STEPS = (3, 1, 4, 0, 2)
@@ -80,7 +81,7 @@ class Faulty:
             lowering = FAULTS[str(configuration["kind"])][0]
             (launch,) = lowering.launches
             return Lowering((replace(launch, source=f"{launch.source}// {variant}\n"),))
-        loops = 256 << STEPS[variant]
+        loops = 2000 << STEPS[variant]
         work = f"float v = x[i]; for (int n = 0; n < {loops}; ++n) v = v * 0.999f + x[n & 511]; "
         return kernel(f"{work}{RIGHT} if (v == 7.5f) y[i] = v;")
 
@@ -120,6 +121,15 @@ class Told(Store):
         """Store it, then say so."""
         super().record(measurement)
         self._say(measurement.digest)
+
+    def add(self, records: Iterable[Record]) -> int:
+        """Store what was timed in turns, then say so."""
+        known = list(records)
+        added = super().add(known)
+        for record in known:
+            if isinstance(record, Measurement):
+                self._say(record.digest)
+        return added
 
 
 def tuner(url: str, device: Device, count: int, pages: int) -> None:

@@ -100,6 +100,22 @@ def test_a_tuner_that_is_killed_again_and_again_ends_with_the_same_winner(tmp_pa
         assert len(tried) == len(set(tried))  # nothing that was known was measured again
 
 
+def test_a_final_that_was_not_reached_is_made_up_for(tmp_path: Path) -> None:
+    def stop(event: object) -> None:
+        if event.evaluations == 81:  # type: ignore[attr-defined]
+            raise KeyboardInterrupt
+
+    with Store.open(tmp_path / "tuning.sqlite") as store:
+        tune([relu()], FAKE, store, Budget(evaluations=2000), stop, source=SOURCE, measurer=Simulation())
+        assert store.measurements()[-1].round == ""
+        for rows_added in (True, False):  # once is enough
+            before = store.stats().measurements
+            exhausted(store)
+            added = store.measurements()[before:]
+            assert all(m.round for m in added)
+            assert (len(added) > 1) is rows_added
+
+
 class Faulty(Simulation):
     """A measuring process that fails at random, in every way there is, but never for the same candidate differently."""
 
