@@ -115,7 +115,7 @@ def draw(bars: Bars, file: Path) -> bool:
     panels[0].set_yticks(range(len(networks)), networks)
     panels[0].set_ylim(len(networks) - 0.5, -0.5)
     handles, labels = panels[0].get_legend_handles_labels()
-    picture.legend(handles, labels, loc="outside lower center", ncols=len(kinds), frameon=False, fontsize=9)
+    picture.legend(handles, labels, loc="outside lower center", ncols=min(len(kinds), 2 * len(bars.panels)), frameon=False, fontsize=9)
     picture.suptitle(bars.title, fontsize=11)
     file.parent.mkdir(parents=True, exist_ok=True)
     picture.savefig(file, dpi=110)
