@@ -34,7 +34,7 @@ demo: $(STAMP)
 	$(RUN) tilewright demo
 
 test: $(STAMP)
-	$(RUN) pytest -n $(JOBS) --dist worksteal
+	$(RUN) pytest -n $(JOBS) --dist worksteal --durations 20
 
 test-memory: $(STAMP)
 	$(RUN) pytest -n $(JOBS) -q tests/memory
