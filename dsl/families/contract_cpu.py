@@ -31,7 +31,6 @@ from tilewright.dsl.families.contraction import (
     multiply_add,
     parted,
 )
-from tilewright.dsl.families.shared import SUM_BLOCK
 from tilewright.dsl.lowering import Launch, Lowering, Scratch
 from tilewright.dsl.program import Index, Program, Read, reads
 from tilewright.dsl.space import Configuration
@@ -53,6 +52,9 @@ from tilewright.dsl.writer import (
 
 CACHE_LINE = 64
 """Bytes."""
+SUM_BLOCK = 64
+"""Terms of the depth that are summed on their own: with 256, resnet50's outputs are 9e-5 of the largest from those in
+f64, with 64 they are 7e-5, for 1 to 3% of a product's time."""
 PAD_ROW_LIMIT = 16384
 """Longest row of pad values, in elements; beyond it the pointer's step is set to 0 instead."""
 
