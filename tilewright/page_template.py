@@ -62,8 +62,8 @@ working sets of the size that it names, so that kernels whose data stay in cache
 {% endfor %}
 </tbody></table></div>
 <p class="note">Gain: the time of what would run untuned, over that of the winner, where both were measured. More than
-100% of the roofline: an algorithm with fewer operations than were counted (winograd), matrix instructions, data that stay
-in a nearer cache, or limits that were measured while the device was busy.</p>
+100% of the roofline: an algorithm with fewer operations than were counted (winograd), matrix instructions, data that
+stay in a nearer cache, or limits that were measured while the device was busy.</p>
 
 <h2>Searches</h2>
 <p class="note">Left: one line per candidate over its parameters, ending at its speed relative to the fastest. Right:
