@@ -2,7 +2,7 @@
 
 What is known not to pass stands in `conformance_expected.json`, with the reason; the list may only shrink, and nothing
 on it may be a wrong result: refusals, random numbers, and last places in which the suite is no more right. By default
-a third of the plain cases and what is on the list run on one driver, and a sixteenth of all on each;
+a quarter of the plain cases and what is on the list run on one driver, and a sixteenth of all on each;
 ``-m conformance_full`` runs the rest, with whole networks.
 """
 
@@ -25,7 +25,7 @@ from tilewright.errors import DeviceError, InputError, ModelError, UnsupportedOp
 from tilewright.graph import backend
 from tilewright.runtime import Device, select_device
 
-PLAIN_PART = 3
+PLAIN_PART = 4
 """One in so many plain cases runs on the first driver."""
 PART = 16
 """One in so many cases runs on every driver."""

@@ -1,7 +1,7 @@
 """Every family's kernels under Oclgrind: no stray access, no race, no divergent barrier, and the right numbers.
 
 Each family of `FAMILIES` lowers every example that it takes, with an all-pairs covering sample of its configurations,
-for CPU-shaped and GPU-shaped targets; every fourth one by default, the others with ``-m memory_full``. Uninitialised
+for CPU-shaped and GPU-shaped targets; every sixth one by default, the others with ``-m memory_full``. Uninitialised
 values are watched in the cheapest few scalar kernels of each family, because that makes the simulator ten times slower;
 elsewhere unwritten memory holds NaN.
 """
@@ -96,7 +96,7 @@ def _parameters(cases: Sequence[Case], left_out: Callable[[int], bool] = lambda 
 
 @pytest.mark.parametrize(
     "case",
-    _parameters([c for t in ("cpu", "gpu") for f in FAMILIES for c in _sample(f, t)], lambda number: number % 4 != 0),
+    _parameters([c for t in ("cpu", "gpu") for f in FAMILIES for c in _sample(f, t)], lambda number: number % 6 != 0),
 )
 def test_no_memory_errors_and_right_numbers(plain: Simulator, case: Case) -> None:
     _clean(case, case.run(plain))
