@@ -31,6 +31,7 @@ from tilewright.dsl.families.contraction import (
     multiply_add,
     parted,
 )
+from tilewright.dsl.families.shared import CACHE_LINE
 from tilewright.dsl.lowering import Launch, Lowering, Scratch
 from tilewright.dsl.program import Index, Program, Read, reads
 from tilewright.dsl.space import Configuration
@@ -50,8 +51,6 @@ from tilewright.dsl.writer import (
     vector_type,
 )
 
-CACHE_LINE = 64
-"""Bytes."""
 SUM_BLOCK = 64
 """Terms of the depth that are summed on their own: with 256, resnet50's outputs are 9e-5 of the largest from those in
 f64, with 64 they are 7e-5, for 1 to 3% of a product's time."""

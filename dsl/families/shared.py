@@ -47,6 +47,8 @@ from tilewright.dsl.writer import (
     vector_type,
 )
 
+CACHE_LINE = 64
+"""Bytes."""
 SUM_BLOCK = 256
 """Terms that are summed on their own before they join the total.
 

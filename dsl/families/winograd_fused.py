@@ -17,7 +17,7 @@ from dataclasses import dataclass, replace
 
 from tilewright.dsl.families import contract_cpu
 from tilewright.dsl.families.contraction import NAMES, Contraction, decompose, recognise
-from tilewright.dsl.families.shared import Geometry, ceil_div
+from tilewright.dsl.families.shared import CACHE_LINE, Geometry, ceil_div
 from tilewright.dsl.families.winograd_convolution import Tiling
 from tilewright.dsl.families.winograd_kernels import (
     DATA,
@@ -32,7 +32,7 @@ from tilewright.dsl.families.winograd_kernels import (
     products_tile,
     weights_panels,
 )
-from tilewright.dsl.families.winograd_staged import CACHE_LINE, batched_product
+from tilewright.dsl.families.winograd_staged import batched_product
 from tilewright.dsl.lowering import Launch, Lowering, Scratch
 from tilewright.dsl.program import Program, Tensor, reads
 from tilewright.dsl.space import Configuration

@@ -10,7 +10,7 @@ from __future__ import annotations
 from tilewright.dsl.affine import Affine
 from tilewright.dsl.dtypes import DType
 from tilewright.dsl.families.contract import CONTRACT
-from tilewright.dsl.families.shared import Geometry, decode, round_up
+from tilewright.dsl.families.shared import CACHE_LINE, Geometry, decode, round_up
 from tilewright.dsl.families.winograd_convolution import Tiling
 from tilewright.dsl.families.winograd_kernels import (
     DATA,
@@ -31,9 +31,6 @@ from tilewright.dsl.program import Call, Index, Program, Read, Reduce, Statement
 from tilewright.dsl.space import Configuration
 from tilewright.dsl.target import Shape, Target
 from tilewright.dsl.writer import Source, affine, argument, index_type, storing_helpers, variable
-
-CACHE_LINE = 64
-"""Bytes by which positions are moved apart, so that a tile's stores do not all fall into one set of the cache."""
 
 
 def batched_product(
@@ -70,6 +67,7 @@ def product_program(t: Tiling, target: Target) -> Program:
 
 def _stage(name: str, dtype: DType, shape: tuple[int, int, int, int], channels_together: bool) -> Tensor:
     _, groups, tiles, channels = shape
+    # Positions lie a line further apart, so that a tile's stores do not all fall into one set of the cache.
     position = groups * tiles * channels + CACHE_LINE // dtype.itemsize
     inner = (channels, 1) if channels_together else (1, tiles)
     return Tensor(name, dtype, shape, (position, tiles * channels, *inner))
