@@ -11,7 +11,7 @@ import math
 import threading
 from collections import OrderedDict
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
 from enum import Enum
 from typing import TYPE_CHECKING, Any
@@ -27,7 +27,7 @@ from tilewright.runtime.discovery import Device, handle_of
 from tilewright.runtime.launching import Call, Launcher, LaunchRefused
 from tilewright.runtime.pool import Buffer, Pool
 from tilewright.runtime.programs import Module, build_program
-from tilewright.runtime.targets import driver_of, source_prelude, splits_buffers
+from tilewright.runtime.targets import builds_at_once, driver_of, source_prelude, splits_buffers
 from tilewright.runtime.transfers import Transfers, bytes_of, check_range
 
 if TYPE_CHECKING:
@@ -35,6 +35,9 @@ if TYPE_CHECKING:
 
 _registry: dict[str, Context] = {}
 _registry_lock = threading.Lock()
+
+_compilers: dict[str, threading.Lock] = {}
+"""Held while one of these drivers' compilers works, by the driver's name: those that cannot build at once."""
 
 MODULES_KEPT = 256
 """Programs that stay in memory though nothing uses them, the latest ones: Intel's driver holds 3 MB for each."""
@@ -99,7 +102,11 @@ class Context:
                 self._context, properties=cl.command_queue_properties.PROFILING_ENABLE
             )
             self.alignment = max(int(self._handle.mem_base_addr_align) // 8, 16)
-        self.splits_buffers = splits_buffers(driver_of(device.platform, device.kind))
+        driver = driver_of(device.platform, device.kind)
+        self._compiler: AbstractContextManager[object] = (
+            nullcontext() if builds_at_once(driver) else _compilers.setdefault(driver.name, threading.Lock())
+        )
+        self.splits_buffers = splits_buffers(driver)
         """Whether `view` may be used for parts that overlap."""
         self.pool = Pool(self._context, device.name, device.global_memory, device.max_allocation)
         self.transfers = Transfers(self._context, self._queue, self._handle.host_unified_memory, self._synchronising)
@@ -183,7 +190,8 @@ class Context:
             if module is None:
                 cache, keep = self.cache, self.keeps_binaries
                 try:
-                    module = build_program(self._context, self._handle, source, every, key, cache, keep)
+                    with self._compiler:
+                        module = build_program(self._context, self._handle, source, every, key, cache, keep)
                     self._keep(key, module)
                 finally:
                     self._turns.pop(key, None)

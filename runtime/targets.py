@@ -175,6 +175,15 @@ def _is_pocl(driver: Driver) -> bool:
     return driver.name.startswith("pocl")
 
 
+def builds_at_once(driver: Driver) -> bool:
+    """Whether threads may build programs, or load their binaries, at the same time.
+
+    Intel's driver for CPUs (2026.22) crashes or hangs for ever, once in about 6,000 pairs of a build from source and
+    the load of a binary; PoCL compiles one program at a time anyway.
+    """
+    return driver.name not in ("intel-cpu", "pocl")
+
+
 def splits_buffers(driver: Driver) -> bool:
     """Whether overlapping sub-buffers are safe.
 

@@ -225,7 +225,8 @@ def test_losses(device: Device, reduction: str, spatial: tuple[int, ...]) -> Non
     scores, weights = random(5, 7, *spatial), np.abs(random(7)) + 0.1
     target = RNG.integers(0, 7, (5, *spatial))
     for ignore, weight in ((None, None), (2, weights), (-100, weights), (-1, None)):
-        chosen = np.where(RNG.random(target.shape) < 0.3, ignore, target) if ignore is not None else target
+        chosen = np.where(RNG.random(target.shape) < 0.3, ignore, target) if ignore is not None else target.copy()
+        chosen.flat[0] = 3  # one that counts: a mean over none divides by zero
         attributes = {"reduction": reduction} | ({"ignore_index": ignore} if ignore is not None else {})
         operands = [scores, chosen, *([weight] if weight is not None else [])]
         logs = (scores - np.log(np.exp(scores.astype(np.float64)).sum(1, keepdims=True))).astype(np.float32)

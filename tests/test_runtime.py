@@ -10,6 +10,7 @@ import subprocess
 import sys
 import textwrap
 import threading
+import time
 from pathlib import Path
 
 import numpy as np
@@ -33,6 +34,7 @@ from tilewright.runtime import (
 )
 from tilewright.runtime import programs as programs_module
 from tilewright.runtime.pool import GRANULE, Pool, block_size
+from tilewright.runtime.targets import builds_at_once, driver_of
 
 SAXPY = """
 __kernel void saxpy(__global const float* x, __global float* y) {
@@ -525,6 +527,33 @@ def test_the_oldest_binaries_are_removed(tmp_path: Path) -> None:
     assert cache.prune(100_000) == 0
     assert cache.prune(5000) == 5
     assert [cache.read(key) is not None for key in keys] == [False] * 5 + [True] * 3
+
+
+def test_drivers_for_cpus_build_one_program_at_a_time(device: Device, monkeypatch: pytest.MonkeyPatch) -> None:
+    if builds_at_once(driver_of(device.platform, device.kind)):
+        pytest.skip("this driver may be asked for several programs at once")
+    inside: list[int] = []
+    together: list[int] = []
+
+    def build(*_arguments: object) -> programs_module.Module:
+        inside.append(1)
+        together.append(len(inside))
+        time.sleep(0.005)
+        inside.pop()
+        return programs_module.Module(None, "", False)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(execution, "build_program", build)
+    contexts = [Context(device) for _ in range(3)]
+    threads = [
+        threading.Thread(target=each.build, args=(SAXPY, f"-DNUMBER={number}"))
+        for number in range(4)
+        for each in contexts
+    ]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert together == [1] * len(threads)
 
 
 BUILD_IN_A_PROCESS = """
