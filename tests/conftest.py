@@ -97,6 +97,18 @@ def ctx(device: Device) -> Iterator[Context]:
         opened.finish()
 
 
+@pytest.fixture(autouse=True)
+def same_numbers(request: pytest.FixtureRequest) -> Iterator[None]:
+    """Each test draws the same numbers from its module's `RNG`, whichever tests ran before it."""
+    generator = getattr(request.module, "RNG", None)
+    if generator is None:
+        yield
+        return
+    state = generator.bit_generator.state
+    yield
+    generator.bit_generator.state = state
+
+
 @pytest.fixture(scope="module")
 def plainly(ctx: Context) -> Iterator[Context]:
     """A context whose compiler does not optimise: it would take minutes over so many barriers."""
