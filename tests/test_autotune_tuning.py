@@ -252,12 +252,15 @@ def test_the_progress_bar_shows_the_run(store: Store) -> None:
     out = io.StringIO()
     with TuningBar(Console(file=out, force_terminal=True, width=200)) as bar:
         tune([relu()], FAKE, store, Budget(evaluations=20), bar, source=tiles(), measurer=Simulation())
-        event = Event(
-            "relu", 1, 0, 30, 5.0, Budget(10.0), "c", None, 2e-6, 1.5, 1e-6, {"crashed": 2, "build_failed": 1}
-        )
-        bar(event)
     assert "tuning relu" in out.getvalue()
     assert "20 tried, best" in out.getvalue()
+
+
+def test_the_progress_bar_shows_shares_and_failures() -> None:
+    out = io.StringIO()
+    event = Event("relu", 1, 0, 30, 5.0, Budget(10.0), "c", None, 2e-6, 1.5, 1e-6, {"crashed": 2, "build_failed": 1})
+    with TuningBar(Console(file=out, force_terminal=True, width=200)) as bar:
+        bar(event)
     assert "30 tried, best 2.0 µs (50% of the roofline), all stages ×1.50, 1 build failed, 2 crashed" in out.getvalue()
     assert replace(event, bound=None).share is None
 

@@ -22,7 +22,7 @@ from tilewright.dsl.program import Tensor, contiguous_strides
 from tilewright.errors import DeviceError, InputError, ModelError, UnsupportedOperatorError
 from tilewright.graph import passes, running
 from tilewright.graph.calls import Network, Role, network_of
-from tilewright.graph.footprint import footprint
+from tilewright.graph.footprint import footprint, place, temporaries
 from tilewright.graph.layout import channels_last_strides
 from tilewright.graph.memory import Lifetime, Spot, assign, assign_apart, most_alive
 from tilewright.graph.onnx_import import import_model
@@ -434,11 +434,12 @@ def test_runs_hold_no_memory_for_inputs_and_outputs(device: Device, ctx: Context
     result = plan.run({"x": x})["y"]
     assert ctx.pool.in_use == before
     kept = plan.run_on_device({"x": x})["y"]
-    assert ctx.pool.in_use == before + block_size(x.nbytes)
+    inputs = 2 if ctx.transfers.overlap else 0  # copied while the run before computes
+    assert ctx.pool.in_use <= before + (1 + inputs) * block_size(x.nbytes)
     for seed in range(5):
         plan.run_on_device({"x": random(64, 90, seed=seed)})
     np.testing.assert_array_equal(ctx.read(kept, (64, 90), "float32"), result)
-    assert ctx.pool.in_use == before + block_size(x.nbytes)
+    assert before + block_size(x.nbytes) <= ctx.pool.in_use <= before + (1 + inputs) * block_size(x.nbytes)
     assert plan.io_bytes == 2 * x.nbytes
 
 
@@ -508,7 +509,8 @@ def test_a_footprint_is_what_a_plan_takes(device: Device, ctx: Context) -> None:
     assert found.inputs + found.outputs == plan.io_bytes
     assert found.least <= found.temporaries
     assert found.total == plan.constant_bytes + plan.arena_bytes + plan.io_bytes
-    slack = GRANULE * (len(plan.constants) + 2)
+    arenas = place(temporaries(network, plan.calls), ctx.splits_buffers, ctx.alignment, device.max_allocation)
+    slack = GRANULE * (len(plan.constants) + len(arenas.sizes) + 1)
     assert (
         found.constants + found.temporaries <= ctx.pool.in_use - before <= found.constants + found.temporaries + slack
     )
