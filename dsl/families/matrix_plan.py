@@ -4,17 +4,16 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from tilewright.dsl.dtypes import DType
-from tilewright.dsl.families.contraction import NAMES, Contraction, element
-from tilewright.dsl.families.matrix_operands import PIECE, Products, Side, along_depth, products, sides
+from tilewright.dsl.families.contraction import NAMES, element
+from tilewright.dsl.families.matrix_operands import PIECE, Products, Side, along_depth
 from tilewright.dsl.families.matrix_pack import Panels
 from tilewright.dsl.families.matrix_storing import PITCH
+from tilewright.dsl.families.matrix_tiling import Tiling
 from tilewright.dsl.families.shared import ceil_div
 from tilewright.dsl.matrix import MatrixInstruction, MatrixUnit
-from tilewright.dsl.program import Program, reads
-from tilewright.dsl.space import Configuration
+from tilewright.dsl.program import reads
 from tilewright.dsl.target import Target
-from tilewright.dsl.writer import argument, index_type
+from tilewright.dsl.writer import argument
 
 
 @dataclass(frozen=True)
@@ -79,33 +78,8 @@ class Loaded:
         return f"({line}) * {self.pitch} + ({inner}) * {self.itemsize}"
 
 
-@dataclass(frozen=True)
-class Tile:
-    """A contraction with the numbers of one configuration."""
-
-    c: Contraction
-    program: Program
-    target: Target
-    products: Products
-    configuration: Configuration
-    """Its values are read when they are needed: what lists a space asks about configurations that are open in part."""
-
-    @staticmethod
-    def of(c: Contraction, program: Program, target: Target, configuration: Configuration) -> Tile:
-        """A contraction with a configuration."""
-        found = products(c, program)
-        assert isinstance(found, Products)
-        return Tile(c, program, target, found, configuration)
-
-    @property
-    def tile_m(self) -> int:
-        """Rows of a work-group's tile."""
-        return self.configuration.integer("tile_m")
-
-    @property
-    def tile_n(self) -> int:
-        """Columns of a work-group's tile."""
-        return self.configuration.integer("tile_n")
+class Tile(Tiling):
+    """A contraction with the numbers of one configuration, for the instructions of sub-groups."""
 
     @property
     def tile_k(self) -> int:
@@ -123,16 +97,6 @@ class Tile:
         return self.configuration.integer("warps_n")
 
     @property
-    def stages(self) -> int:
-        """Steps of the depth in local memory."""
-        return self.configuration.integer("stages")
-
-    @property
-    def band(self) -> int:
-        """Rows of tiles that are gone through column by column."""
-        return self.configuration.integer("band")
-
-    @property
     def unit(self) -> MatrixUnit:
         """The device's instructions."""
         assert self.target.matrix is not None
@@ -144,16 +108,6 @@ class Tile:
         found = instruction(self.target, self.products)
         assert found is not None
         return found
-
-    @property
-    def ctype(self) -> str:
-        """Type of addresses and flattened indices."""
-        return index_type(self.program)
-
-    @property
-    def sides(self) -> tuple[Side, Side]:
-        """Both operands."""
-        return sides(self.c, self.products)
 
     @property
     def a(self) -> Loaded:
@@ -182,11 +136,6 @@ class Tile:
     def steps(self) -> int:
         """Tiles of the depth."""
         return ceil_div(self.c.k, self.tile_k)
-
-    @property
-    def grid(self) -> tuple[int, int]:
-        """Tiles along rows and columns."""
-        return ceil_div(self.c.m, self.tile_m), ceil_div(self.c.n, self.tile_n)
 
     @property
     def groups(self) -> int:
@@ -243,16 +192,6 @@ class Tile:
             own = [r.tensor for r in reads(operand.side.operand.value)]
             found += [f"panels_{operand.which}"] if operand.way == "panels" else own
         return tuple(dict.fromkeys([*found, self.c.statement.target]))
-
-    @property
-    def parameters(self) -> tuple[str, ...]:
-        """The kernel's parameters in C."""
-        texts = []
-        for name in self.tensors:
-            const = "" if name == self.c.statement.target else "const "
-            dtype: DType = self.products.operand if name.startswith("panels_") else self.program.tensors[name].dtype
-            texts.append(f"__global {const}{dtype.opencl}* restrict {argument(name)}")
-        return tuple(texts)
 
 
 def instruction(target: Target, found: Products) -> MatrixInstruction | None:

@@ -2,60 +2,26 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-
 from tilewright.dsl.dtypes import DType
-from tilewright.dsl.families.contraction import NAMES, Contraction, element
-from tilewright.dsl.families.matrix_operands import PIECE, Products, Side, Tiles, products, sides, tiles
+from tilewright.dsl.families.contraction import NAMES, element
+from tilewright.dsl.families.matrix_operands import PIECE, Tiles, tiles
 from tilewright.dsl.families.matrix_storing import PITCH
+from tilewright.dsl.families.matrix_tiling import Tiling
 from tilewright.dsl.families.shared import ceil_div
 from tilewright.dsl.families.wgmma_pack import Panels
 from tilewright.dsl.lowering import Scratch
 from tilewright.dsl.matrix import MatrixUnit
-from tilewright.dsl.program import Program
-from tilewright.dsl.space import Configuration
 from tilewright.dsl.target import Target
 from tilewright.dsl.warpgroup import GROUP_ITEMS, GROUP_ROWS, MAP_WORDS, ROW_BYTES, TILE_ALIGNMENT, WarpgroupUnit
-from tilewright.dsl.writer import argument, index_type
 
 
-@dataclass(frozen=True)
-class Plan:
-    """A contraction with the numbers of one configuration."""
-
-    c: Contraction
-    program: Program
-    target: Target
-    products: Products
-    configuration: Configuration
-    """Its values are read when they are needed: what lists a space asks about configurations that are open in part."""
-
-    @staticmethod
-    def of(c: Contraction, program: Program, target: Target, configuration: Configuration) -> Plan:
-        """A contraction with a configuration."""
-        found = products(c, program)
-        assert isinstance(found, Products)
-        return Plan(c, program, target, found, configuration)
-
-    @property
-    def tile_m(self) -> int:
-        """Rows of a work-group's tile."""
-        return self.configuration.integer("tile_m")
-
-    @property
-    def tile_n(self) -> int:
-        """Columns of a work-group's tile."""
-        return self.configuration.integer("tile_n")
+class Plan(Tiling):
+    """A contraction with the numbers of one configuration, for the instructions of warpgroups."""
 
     @property
     def teams(self) -> int:
         """Groups of 128 work-items that compute; another group, or a sub-group, loads."""
         return self.configuration.integer("teams")
-
-    @property
-    def stages(self) -> int:
-        """Steps of the depth that are loaded ahead."""
-        return self.configuration.integer("stages")
 
     @property
     def load_a(self) -> str:
@@ -68,11 +34,6 @@ class Plan:
         return str(self.configuration["load_b"])
 
     @property
-    def band(self) -> int:
-        """Rows of tiles that are gone through column by column."""
-        return self.configuration.integer("band")
-
-    @property
     def resident(self) -> int:
         """Work-groups per compute unit that go through the tiles; 0 for a work-group per tile."""
         return self.configuration.integer("resident")
@@ -81,16 +42,6 @@ class Plan:
     def unit(self) -> WarpgroupUnit:
         """The device's instructions."""
         return warpgroups(self.target)[1]
-
-    @property
-    def ctype(self) -> str:
-        """Type of addresses and flattened indices."""
-        return index_type(self.program)
-
-    @property
-    def sides(self) -> tuple[Side, Side]:
-        """Both operands."""
-        return sides(self.c, self.products)
 
     @property
     def parts(self) -> int:
@@ -141,11 +92,6 @@ class Plan:
     def steps(self) -> int:
         """Tiles of the depth."""
         return ceil_div(self.c.k, self.products.depth)
-
-    @property
-    def grid(self) -> tuple[int, int]:
-        """Tiles along rows and columns."""
-        return ceil_div(self.c.m, self.tile_m), ceil_div(self.c.n, self.tile_n)
 
     @property
     def tiles(self) -> int:
@@ -211,20 +157,14 @@ class Plan:
         side = self.sides[0 if which == "a" else 1]
         return element(self.c, side.operand.value, NAMES, self.program, helpers)
 
+    def dtype(self, tensor: str) -> DType:
+        """Type of the elements of one of `tensors`."""
+        return DType.U64 if tensor == "tensor_maps" else super().dtype(tensor)
+
     @property
-    def parameters(self) -> tuple[str, ...]:
-        """The kernel's parameters in C."""
-        texts = []
-        for name in self.tensors:
-            const = "" if name in (self.c.statement.target, "tensor_maps") else "const "
-            if name == "tensor_maps":
-                ctype = DType.U64.opencl
-            elif name.startswith("panels_"):
-                ctype = self.products.operand.opencl
-            else:
-                ctype = self.program.tensors[name].dtype.opencl
-            texts.append(f"__global {const}{ctype}* restrict {argument(name)}")
-        return tuple(texts)
+    def written(self) -> tuple[str, ...]:
+        """Those of `tensors` that the kernel writes."""
+        return (self.c.statement.target, "tensor_maps")
 
     @property
     def b_depth_major(self) -> bool:
