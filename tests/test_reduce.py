@@ -10,6 +10,7 @@ from running import compare, relative, run, shaped, values
 from targets import CPU, GPU
 
 from tilewright.dsl.families.reduce import REDUCE, Plan
+from tilewright.dsl.families.reduce_kernels import far_groups
 from tilewright.dsl.parse import parse_op
 from tilewright.dsl.program import Program
 from tilewright.dsl.space import Configuration
@@ -92,3 +93,19 @@ def test_a_cpu_walks_over_long_pieces_of_columns() -> None:
     assert not Plan.of(made).rows
     configuration = REDUCE.default(made, CPU)
     assert 4 * configuration.integer("vectors") * configuration.integer("lanes") >= 1024
+
+
+@pytest.mark.parametrize("rows", [8, 9, 21])
+def test_rows_taken_together_cover_all(ctx: Context, rows: int) -> None:
+    made = parse_op("op product(a[M,N], x[N]) -> y[M]:\n    y[m] = sum(n) a[m,n] * x[n]").specialise(
+        {"a": (rows, 37), "x": (37,)}
+    )
+    for together in (2, 4, 8):
+        groups, places = far_groups(Plan.of(made), together)
+        assert len(set(places)) == together
+        assert {first + place for first in range(groups[-1].extent) for place in places} == set(range(rows))
+    arrays, target = values(made, 5), shaped(ctx.device.target, Shape.CPU)
+    configuration = Configuration.of({**REDUCE.default(made, target), "outputs": 8, "unroll": 1, "grain": 2})
+    found = run(ctx, REDUCE, made, target, configuration, arrays)["y"]
+    expected = arrays["a"].astype(np.float64) @ arrays["x"].astype(np.float64)
+    compare(found, expected, relative(made, made.outputs[0]), str(configuration))

@@ -208,10 +208,14 @@ def _reduced_loops(writer: Writer, loops: tuple[Dimension, ...], split: Dimensio
 
 
 def _cpu_rows(writer: Writer, configuration: Configuration) -> Launch:
-    """Outputs are taken `outputs` at a time: what they share is loaded once, and memory is read as so many streams."""
+    """Outputs are taken `outputs` at a time: what they share is loaded once, and memory is read as so many streams.
+
+    The outputs of a group lie far apart: a processor fetches several long streams ahead sooner than one of as many
+    bytes, and neighbouring rows are such a one.
+    """
     plan, body, ctype = writer.plan, writer.body, writer.ctype
     unroll, splits, together = (configuration.integer(name) for name in ("unroll", "splits", "outputs"))
-    groups = row_groups(plan, together)
+    groups, places = far_groups(plan, together)
     count = math.prod(d.extent for d in groups)
     taken = max(1, _per_item(plan, configuration, 1) // together)
     blocks = ceil_div(count, taken)
@@ -219,37 +223,38 @@ def _cpu_rows(writer: Writer, configuration: Configuration) -> Launch:
     decode(body, "item", [("block", blocks), ("split", splits)], ctype, ("block", "split"))
     with share(body, ctype, "flat", "block", taken, count):
         decode(body, "flat", [(variable(d.name), d.extent) for d in groups], ctype)
-        along = ""
-        if together > 1:
-            along = plan.kept[-1].name
-            first = f"{variable(groups[-1].name)} * {together}"
-            if plan.kept[-1].extent % together:
-                first = f"min({first}, ({ctype}){plan.kept[-1].extent - together})"
-            body.line(f"const {ctype} {writer.names[along]} = {first};")
+        along = plan.kept[-1].name if together > 1 else ""
+        if along:
+            body.line(f"const {ctype} {writer.names[along]} = {variable(groups[-1].name)};")
         writer.declare(together * unroll)
         with _reduced_loops(writer, plan.reduced, plan.split, splits):
-            _row(writer, unroll, together, splits if plan.split == plan.vector else 1)
-        for row in range(together):
+            _row(writer, unroll, places, splits if plan.split == plan.vector else 1)
+        for row, place in enumerate(places):
             chains = [row * unroll + k for k in range(unroll)]
             writer.merge(chains[0], chains[1:])
             results = [writer.across(j, chains[0]) for j in range(len(plan.reduces))]
             if splits == 1:
-                writer.finish(results, 1, row, along)
+                writer.finish(results, 1, place, along)
                 continue
             for j, value in enumerate(results):
-                writer.keep(j, value, 1, row, along)
+                writer.keep(j, value, 1, place, along)
     return writer.launch(cpu_geometry(blocks * splits), splits > 1)
 
 
-def row_groups(plan: Plan, together: int) -> tuple[Dimension, ...]:
-    """The loops over rows where so many neighbours are taken at once; the last group starts early."""
+def far_groups(plan: Plan, together: int) -> tuple[tuple[Dimension, ...], tuple[int, ...]]:
+    """The loops over groups of rows, and where a group's rows lie after its first.
+
+    The rows are as many parts, evenly spread and overlapping where they do not divide: each group has one of each part.
+    """
     if together == 1:
-        return plan.kept
+        return plan.kept, (0,)
     *outer, inner = plan.kept
-    return (*outer, Dimension(f"{inner.name}_group", ceil_div(inner.extent, together)))
+    part = ceil_div(inner.extent, together)
+    places = tuple(row * (inner.extent - part) // (together - 1) for row in range(together))
+    return (*outer, Dimension(f"{inner.name}_group", part)), places
 
 
-def _row(writer: Writer, unroll: int, together: int, splits: int) -> None:
+def _row(writer: Writer, unroll: int, places: tuple[int, ...], splits: int) -> None:
     """Rows, or the current split's part of them: steps of `unroll` vectors, single vectors, and the odd rest."""
     plan, body, lanes, ctype = writer.plan, writer.body, writer.lanes, writer.ctype
     u, extent, step = writer.names[plan.vector.name], plan.vector.extent, writer.lanes * unroll
@@ -261,8 +266,8 @@ def _row(writer: Writer, unroll: int, together: int, splits: int) -> None:
         first, end = f"split * {part}", f"{u}_end"
 
     def add(chain: int, counted: int = 0) -> None:
-        for row in range(together):
-            offsets = {plan.vector.name: chain * lanes, **({plan.kept[-1].name: row} if together > 1 else {})}
+        for row, place in enumerate(places):
+            offsets = {plan.vector.name: chain * lanes, **({plan.kept[-1].name: place} if len(places) > 1 else {})}
             writer.step(row * unroll + chain, offsets, counted)
 
     body.line(f"{ctype} {u} = {first};")
