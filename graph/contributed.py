@@ -15,7 +15,7 @@ import onnx.inliner
 import onnx.parser
 
 from tilewright.errors import UnsupportedError
-from tilewright.graph import contributed_attention, contributed_layers
+from tilewright.graph import contributed_attention, contributed_layers, contributed_quantised
 from tilewright.graph.spelling import Contributed, Spelled
 
 DOMAIN = "com.microsoft"
@@ -24,7 +24,11 @@ WRITTEN_IN = 24
 _OWN = "tilewright.contributed"
 
 
-CONTRIBUTED: Mapping[str, Contributed] = {**contributed_attention.CONTRIBUTED, **contributed_layers.CONTRIBUTED}
+CONTRIBUTED: Mapping[str, Contributed] = {
+    **contributed_attention.CONTRIBUTED,
+    **contributed_layers.CONTRIBUTED,
+    **contributed_quantised.CONTRIBUTED,
+}
 
 
 def in_their_domain(model: onnx.ModelProto) -> onnx.ModelProto:

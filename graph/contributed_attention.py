@@ -90,12 +90,29 @@ def _attention(n: Spelled) -> str:
     """Queries, keys and values come of one product."""
     n.refuse("do_rotary", "past_present_share_buffer")
     n.needs_only("x", "weights", "added", "mask", "past", "scores", "y", "present")
-    heads, sizes = _heads(n), list(n.attributes.get("qkv_hidden_sizes", []))
     lines = ["m = MatMul (x, weights)", "s = Add (m, added)" if n.has("added") else "s = Identity (m)"]
+    return "\n".join([*lines, *_of_sums(n)])
+
+
+@CONTRIBUTED.enter("QAttention", inputs="x weights added x_scale w_scale mask x_zero w_zero past", outputs="y present")
+def _quantised_attention(n: Spelled) -> str:
+    """The product that gives queries, keys and values is one of integers; what follows is one of floats."""
+    n.refuse("do_rotary", "past_present_share_buffer")
+    if n.has("w_zero") and not n.has("x_zero"):
+        raise UnsupportedError("its second zero point needs the first one")
+    zeros = "".join(f", {name}" for name in ("x_zero", "w_zero") if n.has(name))
+    lines = [f"i = MatMulInteger (x, weights{zeros})", "f = CastLike (i, x_scale)", "scale = Mul (x_scale, w_scale)"]
+    lines += ["m = Mul (f, scale)", "s = Add (m, added)" if n.has("added") else "s = Identity (m)"]
+    return "\n".join([*lines, *_of_sums(n)])
+
+
+def _of_sums(n: Spelled) -> list[str]:
+    """Statements for the attention of `s`, in which queries, keys and values stand side by side."""
+    heads, sizes = _heads(n), list(n.attributes.get("qkv_hidden_sizes", []))
     if sizes:
-        lines += [constant("sizes", sizes), "q3, k3, v3 = Split <axis = -1> (s, sizes)"]
+        lines = [constant("sizes", sizes), "q3, k3, v3 = Split <axis = -1> (s, sizes)"]
     else:
-        lines.append("q3, k3, v3 = Split <axis = -1, num_outputs = 3> (s)")
+        lines = ["q3, k3, v3 = Split <axis = -1, num_outputs = 3> (s)"]
     for name in "qkv":
         lines += _split_heads(name, f"{name}3", heads)
     if n.has("past"):
@@ -112,7 +129,7 @@ def _attention(n: Spelled) -> str:
     if n.wants("present"):
         lines += [constant("front", [0]), "pk1 = Unsqueeze (present_k, front)", "pv1 = Unsqueeze (present_v, front)"]
         lines.append("present = Concat <axis = 0> (pk1, pv1)")
-    return "\n".join(lines)
+    return lines
 
 
 @CONTRIBUTED.enter(

@@ -201,6 +201,37 @@ CASES: dict[str, Case] = {
     ),
     "DequantizeLinear": Case("DequantizeLinear", (np.arange(6, dtype=np.uint16), f(0.5), b(3, np.uint16))),
     "Trilu": Case("Trilu", (random(4, 5), b(1, np.int64)), {"upper": 0}),
+    "QLinearConv, last": Case(
+        "QLinearConv",
+        (u8(2, 7, 8, 4), f(0.02), b(120), i8(6, 2, 3, 3), random(6) ** 2 + 0.01, np.zeros(6, np.int8), f(0.5), b(100),
+         ints(9, -50, 3, 0, 7, 1)),
+        {"channels_last": 1, "group": 2, "pads": [1, 1, 0, 1], "strides": [2, 1]}, (1, 2, 3, 4, 5, 6, 7, 8), step=1,
+    ),
+    "NhwcMaxPool": Case(
+        "NhwcMaxPool", (u8(2, 7, 8, 3),), {"kernel_shape": [3, 2], "pads": [1, 0, 1, 0], "strides": [2, 1]}
+    ),
+    "QLinearAveragePool": Case(
+        "QLinearAveragePool", (u8(2, 3, 7, 8), f(0.05), b(120), f(0.03), b(128)),
+        {"kernel_shape": [3, 2], "pads": [1, 0, 1, 0], "count_include_pad": 1}, (1, 2, 3, 4), step=1,
+    ),
+    "QLinearAveragePool, last": Case(
+        "QLinearAveragePool", (u8(2, 7, 8, 3), f(0.05), b(120), f(0.03), b(128)),
+        {"kernel_shape": [3, 2], "strides": [2, 2], "channels_last": 1}, (1, 2, 3, 4), step=1,
+    ),
+    "QLinearWhere": Case(
+        "QLinearWhere", (random(4, 5) > 0, u8(3, 4, 5), f(0.05), b(120), u8(5), f(0.03), b(100), f(0.06), b(110)),
+        {}, (2, 3, 5, 6, 7, 8), step=1,
+    ),
+    "QAttention": Case(
+        "QAttention", (u8(2, 5, HIDDEN), i8(HIDDEN, 72), random(72), f(0.01), f(0.01), MASK, b(130), b(2, np.int8)),
+        {"num_heads": 3}, (1, 2),
+    ),
+    "QAttention, scales by column": Case(
+        "QAttention",
+        (u8(2, 5, HIDDEN), i8(HIDDEN, 72), random(72), f(0.01), 0.02 * random(72) ** 2, None, b(130),
+         np.zeros(72, np.int8)),
+        {"num_heads": 3, "unidirectional": 1}, (1, 2),
+    ),
 }  # fmt: skip
 
 
@@ -217,6 +248,35 @@ def test_contributed_operators(name: str, device: Device) -> None:
         np.testing.assert_allclose(
             ours.astype(np.float64), theirs.astype(np.float64), rtol=1e-4, atol=case.step or 1e-5
         )
+
+
+def quantised_lstm(steps: int, scale: np.ndarray, zero: np.ndarray, **attributes: Any) -> Case:
+    """Both directions of 6 inputs and 4 hidden states, with or without one scale per gate."""
+    x = random(steps, 3, 6)
+    weights = (i8(2, 6, 16), i8(2, 4, 16, seed=1), random(2, 32))
+    states = (np.zeros((2, 3, 4), np.float32), random(2, 3, 4))
+    inputs = (x, *weights, None, *states, random(2, 12), scale, zero, scale, zero)
+    attributes = {"hidden_size": 4, "direction": "bidirectional", **attributes}
+    return Case("DynamicQuantizeLSTM", inputs, attributes, (1, 2, 3, 8, 9, 10, 11), ("y", "h", "c"))
+
+
+LSTMS = {
+    "one step": (quantised_lstm(1, 0.01 + random(2, 16) ** 2 / 50, np.zeros((2, 16), np.int8)), 1e-5),
+    "one step, one scale": (quantised_lstm(1, np.array([0.01, 0.02], np.float32), ints(3, -2, dtype=np.int8)), 1e-5),
+    # states within 1 are rounded to steps of 1 / 127 or less there; four products with weights below 0.64
+    "steps": (quantised_lstm(5, np.array([0.01, 0.005], np.float32), ints(0, 0, dtype=np.int8)), 4 * 0.64 / 254),
+}
+
+
+@pytest.mark.parametrize("name", LSTMS)
+def test_quantised_recurrences(name: str, device: Device) -> None:
+    """Exact for a first step from nothing; later ones differ as much as onnxruntime's rounding of states."""
+    case, allowed = LSTMS[name]
+    proto, feeds = model_of(case), {f"i{n}": case.inputs[n] for n in (0, 5, 6, 7)}
+    found = InferenceSession(proto, device, store=False).run(None, feeds)
+    for ours, theirs in zip(found, by_onnxruntime(proto, feeds), strict=True):
+        assert ours.shape == theirs.shape
+        np.testing.assert_allclose(ours, theirs, rtol=1e-4, atol=allowed)
 
 
 def test_queries_keys_and_values_side_by_side(device: Device) -> None:
