@@ -340,7 +340,7 @@ def test_prune_keeps_winners_and_drops_other_generators(store: Store) -> None:
     store.record(measured(3e-3, tile=16, created=at(30)))
     store.record(measured(1e-4, tile=32, generator="0", signature="old"))
     assert store.prune(losers_before=at(20), device="elsewhere") == 0
-    assert store.prune(keep_generator=GENERATOR, losers_before=at(20)) == 2
+    assert store.prune(keep_generators=(GENERATOR,), losers_before=at(20)) == 2
     assert {m.configuration for m in store.measurements()} == {'{"tile": 4}', '{"tile": 16}'}
     assert store.stats().programs == 1
     assert winning(store) == '{"tile": 4}'

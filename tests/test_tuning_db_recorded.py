@@ -14,6 +14,7 @@ from typing import Any
 import pytest
 from test_tuning_db import DEVICE, DRIVER, GENERATOR, at, measured
 
+from tilewright.autotune import kernels
 from tilewright.cli import main
 from tilewright.dsl.program import GENERATOR_VERSION
 from tilewright.errors import DatabaseError
@@ -21,6 +22,7 @@ from tilewright.revalidate import outdated_winners, read_back
 from tilewright.runtime import Device
 from tilewright.tuning_db import Measurement, Run, Space, Status, Store, exchange, shipped
 from tilewright.tuning_db import store as stores
+from tilewright.tuning_db.records import RECORDED
 
 CACHE = {
     "device_name": "NVIDIA Test",
@@ -347,6 +349,17 @@ def test_commands_merge_prune_and_import(filled: str, tmp_path: Path, capsys: py
     assert run_json(capsys, "db", "--db", other, "prune", "--losers", "1") == {"records": 1 + 3}
     assert run_json(capsys, "db", "--db", filled, "prune", "--older-generators") == {"records": 3}
     assert run_json(capsys, "db", "--db", filled, "verify")["problems"] == []
+
+
+def test_pruning_older_generators_keeps_kernels_that_no_generator_made(
+    store: Store, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    kept = {GENERATOR_VERSION, kernels.GENERATOR, RECORDED}
+    for n, generator in enumerate((*sorted(kept), "opencl-0", "older")):
+        store.record(measured(1e-3, generator=generator, created=at(n)))
+    file = tmp_path / "tuning.sqlite"
+    assert run_json(capsys, "db", "--db", file, "prune", "--older-generators") == {"records": 2}
+    assert {m.generator for m in store.measurements()} == kept
 
 
 @pytest.mark.parametrize(

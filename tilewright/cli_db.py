@@ -135,7 +135,6 @@ def merge(store: Store, other: str, as_json: bool) -> None:
 @click.pass_obj
 def prune(store: Store, older_generators: bool, days: float | None, selector: str | None, as_json: bool) -> None:
     """Delete results that are no longer of use."""
-    from tilewright.dsl.program import GENERATOR_VERSION
     from tilewright.runtime import select_device
 
     if not older_generators and days is None:
@@ -144,11 +143,20 @@ def prune(store: Store, older_generators: bool, days: float | None, selector: st
     if days is not None:
         before = (datetime.now(UTC) - timedelta(days=days)).isoformat(timespec="microseconds")
     removed = store.prune(
-        GENERATOR_VERSION if older_generators else None,
+        _current_generators() if older_generators else None,
         before,
         select_device(selector).identity if selector else None,
     )
     _report_count(removed, "measurements deleted", as_json)
+
+
+def _current_generators() -> tuple[str, ...]:
+    """What `Measurement.generator` says of kernels that can still be made, and of those that nobody here made."""
+    from tilewright.autotune.kernels import GENERATOR
+    from tilewright.dsl.program import GENERATOR_VERSION
+    from tilewright.tuning_db.records import RECORDED
+
+    return GENERATOR_VERSION, GENERATOR, RECORDED
 
 
 def _report_count(count: int, what: str, as_json: bool) -> None:

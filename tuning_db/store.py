@@ -139,11 +139,14 @@ class Store:
         return self.add(other.records())
 
     def prune(
-        self, keep_generator: str | None = None, losers_before: str | None = None, device: str | None = None
+        self,
+        keep_generators: Collection[str] | None = None,
+        losers_before: str | None = None,
+        device: str | None = None,
     ) -> int:
         """Delete what is no longer of use; the number of measurements deleted.
 
-        ``keep_generator``: rows of all other generator versions go. ``losers_before`` (a time stamp as in
+        ``keep_generators``: rows of all other generator versions go. ``losers_before`` (a time stamp as in
         `Measurement.created`): older rows go unless they hold a winner. ``device`` limits both to one device.
         """
         winners = {(w.device, w.driver, w.signature, w.generator, w.family, w.configuration) for w in self.ls()}
@@ -151,7 +154,7 @@ class Store:
         def goes(m: Any) -> bool:
             if device is not None and m.identity != device:
                 return False
-            if keep_generator is not None and m.generator != keep_generator:
+            if keep_generators is not None and m.generator not in keep_generators:
                 return True
             key = (m.identity, m.version, m.signature, m.generator, m.family, m.parameters)
             return losers_before is not None and m.created < losers_before and key not in winners
