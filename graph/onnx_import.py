@@ -180,7 +180,13 @@ def _without_data(model: onnx.ModelProto) -> onnx.ModelProto:
 
 
 def _opset(model: onnx.ModelProto, place: str) -> int:
-    versions = {o.domain: o.version for o in model.opset_import}
+    versions: dict[str, int] = {}
+    for o in model.opset_import:
+        if versions.setdefault(o.domain, o.version) != o.version:
+            raise ModelError(
+                f"{place} imports the operators of domain {o.domain!r} in version {versions[o.domain]} and again in "
+                f"version {o.version}; export it with one"
+            )
     version = int(versions.get("", versions.get("ai.onnx", 0)))
     newest = onnx.defs.onnx_opset_version()
     if version > newest:

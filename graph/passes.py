@@ -131,6 +131,12 @@ def _types(
                 "only networks whose sizes follow from their inputs' sizes can be planned",
                 node.sources,
             )
+        if value.name and any(size < 0 for size in value.sizes):
+            sizes = ", ".join(map(str, value.sizes))
+            raise ModelError(
+                f"node {node.label!r} ({node.op}) would write {value.name!r} with the sizes ({sizes}), which cannot "
+                "be; look at its attributes and constant inputs"
+            )
     return found
 
 

@@ -15,7 +15,7 @@ import numpy as np
 from tilewright.dsl import compose
 from tilewright.dsl.dtypes import DType
 from tilewright.dsl.program import Program, Tensor
-from tilewright.errors import ModelError, TilewrightError, UnsupportedError
+from tilewright.errors import LanguageError, ModelError, UnsupportedError
 from tilewright.graph.guards import one_sentence
 from tilewright.graph.host import NeedsHostError
 from tilewright.graph.ir import Graph, Node, Value
@@ -133,9 +133,7 @@ def steps_of(graph: Graph) -> Steps:
         except UnsupportedError as error:
             problems.append(f"{node.label!r}: {node.op} (opset {graph.opset}): {error}")
             sources += node.sources
-        except TilewrightError:
-            raise
-        except (ArithmeticError, AttributeError, LookupError, TypeError, ValueError) as error:
+        except (ArithmeticError, AttributeError, LanguageError, LookupError, TypeError, ValueError) as error:
             # attributes and constants of kinds that no valid model has there
             text = f"node {node.label!r} ({node.op}) does not fit its inputs: {one_sentence(error)}"
             raise ModelError(text) from error

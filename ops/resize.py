@@ -39,7 +39,10 @@ def resize(app: Application) -> Compute:
 
 
 def _scale(app: Application, d: int) -> float:
-    """Output positions per input position along a dimension, as the model states it (or as the sizes give it)."""
+    """Output positions per input position along a dimension, as the model states it (or as the sizes give it).
+
+    ValueError if that is not positive.
+    """
     position = 2 if app.opset >= 11 else 1
     scales = app.known(position)
     listed = tuple(app.attributes["scales"]) if "scales" in app.attributes else ()
@@ -47,10 +50,14 @@ def _scale(app: Application, d: int) -> float:
     places = [a % app.input(0).rank for a in axes]
     values = listed if scales is None or not scales.size else scales.tolist()
     if values:
-        return float(values[places.index(d)]) if d in places else 1.0
+        scale = float(values[places.index(d)]) if d in places else 1.0
+        if not scale > 0:
+            raise ValueError(f"dimension {d} would be scaled by {scale}, which is not positive")
+        return scale
     sizes = app.known(3)
     assert sizes is not None
-    ratios = {a: int(n) / app.input(0).shape[a] for a, n in zip(places, sizes, strict=True)}
+    shape = app.input(0).shape
+    ratios = {a: int(n) / shape[a] for a, n in zip(places, sizes, strict=True) if shape[a]}
     policy = app.attributes.get("keep_aspect_ratio_policy", "stretch")
     if policy != "stretch" and d in ratios:
         return min(ratios.values()) if policy == "not_larger" else max(ratios.values())

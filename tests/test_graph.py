@@ -19,6 +19,7 @@ from tilewright.graph.ir import Graph, verify
 from tilewright.graph.onnx_import import import_model
 from tilewright.graph.rules import Rule, apply, dead_code_removed
 from tilewright.graph.session import InferenceSession
+from tilewright.graph.steps import steps_of
 from tilewright.runtime import Device
 
 
@@ -143,6 +144,13 @@ def test_defaults_of_operators_that_are_expanded(device: Device) -> None:
     np.testing.assert_allclose(found, expected, rtol=1e-4, atol=1e-5)
 
 
+def test_two_versions_of_the_same_operators() -> None:
+    proto = model("g (float[2] x) => (float[2] y) { y = Relu(x) }")
+    proto.opset_import.append(helper.make_opsetid("", 9))
+    with pytest.raises(ModelError, match="imports the operators of domain '' in version 17 and again in version 9"):
+        import_model(proto)
+
+
 def test_opset_from_the_future() -> None:
     proto = model(RELU)
     proto.opset_import[0].version = 1000
@@ -259,6 +267,28 @@ def test_sizes_that_contradict_the_network() -> None:
     graph = import_model(model("g (float[N, M] x) => (float[N, 5] y) { y = MatMul(x, w) }", w=random(4, 5)))
     with pytest.raises(ModelError, match=r"\(MatMul\) does not fit its inputs"):
         passes.specialise(graph, {"x": (2, 3)})
+
+
+@pytest.mark.parametrize(
+    "body",
+    [
+        "y = Resize(x, , s)",
+        "y = MaxPool <kernel_shape = [9223372036854775807, 2]> (x)",
+    ],
+)
+@pytest.mark.parametrize("scale", [np.nan, np.inf, -1])
+def test_sizes_that_cannot_be(body: str, scale: float) -> None:
+    text = f"g (float[1, 1, 4, 4] x) => (float[a, b, c, d] y) {{ {body} }}"
+    graph = import_model(model(text, s=np.array([1, 1, scale, 2], np.float32)))
+    with pytest.raises(ModelError, match=r"node 'y' \((Resize|MaxPool)\) would write 'y' with the sizes \(1, 1, -"):
+        passes.specialise(graph, {"x": (1, 1, 4, 4)})
+
+
+def test_scales_of_zero() -> None:
+    text = "g (float[1, 1, 4, 4] x) => (float[a, b, c, d] y) { y = Resize(x, , s) }"
+    graph = import_model(model(text, s=np.array([1, 1, 0, 2], np.float32)))
+    with pytest.raises(ModelError, match=r"\(Resize\) does not fit its inputs: dimension 2 would be scaled by 0"):
+        steps_of(passes.specialise(graph, {"x": (1, 1, 4, 4)}))
 
 
 # --- rules ------------------------------------------------------------------------------------------------------------
