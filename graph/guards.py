@@ -7,12 +7,13 @@ some kilobytes can stand for more nodes than any memory holds.
 from __future__ import annotations
 
 from collections.abc import Iterator
+from contextlib import contextmanager
 from graphlib import CycleError, TopologicalSorter
 
 import onnx
 from onnx import AttributeProto, TensorProto
 
-from tilewright.errors import ModelError
+from tilewright.errors import LanguageError, ModelError
 
 MAX_NODES = 1 << 14
 """Nodes that a network with functions may stand for: planning takes milliseconds for each."""
@@ -39,6 +40,15 @@ def type_name(code: int) -> str:
     """How ONNX calls an element type."""
     known = code in TensorProto.DataType.values()
     return str(TensorProto.DataType.Name(code)) if known else f"number {code}, which no version of ONNX has"
+
+
+@contextmanager
+def fitting(label: str, op: str) -> Iterator[None]:
+    """ModelError that names the node for attributes and constants of kinds that no valid model has there."""
+    try:
+        yield
+    except (ArithmeticError, AttributeError, LanguageError, LookupError, TypeError, ValueError) as error:
+        raise ModelError(f"node {label!r} ({op}) does not fit its inputs: {one_sentence(error)}") from error
 
 
 def one_sentence(error: BaseException) -> str:

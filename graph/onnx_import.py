@@ -73,7 +73,7 @@ def import_model(model: Model, hosted: bool = False) -> Graph:
     proto = contributed.in_their_domain(proto)
     _check(proto, place, weights)
     if proto.functions:
-        proto = onnx.inliner.inline_local_functions(proto)
+        proto = _without_functions(proto, place)
     types = None
     if contributed.is_in(proto):
         types = _inferred(proto)
@@ -155,6 +155,14 @@ def _check(model: onnx.ModelProto, place: str, weights: Weights) -> None:
                 onnx.checker.check_tensor(tensor)
     except (onnx.checker.ValidationError, onnx.shape_inference.InferenceError) as error:
         raise ModelError(f"{place} is not a valid ONNX model: {one_sentence(error)}") from None
+
+
+def _without_functions(model: onnx.ModelProto, place: str) -> onnx.ModelProto:
+    """The model with its own functions written out where they are called."""
+    try:
+        return onnx.inliner.inline_local_functions(model)
+    except RuntimeError as error:  # calls with more inputs or outputs than the function has
+        raise ModelError(f"{place} calls one of its functions in a wrong way: {one_sentence(error)}") from None
 
 
 _LARGE = 1 << 14

@@ -11,6 +11,7 @@ from dataclasses import dataclass, field, replace
 
 import numpy as np
 
+from tilewright.graph.guards import fitting
 from tilewright.graph.host_values import language_type
 from tilewright.graph.ir import Graph, Node, Value, frozen
 
@@ -50,7 +51,8 @@ def apply(rule: Rule, graph: Graph) -> tuple[Graph, int]:
     aliases: dict[str, str] = {}
     fired = 0
     for node in graph.nodes:
-        found = rule.match(graph, node) if node.op in rule.ops else None
+        with fitting(node.label, node.op):
+            found = rule.match(graph, node) if node.op in rule.ops else None
         if found is None or not _may_alias(graph, found.aliases, aliases):
             nodes.append(node)
             continue

@@ -14,6 +14,7 @@ from tilewright.dsl.precision import known
 from tilewright.errors import InputError
 from tilewright.graph import host_values, passes
 from tilewright.graph.bodies import with_simple_bodies
+from tilewright.graph.guards import one_sentence
 from tilewright.graph.host import NeedsHostError
 from tilewright.graph.host_values import Held, HostValue
 from tilewright.graph.ir import Graph, Value
@@ -358,7 +359,10 @@ def _array(value: Value, given: Any, device: Device) -> Given:
             f"the input {value.name!r} lies on {given.device.name}, but the session runs on {device.name}; "
             "move it with asarray"
         )
-    array = given if isinstance(given, Array) else np.asarray(given)
+    try:
+        array = given if isinstance(given, Array) else np.asarray(given)
+    except ValueError as error:  # rows of different lengths
+        raise InputError(f"the input {value.name!r} is no array: {one_sentence(error)}") from None
     expected = value.dtype.numpy
     if array.dtype != expected:
         raise InputError(f"the input {value.name!r} should be {expected}, found {array.dtype}; convert it with astype")

@@ -15,8 +15,8 @@ import numpy as np
 from tilewright.dsl import compose
 from tilewright.dsl.dtypes import DType
 from tilewright.dsl.program import Program, Tensor
-from tilewright.errors import LanguageError, ModelError, UnsupportedError
-from tilewright.graph.guards import one_sentence
+from tilewright.errors import ModelError, UnsupportedError
+from tilewright.graph.guards import fitting
 from tilewright.graph.host import NeedsHostError
 from tilewright.graph.ir import Graph, Node, Value
 from tilewright.ops import NOTHING, OPERATORS, Application, Compute, Expansion, Join, Operand, View, Views
@@ -129,14 +129,11 @@ def steps_of(graph: Graph) -> Steps:
     sources: list[str] = []
     for node in graph.nodes:
         try:
-            steps += _node_steps(graph, node, references, constants, values)
+            with fitting(node.label, node.op):
+                steps += _node_steps(graph, node, references, constants, values)
         except UnsupportedError as error:
             problems.append(f"{node.label!r}: {node.op} (opset {graph.opset}): {error}")
             sources += node.sources
-        except (ArithmeticError, AttributeError, LanguageError, LookupError, TypeError, ValueError) as error:
-            # attributes and constants of kinds that no valid model has there
-            text = f"node {node.label!r} ({node.op}) does not fit its inputs: {one_sentence(error)}"
-            raise ModelError(text) from error
     if problems:
         raise NeedsHostError(
             f"{len(problems)} node{'s' if len(problems) > 1 else ''} cannot be run with these sizes:\n  "

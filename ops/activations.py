@@ -34,15 +34,17 @@ KINDS: Mapping[str, Kind] = {
 """By name in lower case."""
 
 
-def problem(attributes: Mapping[str, Any]) -> str | None:
-    """Why the activations that a node names are not supported, None if they are."""
-    unknown = [name for name in attributes.get("activations", ()) if str(name).lower() not in KINDS]
-    return f"activation {unknown[0]!r} is not supported" if unknown else None
-
-
 def activations(attributes: Mapping[str, Any], defaults: Sequence[str], directions: int) -> list[list[str]]:
-    """Formulas of `x`, one list per direction. Parameters go to the activations that have them, in order."""
+    """Formulas of `x`, one list per direction. Parameters go to the activations that have them, in order.
+
+    ValueError for a name that ONNX does not list, and for fewer names than the directions need.
+    """
     names = [str(name) for name in attributes.get("activations", ())] or list(defaults) * directions
+    unknown = [name for name in names if name.lower() not in KINDS]
+    if unknown:
+        raise ValueError(f"there is no activation {unknown[0]!r}; there are {', '.join(KINDS)}")
+    if len(names) < len(defaults) * directions:
+        raise ValueError(f"{len(names)} activations are too few, {len(defaults) * directions} are needed")
     alphas, betas = (iter(attributes.get(f"activation_{name}", ())) for name in ("alpha", "beta"))
     formulas = [_formula(KINDS[name.lower()], alphas, betas) for name in names]
     each = len(defaults)

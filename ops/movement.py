@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -24,7 +25,10 @@ from tilewright.ops.operator import (
 
 @operator("Reshape", "Flatten", "Squeeze", "Unsqueeze", host=(1,))
 def reshape(app: Application) -> Views:
-    """The same elements under the output's shape."""
+    """The same elements under the output's shape; ValueError if there are more or fewer."""
+    shape, wanted = app.input(0).shape, app.outputs[0].shape
+    if math.prod(shape) != math.prod(wanted):
+        raise ValueError(f"{math.prod(shape)} elements {shape} cannot have the sizes {wanted}")
     return Views(((Reshaped(app.outputs[0].shape),),))
 
 

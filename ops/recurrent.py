@@ -12,13 +12,12 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
-from typing import Any
 
 import numpy as np
 
 from tilewright.dsl.dtypes import DType
 from tilewright.errors import UnsupportedError
-from tilewright.ops.activations import activations, problem
+from tilewright.ops.activations import activations
 from tilewright.ops.expansion import Expanding, Inner
 from tilewright.ops.language import literal
 from tilewright.ops.operator import NOTHING, Application, Expansion, operator
@@ -81,11 +80,7 @@ class Layer:
         return None if found is None else found.seen(*shape)
 
 
-def _refuse(attributes: Mapping[str, Any], opset: int) -> str | None:
-    return problem(attributes)
-
-
-@operator("RNN", outputs=2, refuse=_refuse)
+@operator("RNN", outputs=2)
 def rnn(app: Application) -> Expansion:
     """`H' = f(x W + H R + bias)`."""
     layer = _layer(app)
@@ -101,7 +96,7 @@ def rnn(app: Application) -> Expansion:
     return _outputs(layer, states)
 
 
-@operator("GRU", outputs=2, refuse=_refuse)
+@operator("GRU", outputs=2)
 def gru(app: Application) -> Expansion:
     """Gates z, r, h: `H' = (1 - z) * h + z * H`."""
     layer = _layer(app)
@@ -129,7 +124,7 @@ def gru(app: Application) -> Expansion:
     return _outputs(layer, states)
 
 
-@operator("LSTM", outputs=3, refuse=_refuse)
+@operator("LSTM", outputs=3)
 def lstm(app: Application) -> Expansion:
     """Gates i, o, f, c; the state's parts are the hidden values and the cells."""
     layer = _layer(app)
@@ -188,7 +183,7 @@ def _layer(app: Application) -> Layer:
 
 
 def _check(app: Application, batch: int, directions: int, hidden: int) -> None:
-    """UnsupportedError for an input whose sizes contradict the others' and the direction."""
+    """ValueError for an input whose sizes contradict the others' and the attributes."""
     size = GATES[app.op] * hidden
     state = (batch, directions, hidden) if app.integer("layout", 0) else (directions, batch, hidden)
     wanted: dict[int, tuple[int, ...]] = {
@@ -203,9 +198,11 @@ def _check(app: Application, batch: int, directions: int, hidden: int) -> None:
     for position, shape in wanted.items():
         given = app.optional(position)
         if given is not None and given.shape != shape:
-            raise UnsupportedError(f"its input {position} has the sizes {given.shape}, the others ask for {shape}")
+            raise ValueError(f"its input {position} has the sizes {given.shape}, the others ask for {shape}")
     if directions != (2 if app.attributes.get("direction") == "bidirectional" else 1):
-        raise UnsupportedError(f"weights for {directions} directions do not fit its direction")
+        raise ValueError(f"weights for {directions} directions do not fit its direction")
+    if app.integer("hidden_size", hidden) != hidden:
+        raise ValueError(f"its hidden_size is {app.integer('hidden_size', hidden)}, its weights are for {hidden}")
 
 
 def _time(app: Application, end: str, step: str) -> str:

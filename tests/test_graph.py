@@ -284,6 +284,37 @@ def test_sizes_that_cannot_be(body: str, scale: float) -> None:
         passes.specialise(graph, {"x": (1, 1, 4, 4)})
 
 
+@pytest.mark.parametrize(
+    ("body", "complaint"),
+    [
+        (
+            "s = Constant <value_ints = [4, 5]> () y = Reshape(x, s)",
+            r"6 elements .* the sizes \(4, 5\)",
+        ),
+        ("y = Transpose <perm = [0, 1, 2]> (x)", "attribute perm|out of range"),
+        ("y, h, c = LSTM <hidden_size = 1, activations = ['Relu', 'Foo', 'Elu']> (z, w, r)", "no activation 'Foo'"),
+        ("y, h, c = LSTM <hidden_size = 1, activations = ['Relu', 'Tanh']> (z, w, r)", "2 activations are too few"),
+        ("y, h, c = LSTM <hidden_size = 1, direction = 'bidirectional'> (z, w, r)", "1 directions do not fit"),
+        ("y, h, c = LSTM <hidden_size = 1> (z, w, q)", "its input [12] has the sizes"),
+    ],
+)
+def test_nodes_that_do_not_fit_their_inputs(body: str, complaint: str) -> None:
+    text = f"g (float[2, 3] x, float[2, 1, 3] z) => (float y) {{ {body} }}".replace("'", '"')
+    weights = {"w": random(1, 4, 3), "r": random(1, 4, 1), "q": random(1, 4, 2)}
+    proto = model(text, **weights)
+    proto.graph.output[0].type.tensor_type.ClearField("shape")
+    with pytest.raises(ModelError, match=rf"node 'y' \(\w+\) does not fit its inputs: .*({complaint})"):
+        steps_of(passes.specialise(passes.simplify(import_model(proto)), {"x": (2, 3), "z": (2, 1, 3)}))
+
+
+def test_calls_that_do_not_fit_their_function() -> None:
+    proto = onnx.parser.parse_model("""<ir_version: 8, opset_import: ["" : 17, "own" : 1]>
+        g (float[2] x) => (float[2] y) { y = own.f(x, x) }
+        <domain: "own", opset_import: ["" : 17]> f (a) => (b) { b = Relu(a) }""")
+    with pytest.raises(ModelError, match="calls one of its functions in a wrong way"):
+        import_model(proto)
+
+
 def test_scales_of_zero() -> None:
     text = "g (float[1, 1, 4, 4] x) => (float[a, b, c, d] y) { y = Resize(x, , s) }"
     graph = import_model(model(text, s=np.array([1, 1, 0, 2], np.float32)))
