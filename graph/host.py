@@ -18,6 +18,7 @@ from tilewright.errors import InputError, ModelError, UnsupportedOperatorError
 from tilewright.graph.guards import one_sentence
 from tilewright.graph.host_values import HostValue, host_value, type_proto
 from tilewright.graph.ir import Attribute, Node, Value, frozen
+from tilewright.ops.recurrent import PER_DIRECTION
 
 _KNOWN_DATA = 4096
 """Elements up to which a constant's data is shown to shape inference: sizes, axes and pads are far smaller."""
@@ -63,6 +64,7 @@ def evaluate_any(
     from onnx.reference import ReferenceEvaluator  # takes a while, and many networks do without
 
     _check_range(node, inputs)
+    _check_ignored(node, inputs)
     present = {name: a for name, a in zip(node.inputs, inputs, strict=True) if name}
     outputs = [o for o in node.outputs if o]
     types = [helper.make_value_info(n, type_proto(a)) for n, a in present.items()]
@@ -89,6 +91,27 @@ def _check_range(node: Node, inputs: Sequence[HostValue]) -> None:
         raise InputError(
             f"node {node.label!r} (Range) has no end: it goes from {start:g} to {limit:g} in steps of {step:g}"
         )
+
+
+def _check_ignored(node: Node, inputs: Sequence[HostValue]) -> None:
+    """ModelError for what ONNX's evaluator (1.23) would ignore without a word."""
+    found = [name for name in _IGNORED.get(node.op, ()) if node.attributes.get(name)]
+    if node.op in PER_DIRECTION:
+        usual = [name.lower() for name in PER_DIRECTION[node.op]]
+        written: Any = node.attributes.get("activations", ())
+        named = [str(name).lower() for name in written]
+        found += ["activations"] if named != usual * (len(named) // len(usual)) else []
+        found += ["sequence_lens"] if len(inputs) > 4 and inputs[4] is not None else []
+    if node.op == "BatchNormalization" and not node.attributes.get("spatial", 1):
+        found.append("spatial")
+    if found:
+        raise ModelError(
+            f"node {node.label!r} ({node.op}) cannot be computed: the device does not compute it with these sizes, and "
+            f"ONNX's evaluator, which would do it on the host, ignores its {found[0]}; give it less at a time"
+        )
+
+
+_IGNORED = {"GRU": ("clip",), "LSTM": ("clip", "input_forget"), "RNN": ("clip",)}
 
 
 def can_evaluate(node: Node, opset: int, domains: Mapping[str, int]) -> bool:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import numpy as np
+import onnx
 import pytest
 from networks import by_onnxruntime, model, random
 
@@ -116,3 +117,31 @@ def test_scatters_of_rows(reduction: str, device: Device) -> None:
     (found,) = session.run(None, feeds)
     np.testing.assert_allclose(found, by_onnxruntime(model(text, 18), feeds)[0], rtol=1e-6)
     assert {r.op.split()[0] for r in session.profile(feeds)} == {"ScatterND"}
+
+
+def recurrent(
+    op: str, gates: int, attributes: str = "", lens: bool = False
+) -> tuple[onnx.ModelProto, dict[str, np.ndarray]]:
+    """A layer with more steps than the device is used for."""
+    given = {"x": random(4100, 1, 2), "w": random(1, gates * 3, 2) / 4, "r": random(1, gates * 3, 3, seed=1) / 4}
+    sizes = ", ".join(f"float[{','.join(map(str, a.shape))}] {name}" for name, a in given.items())
+    body = f"y = {op} <hidden_size = 3{attributes}> (x, w, r{', , lens' if lens else ''})"
+    proto = model(f"g ({sizes}) => (float[a, b, c, d] y) {{ {body} }}", **({"lens": np.int32([9])} if lens else {}))
+    return proto, given
+
+
+@pytest.mark.parametrize(("op", "gates"), [("RNN", 1), ("GRU", 3), ("LSTM", 4)])
+def test_long_sequences_are_right_or_refused(op: str, gates: int) -> None:
+    usual = {"RNN": '"Tanh"', "GRU": '"Sigmoid", "Tanh"', "LSTM": '"Sigmoid", "Tanh", "Tanh"'}[op]
+    for attributes in ("", f", activations = [{usual}]", ', direction = "reverse"'):
+        proto, feeds = recurrent(op, gates, attributes)
+        y = InferenceSession(proto, store=False).run(None, feeds)[0]
+        np.testing.assert_allclose(y, by_onnxruntime(proto, feeds)[0], rtol=1e-4, atol=1e-5)
+    for attributes, lens in (
+        (", clip = 0.1", False),
+        (f", activations = [{usual.replace('Tanh', 'Softsign')}]", False),
+        ("", True),
+    ):
+        proto, feeds = recurrent(op, gates, attributes, lens)
+        with pytest.raises(ModelError, match=r"ignores its|activation|cannot be run"):
+            InferenceSession(proto, store=False).run(None, feeds)
