@@ -15,6 +15,7 @@ from tilewright.graph.session import InferenceSession
 from tilewright.runtime import Device
 
 Rng = np.random.Generator
+Feeds = dict[str, np.ndarray]
 
 
 def overlap(a: np.ndarray, b: np.ndarray) -> np.float32:
@@ -119,9 +120,7 @@ def test_scatters_of_rows(reduction: str, device: Device) -> None:
     assert {r.op.split()[0] for r in session.profile(feeds)} == {"ScatterND"}
 
 
-def recurrent(
-    op: str, gates: int, attributes: str = "", lens: bool = False
-) -> tuple[onnx.ModelProto, dict[str, np.ndarray]]:
+def recurrent(op: str, gates: int, attributes: str = "", lens: bool = False) -> tuple[onnx.ModelProto, Feeds]:
     """A layer with more steps than the device is used for."""
     given = {"x": random(4100, 1, 2), "w": random(1, gates * 3, 2) / 4, "r": random(1, gates * 3, 3, seed=1) / 4}
     sizes = ", ".join(f"float[{','.join(map(str, a.shape))}] {name}" for name, a in given.items())
