@@ -22,7 +22,7 @@ import pytest
 from sqlalchemy import event
 
 from tilewright.errors import DatabaseError
-from tilewright.tuning_db import Measurement, Run, Status, Store, engine, exchange, schema, shipped
+from tilewright.tuning_db import Measurement, Run, Status, Store, engine, exchange, reading, schema, shipped
 
 DEVICE, DRIVER, GENERATOR = "test-cpu avx512 2 cores", "1.0", "1"
 
@@ -275,6 +275,26 @@ def test_a_bad_file_is_refused_whole_with_its_line(store: Store, tmp_path: Path,
     with pytest.raises(DatabaseError, match=complaint):
         store.import_(file)
     assert store.measurements() == ()
+
+
+def test_a_merge_reads_the_rows_that_are_missing_only(
+    store: Store, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(reading, "PAGE", 4)
+    rows = [measured(1e-3 * n, tile=n, host="h", created=at(n)) for n in range(1, 14)]
+    store.add(rows)
+    read: list[str] = []
+    whole = reading.as_measurement
+    monkeypatch.setattr(reading, "as_measurement", lambda row: read.append(row.digest) or whole(row))
+    with Store.open(tmp_path / "other.sqlite") as other:
+        missing = [m for n, m in enumerate(rows) if n in (1, 3, 8, 12)]  # some of a page, none of it, all of the last
+        other.add(m for m in rows if m not in missing)
+        assert other.merge(store) == 4
+        assert read == [m.digest for m in missing]
+        assert other.merge(store) == 0
+        assert read == [m.digest for m in missing]
+        assert set(other.measurements()) == set(rows)
+        assert other.verify() == ()
 
 
 def test_import_refuses_a_signature_that_stands_for_another_program(store: Store, tmp_path: Path) -> None:

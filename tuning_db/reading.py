@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
+from collections.abc import Callable, Collection, Iterator, Sequence
+from functools import lru_cache
 from typing import Any
 
 from sqlalchemy import Connection, Row, Select, select
 
 from tilewright.errors import DatabaseError
 from tilewright.tuning_db import queries
-from tilewright.tuning_db.records import Measurement, Run, Space
+from tilewright.tuning_db.records import Measurement, Run, Space, Status
 from tilewright.tuning_db.schema import CONFIGURATIONS, DEVICES, DRIVERS, MEASUREMENTS, PROGRAMS, RUNS, SPACES
 from tilewright.tuning_db.writing import Record
 
@@ -44,13 +45,26 @@ def programs(c: Connection) -> Iterator[tuple[str, str]]:
         yield row.signature, row.text
 
 
-def records(c: Connection) -> Iterator[Record]:
-    """Everything that an export holds: runs, then spaces, then measurements."""
+def records(c: Connection, absent: Callable[[Sequence[str]], Collection[str]] | None = None) -> Iterator[Record]:
+    """Everything that an export holds: runs, then spaces, then measurements.
+
+    ``absent`` says of a page's digests which of the measurements are wanted; the others are not read.
+    """
     for row in _streamed(c, select(RUNS).order_by(RUNS.c.started, RUNS.c.id)):
         yield Run(row.id, row.started, row.host, row.budget)
     for row in _streamed(c, select(SPACES).order_by(SPACES.c.id)):
         yield as_space(row)
-    yield from measurements(c)
+    yield from measurements(c) if absent is None else _wanted(c, absent)
+
+
+def _wanted(c: Connection, absent: Callable[[Sequence[str]], Collection[str]]) -> Iterator[Measurement]:
+    for page in pages(c, select(MEASUREMENTS.c.id, MEASUREMENTS.c.digest).order_by(MEASUREMENTS.c.id)):
+        wanted = frozenset(absent([row.digest for row in page]))
+        numbers = [row.id for row in page if row.digest in wanted]
+        if numbers:
+            span = queries.ROWS.where(MEASUREMENTS.c.id.between(numbers[0], numbers[-1]))
+            chosen = frozenset(numbers)
+            yield from (as_measurement(row) for row in c.execute(span).all() if row.id in chosen)
 
 
 def _streamed(c: Connection, query: Select[Any]) -> Iterator[Row[Any]]:
@@ -59,31 +73,38 @@ def _streamed(c: Connection, query: Select[Any]) -> Iterator[Row[Any]]:
 
 
 def as_measurement(row: Any) -> Measurement:
-    """A row of `queries.ROWS` as a record; DatabaseError, ValueError or TypeError if it is spoilt."""
-    return Measurement.from_record(
-        {
-            "device": row.identity,
-            "driver": row.version,
-            "signature": row.signature,
-            "structure": row.structure,
-            "sizes": json.loads(row.sizes),
-            "program": row.text,
-            "family": row.family,
-            "configuration": row.parameters,
-            "generator": row.generator,
-            "status": row.status,
-            "seconds": row.seconds,
-            "samples": json.loads(row.samples),
-            "error": row.error,
-            "message": row.message,
-            "build_seconds": row.build_seconds,
-            "host": row.host,
-            "created": row.created,
-            "run": row.run,
-            "round": row.round,
-            "space": row.space or "",
-        }
+    """A row of `queries.ROWS` as a record; DatabaseError if it is spoilt."""
+    try:
+        status, sizes, samples = Status(row.status), _sizes(row.sizes), tuple(json.loads(row.samples))
+    except (TypeError, ValueError) as e:
+        raise DatabaseError(f"a stored measurement has a field of the wrong type: {e}") from e
+    return Measurement(
+        device=row.identity,
+        driver=row.version,
+        signature=row.signature,
+        structure=row.structure,
+        sizes=sizes,
+        program=row.text,
+        family=row.family,
+        configuration=row.parameters,
+        generator=row.generator,
+        status=status,
+        seconds=row.seconds,
+        samples=samples,
+        error=row.error,
+        message=row.message,
+        build_seconds=row.build_seconds,
+        host=row.host,
+        created=row.created,
+        run=row.run,
+        round=row.round,
+        space=row.space or "",
     )
+
+
+@lru_cache(maxsize=4096)
+def _sizes(text: str) -> tuple[int, ...]:
+    return tuple(json.loads(text))
 
 
 def as_space(row: Any) -> Space:

@@ -7,10 +7,11 @@ import json
 import math
 import platform
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, fields
 from datetime import UTC, datetime
 from enum import StrEnum
+from functools import lru_cache
 from typing import Any, cast
 
 from tilewright.errors import DatabaseError
@@ -91,22 +92,23 @@ class Measurement:
 
     def _problem(self) -> str | None:
         texts = (self.device, self.driver, self.signature, self.structure, self.program, self.family, self.generator)
-        if not all(
-            isinstance(t, str)
-            for t in (*texts, self.message, self.host, self.created, self.run, self.round, self.space)
-        ):
+        more = (self.message, self.host, self.created, self.run, self.round, self.space)
+        if not _are((*texts, *more), str):
             return "one of its texts is not a text"
         if self.status is Status.OK and self.seconds is None:
             return "it is ok but has no time"
         if self.status is not Status.OK and self.seconds is not None:
             return f"it is {self.status} but has a time"
-        times = [t for t in (self.seconds, *self.samples) if t is not None]
-        if not all(_is_number(t) and t > 0 for t in times):
+        times = self.samples if self.seconds is None else (self.seconds, *self.samples)
+        if not _are(times, (int, float)) or not all(0 < t < _LARGEST for t in times):
             return "one of its times is not a positive finite number of seconds"
-        if not all(_is_number(v) and v >= 0 for v in (self.error, self.build_seconds) if v is not None):
+        others = [v for v in (self.error, self.build_seconds) if v is not None]
+        if not _are(others, (int, float)) or not all(0 <= v < _LARGEST for v in others):
             return "its error or build time is negative or not finite"
-        if not all(isinstance(n, int) and not isinstance(n, bool) and n >= 0 for n in self.sizes):
+        if not _are(self.sizes, int) or any(n < 0 for n in self.sizes):
             return "one of its sizes is not a whole number"
+        if not isinstance(self.configuration, str):
+            return "its configuration is not a JSON object"
         return _configuration_problem(self.configuration, self.generator == RECORDED)
 
     def to_record(self) -> dict[str, Any]:
@@ -117,8 +119,7 @@ class Measurement:
     @staticmethod
     def from_record(record: Mapping[str, Any]) -> Measurement:
         """The inverse of `to_record`; DatabaseError if a field is missing, unknown, or of the wrong type."""
-        names = {f.name for f in fields(Measurement)}
-        odd = sorted((set(record) ^ names) - _LATER)
+        odd = sorted((set(record) ^ _NAMES) - _LATER)
         if odd:
             raise DatabaseError(f"a stored measurement has missing or unknown fields: {', '.join(odd)}")
         try:
@@ -131,17 +132,25 @@ class Measurement:
     @property
     def digest(self) -> str:
         """Identity of this measurement: equal only if every field is (hex, 64 digits)."""
-        text = json.dumps(self.to_record(), sort_keys=True, ensure_ascii=True, allow_nan=False)
+        text = _SORTED.encode(self.to_record())
         return hashlib.sha256(text.encode()).hexdigest()
 
 
-def _is_number(value: object) -> bool:
-    return isinstance(value, int | float) and not isinstance(value, bool) and -1e300 < value < 1e300
+_SORTED = json.JSONEncoder(sort_keys=True, ensure_ascii=True, allow_nan=False)
+_NAMES = frozenset(f.name for f in fields(Measurement))
+_LARGEST = 1e300
+"""Beyond every time and every error."""
 
 
-def _configuration_problem(text: object, recorded: bool) -> str | None:
+def _are(values: Sequence[object], kind: type | tuple[type, ...]) -> bool:
+    """True if all values are of this kind, truth values not among them; looks at each type once."""
+    return all(issubclass(found, kind) and found is not bool for found in set(map(type, values)))
+
+
+@lru_cache(maxsize=8192)  # a search measures many programs with the same configurations
+def _configuration_problem(text: str, recorded: bool) -> str | None:
     try:
-        values = json.loads(text) if isinstance(text, str) else None
+        values = json.loads(text)
     except ValueError:
         values = None
     if not isinstance(values, dict):

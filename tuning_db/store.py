@@ -11,7 +11,7 @@ import json
 import math
 import os
 import threading
-from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from functools import partial
@@ -35,7 +35,7 @@ from tilewright.tuning_db.schema import (
     SPACES,
     stored_version,
 )
-from tilewright.tuning_db.writing import BATCH, Record, add, drop_orphans
+from tilewright.tuning_db.writing import BATCH, Record, add, drop_orphans, present
 
 OTHER_DRIVER_DISTANCE = 1.0
 """`nearest` counts another driver version like a factor of two in one size."""
@@ -132,11 +132,18 @@ class Store:
     def merge(self, other: Store) -> int:
         """Add what another database holds and this one lacks; the number of records added.
 
-        Nothing is lost or changed in either. A merge that was interrupted is simply repeated.
+        Nothing is lost or changed in either. A merge that was interrupted is simply repeated: only the digests are
+        read of what is here already.
         """
         with other._connection() as c:
             self._check_programs(reading.programs(c))
-        return self.add(other.records())
+        with other._connection() as c:
+            return self.add(reading.records(c, self._absent))
+
+    def _absent(self, digests: Sequence[str]) -> set[str]:
+        """The digests of which there is no measurement here."""
+        with self._connection() as c:
+            return set(digests) - present(c, MEASUREMENTS, "digest", digests)
 
     def prune(
         self,

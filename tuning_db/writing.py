@@ -46,14 +46,14 @@ def add(c: Connection, records: Sequence[Record]) -> int:
 
 
 def _add_runs(c: Connection, runs: Mapping[str, Run]) -> int:
-    known = _present(c, RUNS, "id", runs)
+    known = present(c, RUNS, "id", runs)
     new = [r for r in runs.values() if r.id not in known]
     _insert(c, RUNS, [{"id": r.id, "started": r.started, "host": r.host, "budget": r.budget} for r in new])
     return len(new)
 
 
 def _add_spaces(c: Connection, spaces: Mapping[str, Space]) -> int:
-    known = _present(c, SPACES, "digest", spaces)
+    known = present(c, SPACES, "digest", spaces)
     new = [(digest, s.to_record()) for digest, s in spaces.items() if digest not in known]
     rows = [
         {
@@ -75,7 +75,7 @@ def _add_measurements(c: Connection, measurements: Sequence[Measurement]) -> int
         structure = programs[m.signature].structure
         as_known = m if m.structure == structure else replace(m, structure=structure)
         rows[as_known.digest] = as_known
-    known = _present(c, MEASUREMENTS, "digest", rows)
+    known = present(c, MEASUREMENTS, "digest", rows)
     new = {digest: m for digest, m in rows.items() if digest not in known}
     if not new:
         return 0
@@ -139,9 +139,10 @@ def _programs(c: Connection, measurements: Sequence[Measurement]) -> dict[str, A
     ]
     _insert(c, PROGRAMS, rows)
     found |= {row.signature: row for row in _rows(c, PROGRAMS, "signature", [m.signature for m in new])}
+    sizes = {those: json.dumps(list(those)) for those in {m.sizes for m in measurements}}
     for m in measurements:
         row = found[m.signature]
-        if row.text != m.program or row.sizes != json.dumps(list(m.sizes)):
+        if row.text != m.program or row.sizes != sizes[m.sizes]:
             raise DatabaseError(
                 f"program signature {m.signature} stands for another program here; the row is not added"
             )
@@ -181,7 +182,7 @@ def _known_numbers(
     return {key: found[key] for key in wanted if key in found}
 
 
-def _present(c: Connection, table: Table, column: str, values: Collection[str]) -> set[str]:
+def present(c: Connection, table: Table, column: str, values: Collection[str]) -> set[str]:
     """Which of these values the column has."""
     wanted = list(values)
     column_ = table.c[column]
@@ -217,4 +218,4 @@ def drop_orphans(c: Connection) -> None:
         c.execute(delete(table).where(table.c.id.not_in(select(column))))
 
 
-__all__ = ["BATCH", "Record", "add", "drop_orphans"]
+__all__ = ["BATCH", "Record", "add", "drop_orphans", "present"]
