@@ -287,6 +287,12 @@ def test_interpolated_images(mode: str, coordinates: str, device: Device) -> Non
     check(device, "Resize", inputs, opset=19, constant=[2], by_reference=True, **attributes)
 
 
+def test_scales_are_multiplied_in_f32(device: Device) -> None:
+    """5 times the f32 next to 1.4 is 7, as exporters and onnxruntime have it, and a little less in f64."""
+    for size, scale in ((5, 1.4), (10, 0.7), (15, 2.6)):
+        check(device, "Resize", [random(1, 1, size), *scaled(1, 1, scale)], constant=[2], mode="nearest")
+
+
 @pytest.mark.parametrize("coordinates", [*COORDINATES[:4], "tf_half_pixel_for_nn"])
 @pytest.mark.parametrize("nearest", ["round_prefer_floor", "round_prefer_ceil", "floor", "ceil"])
 def test_nearest_pixels(nearest: str, coordinates: str, device: Device) -> None:
