@@ -10,13 +10,14 @@ Dask runs what its clients send: a scheduler's port is for a network whose users
 
 from __future__ import annotations
 
+import asyncio
 import importlib.util
 import threading
 import time
 import uuid
 from collections import Counter
 from collections.abc import Callable
-from concurrent.futures import Future
+from concurrent.futures import Future, wait
 from dataclasses import asdict, dataclass, replace
 from typing import TYPE_CHECKING, Any, TypeVar, cast
 
@@ -172,17 +173,17 @@ class Fleet:
     def _answer(self, asked: distributed.Future, until: float | None) -> object:
         import distributed
 
+        answer = self._fetched(asked)
         while True:
-            try:
-                return asked.result(timeout=_LOOK)
-            except distributed.TimeoutError:
-                pass
-            except distributed.KilledWorker as e:
-                return _Killed(f"{e.allowed_failures + 1} workers of the fleet ended while they were at it")
-            except (distributed.CancelledError, OSError) as e:
-                if self._closed.is_set():
-                    return None
-                raise self._gone() from e
+            if wait((answer,), _LOOK).done:
+                try:
+                    return answer.result()
+                except distributed.KilledWorker as e:
+                    return _Killed(f"{e.allowed_failures + 1} workers of the fleet ended while they were at it")
+                except (distributed.CancelledError, OSError) as e:
+                    if self._closed.is_set():
+                        return None
+                    raise self._gone() from e
             if self._closed.is_set() or (until is not None and time.monotonic() >= until + _LOOK):
                 asked.cancel()
                 return None
@@ -191,6 +192,16 @@ class Fleet:
                     f"the fleet at {self._address} has had no worker with {self._device.name} for {LOST_SECONDS:g} s; "
                     f"start one with 'tilewright worker {self._address}' and tune again: everything measured is kept"
                 )
+
+    def _fetched(self, asked: distributed.Future) -> Future[object]:
+        """The answer, once it has been brought here.
+
+        `distributed.Future.result` with a timeout would not do: answers are fetched together with those that other
+        threads wait for, and a wait that times out cancels the fetching of them all. That takes longer than usual
+        where the worker that had the answer is dead.
+        """
+        loop = self._client.loop.asyncio_loop
+        return asyncio.run_coroutine_threadsafe(self._client.gather(asked, asynchronous=True), loop)
 
     def _join(self, seconds: float) -> None:
         """Wait for the first worker with the device."""

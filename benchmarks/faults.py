@@ -1,6 +1,7 @@
 """Faults while tuning on a real device: nothing that was measured is lost, and the same configurations win.
 
-    python benchmarks/faults.py [--device NAME] [--stages 12] [--disturbances 80] [--fleet-stages 2] [--postgres]
+    python benchmarks/faults.py [--device NAME] [--stages 12] [--disturbances 80] [--fleet-stages 2] [--keep PATH]
+                                [--postgres]
 
 A family of kernels with one fast configuration, some slow ones, and many that crash, hang, compute wrong numbers, write
 where they must not, do not compile or ask for too much is tuned until nothing is left to try. Meanwhile the tuner, its
@@ -339,10 +340,13 @@ def main() -> int:
     parser.add_argument("--stages", type=int, default=12)
     parser.add_argument("--fleet-stages", type=int, default=2)
     parser.add_argument("--disturbances", type=int, default=80)
+    parser.add_argument("--keep", type=Path, metavar="PATH", help="keep the database in this new file, to look into it")
     parser.add_argument("--postgres", action="store_true", help="keep the database on a server of the script's own")
     parser.add_argument("--tuner", metavar="URL", help=argparse.SUPPRESS)
     parser.add_argument("--pages", type=int, default=0, help=argparse.SUPPRESS)
     options = parser.parse_args()
+    if options.keep and (options.postgres or options.keep.exists()):
+        parser.error("--keep takes a path at which nothing is yet, and goes without --postgres")
     device = select_device(options.device)
     if options.tuner:
         try:
@@ -356,7 +360,8 @@ def main() -> int:
         with postgres_server.running() as server:
             return run(server.url, device, options, server)
     with tempfile.TemporaryDirectory() as folder:
-        return run(str(Path(folder) / "tuning.sqlite"), device, options, None)
+        place = options.keep or Path(folder) / "tuning.sqlite"
+        return run(str(place), device, options, None)
 
 
 if __name__ == "__main__":

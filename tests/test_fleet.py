@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import asyncio
 import signal
 import subprocess
 import sys
 import threading
+import time
 from collections import Counter
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
@@ -119,6 +122,27 @@ def _stopped_and_left_alone(
     with pytest.raises(DeviceError, match=r"has had no worker with .* for 0.5 s; start one with 'tilewright worker"):
         tune([relu(600)], device, store, None, kill, fleet=scheduler)
     assert len(store.tried(device.identity, device.driver, GENERATOR_VERSION, relu(600).signature)) == 2
+
+
+def test_an_answer_that_takes_long_to_fetch_ends_no_other_wait(scheduler: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(Fleet, "_join", lambda self, seconds: None)
+    with Fleet(scheduler, FAKE) as asking:
+        client = asking._client
+        asked = [client.submit(abs, n, key=f"answer {n}", resources={HERE.resource: 1}) for n in range(2)]
+
+        async def fetch(*arguments: object) -> dict[str, object]:
+            await asyncio.sleep(0.8)  # as where the worker that has the answers was killed
+            return {"status": "OK", "data": {f"answer {n}": n for n in range(2)}}
+
+        monkeypatch.setattr(client, "_gather_remote", fetch)
+
+        def answer(n: int) -> object:
+            time.sleep(0.3 * n)  # both are fetched at once, the first has been waited for longer
+            client.loop.add_callback(asked[n]._state.finish)
+            return asking._answer(asked[n], None)
+
+        with ThreadPoolExecutor(2) as threads:
+            assert list(threads.map(answer, range(2))) == [0, 1]
 
 
 def test_a_device_that_no_worker_has_is_said_so_before_anything_is_measured(scheduler: str) -> None:
