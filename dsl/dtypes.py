@@ -63,11 +63,12 @@ class DType(Enum):
     @staticmethod
     def from_numpy(dtype: object) -> DType:
         """The element type of a NumPy dtype; TypeError for one the language lacks (complex, object, ...)."""
-        wanted = np.dtype(dtype)  # type: ignore[call-overload]
-        for member in DType:
-            if _numpy(member) == wanted:
-                return member
-        raise TypeError(f"dtype {wanted} has no counterpart in the language; use one of {', '.join(_NUMPY.values())}")
+        wanted: np.dtype[np.generic] = np.dtype(dtype)  # type: ignore[call-overload]
+        found = _of_numpy(wanted)
+        if found is None:
+            known = ", ".join(_NUMPY.values())
+            raise TypeError(f"dtype {wanted} has no counterpart in the language; use one of {known}")
+        return found
 
 
 _NUMPY = {
@@ -113,6 +114,11 @@ def _numpy(dtype: DType) -> np.dtype[np.generic]:
 
         return cast("np.dtype[np.generic]", np.dtype(ml_dtypes.bfloat16))
     return np.dtype(_NUMPY[dtype])
+
+
+@functools.lru_cache(64)
+def _of_numpy(wanted: np.dtype[np.generic]) -> DType | None:
+    return next((member for member in DType if _numpy(member) == wanted), None)
 
 
 def promote(a: DType, b: DType) -> DType:

@@ -73,10 +73,10 @@ def prefetching(source: str) -> str:
 
     PoCL's function does nothing; that of Intel's CPU driver is a call, which spills all vector registers.
     """
-    called = any(match[1] == "prefetch" for match in _CALL.finditer(source))
-    return f"{_PREFETCH}\n#line 1\n" if called else ""
+    return f"{_PREFETCH}\n#line 1\n" if _PREFETCH_CALL.search(source) else ""
 
 
+_PREFETCH_CALL = re.compile(r"\bprefetch\s*\(")
 _PREFETCH = """static inline __attribute__((always_inline)) void twp_prefetch(const __global char* p, size_t n) {
     for (size_t at = 0; at < n; at += 64) __builtin_prefetch(p + at);
 }
