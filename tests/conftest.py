@@ -9,6 +9,7 @@ from __future__ import annotations
 import os
 import shutil
 import tempfile
+import zlib
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -30,6 +31,9 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     """Offer `--device`."""
     parser.addoption(
         "--device", action="append", default=[], metavar="NAME", help="test on this device (default: all CPU drivers)"
+    )
+    parser.addoption(
+        "--every-device", action="store_true", help="run each case of the long matrices on every device, not on one"
     )
 
 
@@ -79,6 +83,24 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
     if "device" in metafunc.fixturenames:
         chosen = chosen_devices(metafunc.config)
         metafunc.parametrize("device", chosen, ids=[device.name for device in chosen], scope="session", indirect=True)
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """Where a test is marked `devices_in_turn`, leave each of its cases to one of the devices."""
+    chosen = [device.name for device in chosen_devices(config)]
+    if len(chosen) < 2 or config.getoption("--every-device"):
+        return
+    left = [item for item in items if item.get_closest_marker("devices_in_turn") and not _has_turn(item, chosen)]
+    config.hook.pytest_deselected(items=left)
+    items[:] = [item for item in items if item not in set(left)]
+
+
+def _has_turn(item: pytest.Item, chosen: list[str]) -> bool:
+    """Whether a case is one of its device's: by its name, so that no parameter decides it alone."""
+    assert isinstance(item, pytest.Function)
+    device: Device = item.callspec.params["device"]
+    case = item.nodeid.replace(device.name, "", 1)
+    return zlib.crc32(case.encode()) % len(chosen) == chosen.index(device.name)
 
 
 @pytest.fixture(scope="session")

@@ -71,6 +71,7 @@ def _compiles_soon(c: Configuration) -> bool:
     return "item_m" not in c or c.integer("item_m") * c.integer("item_n") <= 16
 
 
+@pytest.mark.devices_in_turn
 @BOTH_SHAPES
 @pytest.mark.parametrize("name", TEXTS)
 def test_every_spelling(ctx: Context, shape: Shape, name: str) -> None:

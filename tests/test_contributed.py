@@ -235,6 +235,7 @@ CASES: dict[str, Case] = {
 }  # fmt: skip
 
 
+@pytest.mark.devices_in_turn
 @pytest.mark.parametrize("name", CASES)
 def test_contributed_operators(name: str, device: Device) -> None:
     case = CASES[name]

@@ -399,6 +399,7 @@ def grouped(sizes: tuple[int, ...], dtype: str, stride: int) -> Program:
     return replace(made, inputs=tuple(map(placed, made.inputs)), outputs=tuple(map(placed, made.outputs)))
 
 
+@pytest.mark.devices_in_turn
 @pytest.mark.parametrize("stride", [1, 2])
 @pytest.mark.parametrize(
     ("sizes", "dtype"),

@@ -68,6 +68,7 @@ def test_positions_outside_are_refused_where_they_are_known(device: Device) -> N
 REDUCTIONS = ["none", "add", "mul", "max", "min"]
 
 
+@pytest.mark.devices_in_turn
 @pytest.mark.parametrize("reduction", REDUCTIONS)
 @pytest.mark.parametrize("constant", [(), (1,)])
 def test_scatter_elements(device: Device, reduction: str, constant: tuple[int, ...]) -> None:

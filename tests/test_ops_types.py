@@ -98,6 +98,7 @@ def test_bits(device: Device, dtype: type) -> None:
         check(device, "BitShift", [a, n], direction="RIGHT")
 
 
+@pytest.mark.devices_in_turn
 @pytest.mark.parametrize("dtype", [*INTEGERS, *FLOATS])
 def test_pointwise_of_every_type(device: Device, dtype: type) -> None:
     a, b = (RNG.integers(1, 9, (4, 3)).astype(dtype) for _ in range(2))
@@ -167,6 +168,7 @@ def test_literals_keep_their_type(device: Device) -> None:
 REDUCTIONS = ["Sum", "Mean", "Max", "Min", "Prod", "SumSquare", "L1", "L2", "LogSum", "LogSumExp"]
 
 
+@pytest.mark.devices_in_turn
 @pytest.mark.parametrize(
     ("name", "dtype"),
     [*((name, np.float32) for name in REDUCTIONS), *((n, d) for n in ("Mean", "L2", "LogSumExp") for d in FLOATS)],
@@ -231,6 +233,7 @@ def test_truth_is_reduced(device: Device) -> None:
     check(device, "ReduceMin", [x, np.array([1])], (1,), [x.all(1, keepdims=True)], types=[BOOL])
 
 
+@pytest.mark.devices_in_turn
 @pytest.mark.parametrize("op", ["ArgMax", "ArgMin"])
 @pytest.mark.parametrize("last", [0, 1])
 def test_places_of_extremes(device: Device, op: str, last: int) -> None:
@@ -268,6 +271,7 @@ def running(x: np.ndarray, axis: int, reverse: int, exclusive: int, scan: object
     return np.moveaxis(found[::-1] if reverse else found, 0, axis).astype(x.dtype)
 
 
+@pytest.mark.devices_in_turn
 @pytest.mark.parametrize("largest", [0, 1])
 @pytest.mark.parametrize("dtype", [np.float32, np.float16, np.int64, np.uint8])
 def test_first_elements_in_order(device: Device, largest: int, dtype: type) -> None:

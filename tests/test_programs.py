@@ -70,6 +70,7 @@ def test_the_page_and_the_references_name_the_same_programs() -> None:
     assert max(len(text.splitlines()) for text in PROGRAMS.values()) <= LONGEST
 
 
+@pytest.mark.devices_in_turn
 @pytest.mark.parametrize("name", sorted(CASES))
 def test_program(name: str, device: Device) -> None:
     compare(name, device, seed=sum(name.encode()), ones=False)
@@ -78,6 +79,7 @@ def test_program(name: str, device: Device) -> None:
 FREE = [n for n, c in CASES.items() if c.inputs and not c.sizes and not any(d.isdigit() for i in c.inputs for d in i)]
 
 
+@pytest.mark.devices_in_turn
 @pytest.mark.parametrize("name", [n for n in sorted(FREE) if n not in ("dilated", "swiglu")])
 def test_program_on_sizes_of_one(name: str, device: Device) -> None:
     compare(name, device, seed=1, ones=True)

@@ -127,6 +127,7 @@ def _check(case: Case, device: Device, constant: str) -> None:
         np.testing.assert_allclose(result, wanted, rtol=1e-4, atol=1e-5)
 
 
+@pytest.mark.devices_in_turn
 @pytest.mark.parametrize("name", CASES)
 def test_as_onnxruntime(name: str, device: Device) -> None:
     _check(CASES[name], device, "wrbp")

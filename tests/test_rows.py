@@ -128,6 +128,7 @@ def check(
 NAMES = [f"{n}-{text.split()[1].split('(')[0]}" for n, (text, _) in enumerate(CASES)]
 
 
+@pytest.mark.devices_in_turn
 @BOTH_SHAPES
 @pytest.mark.parametrize(("text", "shapes"), CASES, ids=NAMES)
 def test_chains_in_every_layout(ctx: Context, shape: Shape, text: str, shapes: dict[str, tuple[int, ...]]) -> None:

@@ -168,6 +168,7 @@ def test_several_scans_with_arithmetic_around_them(
     check(ctx, weighted(sizes, along), shape, 7, count=3)
 
 
+@pytest.mark.devices_in_turn
 @BOTH_SHAPES
 @pytest.mark.parametrize(
     ("kind", "dtype"),

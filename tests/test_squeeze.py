@@ -35,6 +35,7 @@ def program(sizes: tuple[int, ...], dtype: str = "f32") -> Program:
     return replace(made, inputs=tuple(x if t.name == "x" else t for t in made.inputs))
 
 
+@pytest.mark.devices_in_turn
 @pytest.mark.parametrize(
     ("sizes", "dtype"),
     [

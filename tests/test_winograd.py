@@ -195,6 +195,7 @@ def test_three_dimensions(ctx: Context, shape: Shape) -> None:
     check(ctx, made(VOLUME, {"x": (1, 21, 3, 4, 5), "w": (24, 21, 3, 3, 3)}), shape, seed=5)
 
 
+@pytest.mark.devices_in_turn
 @BOTH_SHAPES
 @pytest.mark.parametrize("dtype", [DType.F16, DType.BF16, DType.F64])
 def test_other_element_types(ctx: Context, shape: Shape, dtype: DType) -> None:
@@ -208,6 +209,7 @@ def test_other_element_types(ctx: Context, shape: Shape, dtype: DType) -> None:
     check(ctx, program, shape, seed=6, scale=0.3)
 
 
+@pytest.mark.devices_in_turn
 @BOTH_SHAPES
 @pytest.mark.parametrize("extent", [1, 2, 3])
 def test_images_smaller_than_a_tile(ctx: Context, shape: Shape, extent: int) -> None:
