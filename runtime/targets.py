@@ -178,8 +178,8 @@ def _is_pocl(driver: Driver) -> bool:
 def builds_at_once(driver: Driver) -> bool:
     """Whether threads may build programs, or load their binaries, at the same time.
 
-    Intel's driver for CPUs (2026.22) crashes or hangs for ever, once in about 6,000 pairs of a build from source and
-    the load of a binary; PoCL compiles one program at a time anyway.
+    Intel's driver for CPUs (2026.22) crashes or hangs for ever now and then where one thread builds from source while
+    another loads binaries; PoCL compiles one program at a time anyway.
     """
     return driver.name not in ("intel-cpu", "pocl")
 
