@@ -5,7 +5,7 @@ from __future__ import annotations
 import onnx
 
 from tilewright.errors import UnsupportedError
-from tilewright.graph.spelling import Spelled, Table, constant, floating, scaled
+from tilewright.graph.spelling import Spelled, Table, constant, floating, scaled, window
 
 CONTRIBUTED = Table()
 
@@ -53,13 +53,8 @@ def _gemm(n: Spelled) -> str:
 
 @CONTRIBUTED.enter("FusedConv", inputs="x w b z")
 def _convolution(n: Spelled) -> str:
-    listed = [
-        f"{name} = {list(n.attributes[name])}"
-        for name in ("dilations", "kernel_shape", "pads", "strides")
-        if name in n.attributes
-    ]
-    listed += [f"group = {n.integer('group', 1)}", f'auto_pad = "{n.attributes.get("auto_pad", "NOTSET")}"']
-    conv = f"c = Conv <{', '.join(listed)}> ({', '.join(i for i in ('x', 'w', 'b') if n.has(i))})"
+    attributes = window(n, "dilations", "kernel_shape", "pads", "strides", group=1)
+    conv = f"c = Conv <{attributes}> ({', '.join(i for i in ('x', 'w', 'b') if n.has(i))})"
     added = "s = Add (c, z)" if n.has("z") else "s = Identity (c)"
     return "\n".join([conv, added, activated(n, "y", "s", list(n.attributes.get("activation_params", [])))])
 

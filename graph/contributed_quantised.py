@@ -7,7 +7,8 @@ from __future__ import annotations
 
 from tilewright.errors import UnsupportedError
 from tilewright.graph.contributed_layers import quantised, real
-from tilewright.graph.spelling import Spelled, Table, constant, floating
+from tilewright.graph.spelling import Spelled, Table, constant, floating, window
+from tilewright.ops.activations import KINDS
 
 CONTRIBUTED = Table()
 
@@ -33,20 +34,10 @@ def _turned(target: str, source: str, order: list[int]) -> str:
     return f"{target} = Transpose <perm = {order}> ({source})" if order else f"{target} = Identity ({source})"
 
 
-def _window(n: Spelled, *lists: str, **integers: int) -> str:
-    """Attributes of a window: lists as far as they are there, integers with their defaults."""
-    texts = [f"{name} = {list(n.attributes[name])}" for name in lists if name in n.attributes]
-    texts += [f"{name} = {n.integer(name, default)}" for name, default in integers.items()]
-    auto_pad = str(n.attributes.get("auto_pad", "NOTSET"))
-    if auto_pad not in {"NOTSET", "SAME_UPPER", "SAME_LOWER", "VALID"}:
-        raise UnsupportedError("its attribute auto_pad is not one of ONNX's")
-    return ", ".join([*texts, f'auto_pad = "{auto_pad}"'])
-
-
 @CONTRIBUTED.enter("QLinearConv", inputs="x x_scale x_zero w w_scale w_zero y_scale y_zero b")
 def _convolution(n: Spelled) -> str:
     last = bool(n.integer("channels_last"))
-    attributes = _window(n, "dilations", "kernel_shape", "pads", "strides", group=1)
+    attributes = window(n, "dilations", "kernel_shape", "pads", "strides", group=1)
     arguments = "f, x_scale, x_zero, w, w_scale, w_zero, y_scale, y_zero" + (", b" if n.has("b") else "")
     return "\n".join(
         (
@@ -59,7 +50,7 @@ def _convolution(n: Spelled) -> str:
 
 @CONTRIBUTED.enter("NhwcMaxPool", inputs="x")
 def _max_pool(n: Spelled) -> str:
-    attributes = _window(n, "dilations", "kernel_shape", "pads", "strides", ceil_mode=0)
+    attributes = window(n, "dilations", "kernel_shape", "pads", "strides", ceil_mode=0)
     pooled = f"p = MaxPool <{attributes}> (f)"
     return "\n".join((_channels_first(n, "f", "x", True), pooled, _channels_back(n, "y", "p", True)))
 
@@ -67,7 +58,7 @@ def _max_pool(n: Spelled) -> str:
 @CONTRIBUTED.enter("QLinearAveragePool", inputs="x x_scale x_zero y_scale y_zero")
 def _average_pool(n: Spelled) -> str:
     last = bool(n.integer("channels_last"))
-    attributes = _window(n, "kernel_shape", "pads", "strides", ceil_mode=0, count_include_pad=0)
+    attributes = window(n, "kernel_shape", "pads", "strides", ceil_mode=0, count_include_pad=0)
     return "\n".join(
         (
             _channels_first(n, "f", "x", last),
@@ -147,16 +138,10 @@ def _gates(n: Spelled, name: str) -> list[str]:
     ]
 
 
-_FUNCTIONS = {
-    "affine", "elu", "hardsigmoid", "leakyrelu", "relu", "scaledtanh", "sigmoid", "softplus", "softsign", "tanh",
-    "thresholdedrelu",
-}  # fmt: skip
-
-
 def _activations(n: Spelled) -> list[str]:
     """The recurrence's functions and their parameters, as far as they are there."""
     names = [a.decode(errors="replace") for a in n.attributes.get("activations", [])]
-    if any(a.lower() not in _FUNCTIONS for a in names):
+    if any(a.lower() not in KINDS for a in names):
         raise UnsupportedError("its activations are not ONNX's")
     quoted = ", ".join(f'"{a}"' for a in names)
     texts = [f"activations = [{quoted}]"] if names else []

@@ -95,23 +95,28 @@ def _check_range(node: Node, inputs: Sequence[HostValue]) -> None:
 
 def _check_ignored(node: Node, inputs: Sequence[HostValue]) -> None:
     """ModelError for what ONNX's evaluator (1.23) would ignore without a word."""
-    found = [name for name in _IGNORED.get(node.op, ()) if node.attributes.get(name)]
+    found = [name for name, usual in _IGNORED.get(node.op, {}).items() if node.attributes.get(name, usual) != usual]
     if node.op in PER_DIRECTION:
         usual = [name.lower() for name in PER_DIRECTION[node.op]]
         written: Any = node.attributes.get("activations", ())
         named = [str(name).lower() for name in written]
         found += ["activations"] if named != usual * (len(named) // len(usual)) else []
         found += ["sequence_lens"] if len(inputs) > 4 and inputs[4] is not None else []
-    if node.op == "BatchNormalization" and not node.attributes.get("spatial", 1):
-        found.append("spatial")
     if found:
         raise ModelError(
-            f"node {node.label!r} ({node.op}) cannot be computed: the device does not compute it with these sizes, and "
-            f"ONNX's evaluator, which would do it on the host, ignores its {found[0]}; give it less at a time"
+            f"node {node.label!r} ({node.op}) cannot be computed: the device has no form of it for these sizes and "
+            f"attributes, and ONNX's evaluator, which would do it on the host, ignores its {found[0]}; export it "
+            "without, or with shorter sequences"
         )
 
 
-_IGNORED = {"GRU": ("clip",), "LSTM": ("clip", "input_forget"), "RNN": ("clip",)}
+_IGNORED: Mapping[str, Mapping[str, Attribute]] = {
+    "BatchNormalization": {"spatial": 1},
+    "GRU": {"clip": 0.0},
+    "LSTM": {"clip": 0.0, "input_forget": 0},
+    "RNN": {"clip": 0.0},
+}
+"""Attributes that the evaluator takes without a look, with the value that it goes by."""
 
 
 def can_evaluate(node: Node, opset: int, domains: Mapping[str, int]) -> bool:
@@ -183,8 +188,8 @@ def _resized(node: Node, opset: int, given: Value | None, data: Mapping[str, np.
         return result
     written: Any = node.attributes.get("axes") or range(len(given.sizes))
     sizes = list(result.sizes)
-    for axis, scale in zip(written, scales.astype(np.float32).tolist(), strict=False):
-        found = np.floor(np.float32(given.sizes[axis]) * np.float32(scale))
+    for axis, scale in zip(written, scales.astype(np.float32), strict=False):
+        found = np.floor(np.float32(given.sizes[axis]) * scale)
         if abs(found - sizes[axis]) == 1:  # anything else is no matter of rounding
             sizes[axis] = int(found)
     return replace(result, shape=tuple(sizes))

@@ -122,3 +122,13 @@ def scaled(target: str, source: str, factor: float) -> str:
     return (
         f"{constant(name, factor)}\n{name}_typed = CastLike ({name}, {source})\n{target} = Mul ({source}, {name}_typed)"
     )
+
+
+def window(n: Spelled, *lists: str, **integers: int) -> str:
+    """Attributes of a window: lists as far as they are there, integers with their defaults, and `auto_pad`."""
+    texts = [f"{name} = {list(n.attributes[name])}" for name in lists if name in n.attributes]
+    texts += [f"{name} = {n.integer(name, default)}" for name, default in integers.items()]
+    auto_pad = str(n.attributes.get("auto_pad", "NOTSET"))
+    if auto_pad not in {"NOTSET", "SAME_UPPER", "SAME_LOWER", "VALID"}:
+        raise UnsupportedError("its attribute auto_pad is not one of ONNX's")
+    return ", ".join([*texts, f'auto_pad = "{auto_pad}"'])

@@ -90,9 +90,9 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
     chosen = [device.name for device in chosen_devices(config)]
     if len(chosen) < 2 or config.getoption("--every-device"):
         return
-    left = [item for item in items if item.get_closest_marker("devices_in_turn") and not _has_turn(item, chosen)]
-    config.hook.pytest_deselected(items=left)
-    items[:] = [item for item in items if item not in set(left)]
+    left = {item for item in items if item.get_closest_marker("devices_in_turn") and not _has_turn(item, chosen)}
+    config.hook.pytest_deselected(items=list(left))
+    items[:] = [item for item in items if item not in left]
 
 
 def _has_turn(item: pytest.Item, chosen: list[str]) -> bool:
