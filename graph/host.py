@@ -15,10 +15,10 @@ from onnx import helper, numpy_helper
 
 from tilewright.dsl.dtypes import DType
 from tilewright.errors import InputError, ModelError, UnsupportedOperatorError
-from tilewright.graph.guards import one_sentence
+from tilewright.graph.guards import fitting, one_sentence
 from tilewright.graph.host_values import HostValue, host_value, type_proto
-from tilewright.graph.ir import Attribute, Node, Value, frozen
-from tilewright.ops.recurrent import PER_DIRECTION
+from tilewright.graph.ir import Attribute, Node, Size, Value, frozen
+from tilewright.ops.recurrent import PER_DIRECTION, hidden_size
 
 _KNOWN_DATA = 4096
 """Elements up to which a constant's data is shown to shape inference: sizes, axes and pads are far smaller."""
@@ -97,6 +97,7 @@ def _check_ignored(node: Node, inputs: Sequence[HostValue]) -> None:
     """ModelError for what ONNX's evaluator (1.23) would ignore without a word."""
     found = [name for name, usual in _IGNORED.get(node.op, {}).items() if node.attributes.get(name, usual) != usual]
     if node.op in PER_DIRECTION:
+        _untold(node, [None if i is None else np.shape(np.asarray(i)) for i in inputs])
         usual = [name.lower() for name in PER_DIRECTION[node.op]]
         written: Any = node.attributes.get("activations", ())
         named = [str(name).lower() for name in written]
@@ -152,7 +153,7 @@ def infer(node: Node, opset: int, inputs: Sequence[Value | None], data: Mapping[
     """
     opset = max(opset, node.version)
     schema = onnx.defs.get_schema(node.op, max_inclusive_version=opset, domain="")
-    told = replace(node, attributes={**_UNTOLD_DEFAULTS.get(node.op, {}), **node.attributes})
+    told = replace(node, attributes={**_untold(node, [v and v.shape for v in inputs]), **node.attributes})
     types = {v.name: _type(v) for v in inputs if v is not None}
     small = {
         name: numpy_helper.from_array(np.array(data[name]), name)
@@ -173,6 +174,15 @@ def infer(node: Node, opset: int, inputs: Sequence[Value | None], data: Mapping[
     if node.op in _LIKE_ITS_INPUT and result[0].shape is None and inputs[0] is not None:
         return (replace(inputs[0], name=node.outputs[0]), *result[1:])
     return (_resized(node, opset, inputs[0], data, result[0]),) if node.op in {"Resize", "Upsample"} else result
+
+
+def _untold(node: Node, shapes: Sequence[tuple[Size, ...] | None]) -> Mapping[str, Attribute]:
+    """What ONNX's inference must be told of attributes that are left out."""
+    weights = shapes[2] if node.op in PER_DIRECTION and len(shapes) > 2 else None
+    if weights is None or not all(isinstance(n, int) for n in weights):
+        return _UNTOLD_DEFAULTS.get(node.op, {})
+    with fitting(node.label, node.op):
+        return {"hidden_size": hidden_size(node.attributes, [n for n in weights if isinstance(n, int)])}
 
 
 def _resized(node: Node, opset: int, given: Value | None, data: Mapping[str, np.ndarray], result: Value) -> Value:

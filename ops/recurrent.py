@@ -10,8 +10,9 @@ onnxruntime: gates are clipped, cells on their way into h are not.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from typing import Any
 
 import numpy as np
 
@@ -170,7 +171,7 @@ def _layer(app: Application) -> Layer:
     steps, batch = (x.shape[1], x.shape[0]) if batch_first else (x.shape[0], x.shape[1])
     if steps > MAX_STEPS:
         raise UnsupportedError(f"a sequence of {steps} steps is too long, at most {MAX_STEPS} are supported")
-    directions, hidden = r.shape[0], r.shape[2]
+    directions, hidden = r.shape[0], hidden_size(app.attributes, r.shape)
     _check(app, batch, directions, hidden)
     work = Expanding(app)
     dtype = DType.F64 if x.dtype is DType.F64 else DType.F32
@@ -180,6 +181,17 @@ def _layer(app: Application) -> Layer:
     return Layer(
         work, steps, batch, hidden, directions, dtype, batch_first, functions, turned, _time(app, end, "step[0]"), lens
     )
+
+
+def hidden_size(attributes: Mapping[str, Any], recurrent: Sequence[int]) -> int:
+    """Values of the state per direction, from the recurrent weights ``[directions, gates * hidden, hidden]``.
+
+    ValueError for an attribute that says otherwise; it may be left out.
+    """
+    hidden = recurrent[-1] if len(recurrent) == 3 else 0
+    if attributes.get("hidden_size", hidden) != hidden:
+        raise ValueError(f"its hidden_size is {attributes['hidden_size']}, its weights are for {hidden}")
+    return hidden
 
 
 def _check(app: Application, batch: int, directions: int, hidden: int) -> None:
@@ -201,8 +213,6 @@ def _check(app: Application, batch: int, directions: int, hidden: int) -> None:
             raise ValueError(f"its input {position} has the sizes {given.shape}, the others ask for {shape}")
     if directions != (2 if app.attributes.get("direction") == "bidirectional" else 1):
         raise ValueError(f"weights for {directions} directions do not fit its direction")
-    if app.integer("hidden_size", hidden) != hidden:
-        raise ValueError(f"its hidden_size is {app.integer('hidden_size', hidden)}, its weights are for {hidden}")
 
 
 def _time(app: Application, end: str, step: str) -> str:

@@ -295,7 +295,9 @@ def test_sizes_that_cannot_be(body: str, scale: float) -> None:
         ("y, h, c = LSTM <hidden_size = 1, activations = ['Relu', 'Foo', 'Elu']> (z, w, r)", "no activation 'Foo'"),
         ("y, h, c = LSTM <hidden_size = 1, activations = ['Relu', 'Tanh']> (z, w, r)", "2 activations are too few"),
         ("y, h, c = LSTM <hidden_size = 1, direction = 'bidirectional'> (z, w, r)", "1 directions do not fit"),
-        ("y, h, c = LSTM <hidden_size = 1> (z, w, q)", "its input [12] has the sizes"),
+        ("y, h, c = LSTM (z, w, q)", "its input [12] has the sizes"),
+        ("y, h, c = LSTM <hidden_size = 2> (z, w, r)", "its hidden_size is 2, its weights are for 1"),
+        ("y, h, c = LSTM <hidden_size = -1> (z, w, r)", "its hidden_size is -1, its weights are for 1"),
     ],
 )
 def test_nodes_that_do_not_fit_their_inputs(body: str, complaint: str) -> None:
