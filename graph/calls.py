@@ -4,51 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
-from enum import Enum
 
-import numpy as np
-
-from tilewright.dsl.dtypes import DType
 from tilewright.dsl.precision import allowing_tf32
 from tilewright.dsl.program import Program
 from tilewright.dsl.splitting import linearised
 from tilewright.dsl.stages import split
 from tilewright.dsl.target import Target
-
-
-class Role(Enum):
-    """What a buffer is for."""
-
-    INPUT = "input"
-    """Written by the caller before each run."""
-    OUTPUT = "output"
-    """Read by the caller after each run."""
-    CONSTANT = "constant"
-    """Written once."""
-    TEMPORARY = "temporary"
-    """Written and read within a run."""
-
-
-@dataclass(frozen=True, eq=False)
-class BufferSpec:
-    """A piece of device memory that tensors of calls lie in."""
-
-    name: str
-    dtype: DType
-    size: int
-    """Elements."""
-    role: Role
-    shape: tuple[int, ...] = ()
-    """Shape of what the caller hands in or gets (row-major); for inputs and outputs."""
-    content: np.ndarray | None = None
-    """A constant's elements, in the order in which they lie in memory."""
-    key: object = None
-    """Constants of equal key (not None) have equal content and may share memory between plans."""
-
-    @property
-    def nbytes(self) -> int:
-        """Bytes of memory."""
-        return self.size * self.dtype.itemsize
+from tilewright.graph.recipe import BufferSpec, Role
 
 
 @dataclass(frozen=True, eq=False)
@@ -104,3 +66,6 @@ def network_of(program: Program, target: Target) -> Network:
         for stage in stages
     )
     return Network(calls, buffers)
+
+
+__all__ = ["BufferSpec", "Call", "Network", "Role", "network_of"]

@@ -9,7 +9,9 @@ from dataclasses import dataclass
 from tilewright.autotune import Choice, choose, look_up, lower
 from tilewright.dsl.lowering import Launch, Lowering, Scratch
 from tilewright.dsl.program import Program
+from tilewright.graph import recipe
 from tilewright.graph.calls import Call, Network
+from tilewright.graph.recipe import Label, Step
 from tilewright.runtime import Builds, Device
 from tilewright.tuning_db import Store
 
@@ -120,14 +122,31 @@ def _ahead(lowering: Lowering, constants: Sequence[str]) -> frozenset[int]:
     return frozenset(found)
 
 
+def step_of(planned: PlannedCall, network: Network) -> Step:
+    """What building and running a plan needs of a call."""
+    call, choice, program = planned.call, planned.choice, planned.program
+    names = dict(zip(program.tensors, call.program.tensors, strict=True))
+    return Step(
+        Label(
+            call.ops,
+            call.sources,
+            choice.family,
+            str(choice.configuration),
+            choice.origin,
+            program.operations,
+            program.bytes_moved,
+        ),
+        planned.lowering.launches,
+        planned.lowering.scratch,
+        planned.arguments,
+        planned.ahead,
+        {c: call.buffers[names[c]] for c in planned.stage.constants},
+    )
+
+
 def packed_key(network: Network, planned: PlannedCall, scratch: str) -> object:
     """Equal for scratch that the same launches fill from the same constants; None if that cannot be told."""
-    names = dict(zip(planned.program.tensors, planned.call.program.tensors, strict=True))
-    keys = tuple(network.buffers[planned.call.buffers[names[c]]].key for c in planned.stage.constants)
-    if None in keys:
-        return None
-    sources = tuple(planned.lowering.launches[n].source for n in sorted(planned.ahead))
-    return sources, planned.stage.constants, keys, scratch
+    return recipe.packed_key(network.buffers, step_of(planned, network), scratch)
 
 
 def launches_of_runs(calls: Sequence[PlannedCall]) -> tuple[PlannedLaunch, ...]:

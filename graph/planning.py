@@ -9,12 +9,13 @@ from dataclasses import dataclass, field
 from tilewright.dsl.precision import ROUNDED_TO, has_tf32
 from tilewright.graph.batches import in_batches
 from tilewright.graph.calls import Network
+from tilewright.graph.checks import Checks
 from tilewright.graph.fusion import fuse
 from tilewright.graph.ir import Graph
 from tilewright.graph.layout import lay_out
 from tilewright.graph.plan import Plan, SharedConstants, build_plan
 from tilewright.graph.planned import Stage, stages_of
-from tilewright.graph.positions import Checks, with_checks
+from tilewright.graph.positions import with_checks
 from tilewright.graph.precision import NarrowConstants, narrowed
 from tilewright.graph.steps import steps_of
 from tilewright.runtime import Device
@@ -50,7 +51,7 @@ class Planner:
 
     def forget_constants(self) -> None:
         """After a fault of the device, with which they are gone."""
-        self._shared = SharedConstants()
+        self._shared.clear()
 
     def network(self, graph: Graph) -> tuple[Network, Checks]:
         """The calls for a graph of known sizes, in the session's precision, and what is to be checked in its runs."""

@@ -7,77 +7,16 @@ largest on the way, which the host reads after the run.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field, replace
-from weakref import WeakKeyDictionary
+from dataclasses import replace
 
 import numpy as np
 
 from tilewright.dsl import compose
-from tilewright.errors import InputError
+from tilewright.graph.checks import Check, Checks
 from tilewright.graph.intervals import SAME_ELEMENTS, Intervals
 from tilewright.graph.ir import Graph, Node, Value
 from tilewright.graph.steps import Item, Steps, application
 from tilewright.ops.positions import Positions, extent, positions_of
-from tilewright.runtime import Array, Buffer
-
-
-@dataclass(frozen=True)
-class Check:
-    """Positions of one node; ``value`` is the graph's input that holds them, or the output that is their extent."""
-
-    node: str
-    """What messages call it."""
-    value: str
-    positions: Positions
-
-    def verify(self, low: float, high: float) -> None:
-        """InputError unless both are allowed."""
-        p = self.positions
-        if not (p.low <= low and high <= p.high):
-            outside = low if low < p.low else high
-            raise InputError(
-                f"node {self.node} is given the position {outside}, "
-                f"but positions from {p.low} to {p.high} are all that its input has"
-            )
-
-
-@dataclass(frozen=True)
-class Checks:
-    """What is to be looked at when a plan is run."""
-
-    fed: tuple[Check, ...] = ()
-    """Before a run, among its inputs."""
-    made: tuple[Check, ...] = ()
-    """After it, among its outputs."""
-    _known: WeakKeyDictionary[Buffer, set[Check]] = field(default_factory=WeakKeyDictionary)
-    """Memory of Arrays, whose elements never change, and what was found to be right in it."""
-
-    def verify_fed(self, given: Callable[[str], np.ndarray | Array]) -> None:
-        """InputError for a position among the inputs that is not allowed."""
-        for check in self.fed:
-            array = given(check.value)
-            if isinstance(array, Array):
-                done = self._known.setdefault(array.buffer, set())
-                if check not in done:
-                    check.verify(*_extent(array.numpy(), check.positions))
-                    done.add(check)
-            else:
-                check.verify(*_extent(array, check.positions))
-
-    def verify_made(self, extents: Mapping[str, np.ndarray]) -> None:
-        """InputError for a position that the device was given and that is not allowed."""
-        for check in self.made:
-            below, largest = extents[check.value].tolist()
-            check.verify(-1 - below, largest)
-
-
-def _extent(array: np.ndarray, positions: Positions) -> tuple[float, float]:
-    if positions.column is not None:
-        array = array[..., positions.column]
-    if positions.ignored is not None:
-        array = array[array != positions.ignored]
-    return (array.min(), array.max()) if array.size else (positions.low, positions.low)
 
 
 def with_checks(steps: Steps) -> tuple[Steps, Checks]:
@@ -92,7 +31,8 @@ def with_checks(steps: Steps) -> tuple[Steps, Checks]:
             name = node.inputs[positions.input]
             if name in graph.constants or _is_proven(intervals, name, positions):
                 continue
-            check = Check(f"{node.label!r} ({node.op})", "", positions)
+            p = positions
+            check = Check(f"{node.label!r} ({node.op})", "", p.low, p.high, p.column, p.ignored)
             source = _input_behind(graph, name, positions)
             if source is not None:
                 fed[replace(check, value=source)] = None
@@ -141,4 +81,4 @@ def _item(steps: Steps, node: Node, positions: Positions, value: str) -> Item:
     return Item(replace(compose.rename(program, names), name="extent"), ("Extent",), node.sources)
 
 
-__all__ = ["Check", "Checks", "with_checks"]
+__all__ = ["with_checks"]

@@ -11,10 +11,7 @@ from typing import Any
 import numpy as np
 
 from tilewright.errors import DeviceError
-from tilewright.graph.calls import Call, Network, Role
-from tilewright.graph.memory import Arenas
-from tilewright.graph.planned import PlannedCall, PlannedLaunch
-from tilewright.graph.positions import Checks
+from tilewright.graph.recipe import Recipe, Role, StepLaunch
 from tilewright.runtime import BoundLaunch, Buffer, Context, Mark
 
 MOST_LAUNCHES_AHEAD = 512
@@ -49,41 +46,31 @@ class _OwnInputs:
     last_use: Mark | None = None
 
 
-class Plan:
-    """Launches in order with their buffers; made by `build_plan` and `plan_program`.
+class Prepared:
+    """Launches in order with their buffers, ready to run: a recipe on a device.
 
-    Runs of one plan exclude each other; several plans may run in several threads. Memory of inputs and outputs is
-    taken when a run needs it and given back after it, where it is not the caller's.
+    Runs of one exclude each other; several may run in several threads. Memory of inputs and outputs is taken when a run
+    needs it and given back after it, where it is not the caller's.
     """
 
     def __init__(
-        self,
-        network: Network,
-        calls: tuple[PlannedCall, ...],
-        launches: tuple[PlannedLaunch, ...],
-        bound: Sequence[BoundLaunch],
-        buffers: Mapping[str, Buffer],
-        ctx: Context,
-        arenas: Arenas,
-        checks: Checks,
+        self, recipe: Recipe, bound: Sequence[BoundLaunch], buffers: Mapping[str, Buffer], ctx: Context
     ) -> None:
-        self.network = network  # also keeps the constants alive by whose identity buffers are shared
-        self.calls = calls
-        self.launches = launches
+        self.recipe = recipe
         self.device = ctx.device
-        self.inputs = {s.name: s for s in network.buffers.values() if s.role is Role.INPUT}
-        results = {s.name: s for s in network.buffers.values() if s.role is Role.OUTPUT}
-        self.checks = checks
+        self.inputs = {s.name: s for s in recipe.buffers.values() if s.role is Role.INPUT}
+        results = {s.name: s for s in recipe.buffers.values() if s.role is Role.OUTPUT}
+        self.checks = recipe.checks
         """Positions to be looked at: those among the inputs by the caller, ahead of a run, all others by the run."""
-        self._extents = {c.value: results[c.value] for c in checks.made}
+        self._extents = {c.value: results[c.value] for c in self.checks.made}
         self.outputs = {name: s for name, s in results.items() if name not in self._extents}
-        self.arena_bytes = sum(arenas.sizes)
+        self.arena_bytes = sum(recipe.arenas.sizes)
         """Memory for everything that is written and read within a run."""
-        self.constants = tuple(dict.fromkeys(b for name, b in buffers.items() if name not in arenas.spots))
+        self.constants = tuple(dict.fromkeys(b for name, b in buffers.items() if name not in recipe.arenas.spots))
         """Buffers that are written once: constants as they are or packed, and filled scratch."""
         self._ctx = ctx
         self._bound = tuple(bound)
-        self._places = {name: _places(launches, bound, name) for name in (*self.inputs, *results)}
+        self._places = {name: _places(recipe.launches, bound, name) for name in (*self.inputs, *results)}
         self._set: dict[str, Any] = {}
         """What the arguments of each input and output are set to: OpenCL's memory objects."""
         self._own: deque[_OwnInputs] = deque(maxlen=2)
@@ -159,12 +146,12 @@ class Plan:
             return times
 
     def time_calls(self, feeds: Feeds, repeats: int) -> list[list[float]]:
-        """Seconds of each of `calls` by itself, in `repeats` samples; 0.0 where nothing is launched."""
+        """Seconds of each call by itself, in `repeats` samples; 0.0 where nothing is launched."""
         with self._lock:
             held = self._load(feeds, self._allocated())
             times = []
-            for call in self.calls:  # in order: a later one may overwrite what an earlier one reads
-                bound = [b for b, p in zip(self._bound, self.launches, strict=True) if p.planned is call]
+            for step in self.recipe.steps:  # in order: a later one may overwrite what an earlier one reads
+                bound = [b for b, p in zip(self._bound, self.recipe.launches, strict=True) if p.step is step]
                 times.append(self._ctx.time(bound, repeats) if bound else [0.0] * repeats)
             del held
             return times
@@ -178,19 +165,19 @@ class Plan:
             seconds = self._ctx.profile(self._bound)
             del held
         totals: dict[int, float] = {}
-        for p, s in zip(self.launches, seconds, strict=True):
-            totals[id(p.planned)] = totals.get(id(p.planned), 0.0) + s
-        return [_row(p, s, totals[id(p.planned)]) for p, s in zip(self.launches, seconds, strict=True)]
+        for p, s in zip(self.recipe.launches, seconds, strict=True):
+            totals[id(p.step)] = totals.get(id(p.step), 0.0) + s
+        return [_row(p, s, totals[id(p.step)]) for p, s in zip(self.recipe.launches, seconds, strict=True)]
 
     def describe(self) -> str:
-        """What the plan does, for people: memory, then one line per launch."""
+        """What a run does, for people: memory, then one line per launch."""
+        launches = self.recipe.launches
         lines = [
-            f"{len(self.launches)} launches on {self.device.name}, {self.arena_bytes / 2**20:.1f} MiB arena, "
+            f"{len(launches)} launches on {self.device.name}, {self.arena_bytes / 2**20:.1f} MiB arena, "
             f"{self.constant_bytes / 2**20:.1f} MiB constants"
         ]
-        for p in self.launches:
-            c = p.planned
-            lines.append(f"{_label(c.call)}: {c.choice.family} ({c.choice.configuration}; {c.choice.origin})")
+        for label in (p.step.label for p in launches):
+            lines.append(f"{label.text}: {label.family} ({label.configuration}; {label.origin})")
         return "\n".join(lines)
 
     # --- inputs and outputs ---
@@ -256,7 +243,7 @@ class Plan:
 
 
 def _places(
-    launches: Sequence[PlannedLaunch], bound: Sequence[BoundLaunch], name: str
+    launches: Sequence[StepLaunch], bound: Sequence[BoundLaunch], name: str
 ) -> tuple[tuple[BoundLaunch, int], ...]:
     """Every argument that is the buffer `name`."""
     return tuple(
@@ -267,24 +254,16 @@ def _places(
     )
 
 
-def _label(call: Call) -> str:
-    ops = "+".join(call.ops)
-    if not call.sources:
-        return ops
-    names = call.sources[0] if len(call.sources) == 1 else f"{call.sources[0]}..{call.sources[-1]}"
-    return f"{ops} {names}"
-
-
-def _row(p: PlannedLaunch, seconds: float, stage_seconds: float) -> ProfileRow:
-    c = p.planned
-    rate = 1e-9 / stage_seconds if stage_seconds > 0 else 0.0
+def _row(p: StepLaunch, seconds: float, step_seconds: float) -> ProfileRow:
+    label = p.step.label
+    rate = 1e-9 / step_seconds if step_seconds > 0 else 0.0
     return ProfileRow(
-        _label(c.call),
+        label.text,
         p.launch.kernel,
-        c.choice.family,
-        str(c.choice.configuration),
-        c.choice.origin,
+        label.family,
+        label.configuration,
+        label.origin,
         seconds * 1e6,
-        c.program.operations * rate,
-        c.program.bytes_moved * rate,
+        label.operations * rate,
+        label.bytes_moved * rate,
     )
