@@ -26,6 +26,7 @@ from tilewright.dsl.target import Shape, Target
 from tilewright.graph import passes
 from tilewright.graph.footprint import footprint
 from tilewright.graph.onnx_import import import_model
+from tilewright.graph.packing import packed_in_runs
 from tilewright.graph.planned import planned_calls
 from tilewright.graph.planning import Planner
 from tilewright.runtime.nvidia import matrix_unit
@@ -88,7 +89,7 @@ def planned(path: Path, batch: int, precision: str, store: Store | None, torch: 
     graph = passes.simplify(import_model(str(path)))
     sizes = {v.name: tuple(n if isinstance(n, int) else batch for n in v.shape or ()) for v in graph.inputs}
     network, _ = Planner(H100, store, precision).network(passes.specialise(graph, sizes, {}))
-    calls = planned_calls(network, H100, store)
+    calls = packed_in_runs(network, planned_calls(network, H100, store), H100)
     overlap, apart = (footprint(network, calls, cut, ALIGNMENT, H100.max_allocation) for cut in (True, False))
     io = apart.inputs + apart.outputs
     peer = torch_peak(path.stem, batch) if torch else None

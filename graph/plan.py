@@ -12,6 +12,7 @@ from tilewright.graph.building import SharedConstants, bound_launches
 from tilewright.graph.calls import Network, Role, network_of
 from tilewright.graph.checks import Checks
 from tilewright.graph.footprint import place, temporaries
+from tilewright.graph.packing import packed_in_runs
 from tilewright.graph.planned import PlannedCall, PlannedLaunch, launches_of_runs, planned_calls, step_of
 from tilewright.graph.recipe import Recipe
 from tilewright.graph.running import Feeds, Prepared, ProfileRow
@@ -59,7 +60,7 @@ def build_plan(
     """
     ctx = context(device)
     with building(ctx) as builds:
-        calls = planned_calls(network, device, store, builds)
+        calls = packed_in_runs(network, planned_calls(network, device, store, builds), device)
         recipe = recipe_of(network, calls, ctx, checks or Checks())
     return Plan(network, calls, recipe, ctx, shared or SharedConstants())
 
