@@ -150,9 +150,51 @@ def _is_zero(operand: Operand | None) -> bool:
     return operand is None or (operand.value is not None and not operand.value.any())
 
 
-def _whole(read: str, zero: str) -> str:
-    """A quantised number without its zero point, exact in i32."""
-    return f"(i32({read}) - i32({zero}))" if zero else f"i32({read})"
+EXACT = 1 << 24
+"""The whole number up to which all others are f32s."""
+
+
+def _whole(read: str, zero: str, kind: str) -> str:
+    """A quantised number without its zero point, exact in the type that the sum has."""
+    number = f"i32({read}) - i32({zero})" if zero else read
+    return f"{kind}({number})"
+
+
+def _sum(kind: str, indices: str, a: str, b: str) -> str:
+    """The sum of products as an i32."""
+    total = f"sum({indices}) {a} * {b}"
+    return f"i32({total})" if kind == "f32" else total
+
+
+def _sum_type(app: Application, left: tuple[int, int], right: tuple[int, int], axes: tuple[int, ...]) -> str:
+    """f32 where no sum of these products can leave the whole numbers that it holds, else i32.
+
+    Operands come with their zero points' positions; ``axes`` are those of the right one that are summed. The sum of
+    magnitudes bounds every partial sum in any order, so that arithmetic in f32, in which devices are fastest, is exact.
+    """
+    factor = int(_magnitudes(app, *left).max(initial=0))
+    found = _magnitudes(app, *right)
+    each = np.broadcast_to(found, app.input(right[0]).shape).sum(axes, dtype=np.int64) if found.size > 1 else None
+    count = math.prod(app.input(right[0]).shape[a] for a in axes)
+    most = int(each.max(initial=0)) if each is not None else int(found.max(initial=0)) * count
+    return "f32" if factor * most < EXACT else "i32"
+
+
+def _magnitudes(app: Application, position: int, zero: int) -> np.ndarray:
+    """Bounds of the magnitudes of quantised numbers without their zero points: one each if they are known, else one."""
+    operand, point = app.input(position), app.optional(zero)
+    low, high = _limits(operand.dtype)
+    known = np.zeros(1, np.int64) if point is None else point.value
+    if known is None:
+        return np.array([high - low], np.int64)
+    zeros = known.astype(np.int64)
+    if operand.value is None:
+        return np.array([max(high - zeros.min(initial=high), zeros.max(initial=low) - low)], np.int64)
+    numbers = operand.value.astype(np.int64)
+    apart = zeros.reshape(()) if zeros.size == 1 else np.int64(0)
+    more = 0 if zeros.size == 1 else np.abs(zeros).max(initial=0)
+    bounds: np.ndarray = np.abs(numbers - apart) + more
+    return bounds
 
 
 def _matrix_place(operand: Operand, matrix: Operand, names: list[str], along: str) -> str:
@@ -202,11 +244,12 @@ class _Product:
         names = self.names[len(self.names) - len(sizes) :]
         return "".join("0, " if n == 1 else f"{name}, " for name, n in zip(names, sizes, strict=True))
 
-    def total(self, zero_a: str, zero_b: str) -> str:
-        """The exact sum of products."""
-        a = _whole(f"a[{self.batch(self.left)}m, k]", zero_a)
-        b = _whole(f"b[{self.batch(self.right)}k, n]", zero_b)
-        return f"sum(k) {a} * {b}"
+    def total(self, zero_a: int, zero_b: int) -> str:
+        """The exact sum of products; zero points by position."""
+        kind = _sum_type(self.app, (self.operands["a"], zero_a), (self.operands["b"], zero_b), (self.right.rank - 2,))
+        a = _whole(f"a[{self.batch(self.left)}m, k]", self.read("zero_a", zero_a, "m"), kind)
+        b = _whole(f"b[{self.batch(self.right)}k, n]", self.read("zero_b", zero_b, "n"), kind)
+        return _sum(kind, "k", a, b)
 
     def made(self, name: str, lines: Sequence[str]) -> Compute:
         """The program of these statements."""
@@ -219,7 +262,7 @@ class _Product:
 def matmul_integer(app: Application) -> Compute:
     """Products of 8-bit matrices, exact in i32; zero points per tensor, row or column."""
     p = _Product(app, 0, 1)
-    total = p.total(p.read("zero_a", 2, "m"), p.read("zero_b", 3, "n"))
+    total = p.total(2, 3)
     return p.made("matmul_integer", [f"y[{', '.join((*p.names, 'm', 'n'))}] = {total}"])
 
 
@@ -236,7 +279,7 @@ def qlinear_matmul(app: Application) -> Compute:
     """Products of quantised matrices, quantised again; scales and zero points per tensor, row or column."""
     p = _Product(app, 0, 3)
     at = ", ".join((*p.names, "m", "n"))
-    total = p.total(p.read("zero_a", 2, "m"), p.read("zero_b", 5, "n"))
+    total = p.total(2, 5)
     scales = (p.read("scale_a", 1, "m"), p.read("scale_b", 4, "n"), p.read("scale_y", 6))
     value = _rescaled(f"t[{at}]", scales, p.read("zero_y", 7), (app.input(1).dtype, p.y.dtype))
     return p.made("qlinear_matmul", [f"t[{at}] = {total}", f"y[{at}] = {value}"])
@@ -289,14 +332,15 @@ class _Convolution:
         self.shapes[name] = self.shapes["w"][:2]
         return f"{name}[g, o]"
 
-    def total(self, zero_x: str, zero_w: str) -> str:
+    def total(self, x_point: int, w_point: int) -> str:
         """The statement of the exact sum `t`. What lies in the frame stands for 0, not for what a stored 0 does.
 
         A zero point that is known is what reads in the frame give; else a tensor of ones says what lies inside.
         """
-        f = self.frame
+        f, kind = self.frame, self._sum_type(x_point, w_point)
+        zero_x, zero_w = self.read("zero_x", x_point), self.read("zero_w", w_point, per_filter=True)
         taps, reach = ", ".join(f.taps), ", ".join(f.reach)
-        image = _whole(f"x[n, g, c, {reach}]", zero_x)
+        image = _whole(f"x[n, g, c, {reach}]", zero_x, kind)
         if zero_x and not self.inside:
             zero = self.app.input(self.operands["zero_x"])
             if zero.scalar is not None:
@@ -304,9 +348,13 @@ class _Convolution:
             else:
                 self.constants["within"] = np.ones(self.shapes["x"][3:], np.int32)
                 image = f"{image} * within[{reach}]"
-        weights = _whole(f"w[g, o, c, {taps}]", zero_w)
+        weights = _whole(f"w[g, o, c, {taps}]", zero_w, kind)
         out = ", ".join(f"{p}: {n}" for p, n in zip(f.at, self.shapes["y"][3:], strict=True))
-        return f"t[n, g, o, {out}] = sum(c, {taps}) {image} * {weights}"
+        return f"t[n, g, o, {out}] = {_sum(kind, f'c, {taps}', image, weights)}"
+
+    def _sum_type(self, x_point: int, w_point: int) -> str:
+        axes = tuple(range(1, self.app.input(self.operands["w"]).rank))
+        return _sum_type(self.app, (self.operands["x"], x_point), (self.operands["w"], w_point), axes)
 
     def made(self, name: str, lines: Sequence[str]) -> Compute:
         """The program of these statements."""
@@ -327,7 +375,7 @@ class _Convolution:
 def convolution_integer(app: Application) -> Compute:
     """Convolution of 8-bit images, exact in i32; the weights' zero point is one number or one per filter."""
     p = _Convolution(app, 0, 1)
-    total = p.total(p.read("zero_x", 2), p.read("zero_w", 3, per_filter=True))
+    total = p.total(2, 3)
     at = f"n, g, o, {', '.join(p.frame.at)}"
     return p.made("conv_integer", [total, f"y[{at}] = t[{at}]"])
 
@@ -336,7 +384,7 @@ def convolution_integer(app: Application) -> Compute:
 def qlinear_convolution(app: Application) -> Compute:
     """Convolution of quantised images with an i32 bias, quantised again; scales of the weights per tensor or filter."""
     p = _Convolution(app, 0, 3)
-    total = p.total(p.read("zero_x", 2), p.read("zero_w", 5, per_filter=True))
+    total = p.total(2, 5)
     bias = p.read("bias", 8, per_filter=True)
     at = f"n, g, o, {', '.join(p.frame.at)}"
     whole = f"(t[{at}] + {bias})" if bias else f"t[{at}]"

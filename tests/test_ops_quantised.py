@@ -9,7 +9,11 @@ import onnx
 import pytest
 from networks import by_onnxruntime, model, planned, random
 from onnx import TensorProto, helper, numpy_helper
+from targets import CPU
 
+from tilewright.dsl.dtypes import DType
+from tilewright.dsl.families.winograd import WINOGRAD
+from tilewright.dsl.parse import parse_op
 from tilewright.errors import TilewrightError
 from tilewright.graph.session import InferenceSession
 from tilewright.runtime import Device
@@ -314,3 +318,23 @@ def test_weights_of_types_that_only_files_have_are_folded(kind: int, device: Dev
     session = InferenceSession(proto, device, store=False)
     np.testing.assert_allclose(session.run(None, x)[0], x["x"] @ (w.astype(np.float32) * np.abs(random(5))), 1e-5, 1e-5)
     assert len(session.plan(x).calls) == 1
+
+
+@pytest.mark.parametrize("depth", [60, 1501])
+def test_products_are_exact_in_floats_or_past_them(depth: int, device: Device) -> None:
+    """Sums that f32 holds are made in f32; the others reach odd numbers of 26 bits, which it lacks."""
+    a = np.full((3, depth), 255, np.uint8)
+    b = np.full((depth, 5), 127, np.int8)
+    b[0] = np.arange(5)
+    found = run(device, "MatMulInteger", {"a": a, "b": b}, {"y": np.int32})[0]
+    np.testing.assert_array_equal(found, a.astype(np.int64) @ b.astype(np.int64))
+
+
+def test_exact_convolutions_are_not_computed_by_tiles() -> None:
+    """What Winograd's tiles sum is rounded."""
+    text = """op conv(x[1,16,20,20]: {}, w[16,16,3,3]: i8) -> y[1,16,18,18]: f32:
+        y[n,o,p,q] = sum(c,r,s) f32(x[n,c,p+r,q+s]) * f32(w[o,c,r,s])"""
+    shapes = {"x": (1, 16, 20, 20), "w": (16, 16, 3, 3)}
+    whole, floats = (parse_op(text.format(t)).specialise(shapes, {"x": DType(t), "w": DType.I8}) for t in ("u8", "f32"))
+    assert "whole numbers" in str(WINOGRAD.refusal(whole, CPU))
+    assert WINOGRAD.refusal(floats, CPU) is None
