@@ -17,11 +17,14 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from types import MappingProxyType
+from typing import TYPE_CHECKING, TypeAlias
 
 import numpy as np
-import onnx
 
 from tilewright.dsl.dtypes import DType
+
+if TYPE_CHECKING:
+    import onnx
 
 Plain = int | float | str | tuple[int, ...] | tuple[float, ...] | tuple[str, ...] | np.ndarray
 Size = int | str | None
@@ -179,7 +182,7 @@ def _closed(node: Node, around: Graph) -> Node:
     return replace(node, inputs=(*node.inputs, *captured), attributes=attributes, captured=len(captured))
 
 
-Attribute = Plain | Graph | onnx.AttributeProto
+Attribute: TypeAlias = "Plain | Graph | onnx.AttributeProto"
 
 
 def frozen(array: np.ndarray) -> np.ndarray:

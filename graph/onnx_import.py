@@ -61,14 +61,15 @@ _NOT_CONSTANT = frozenset(
 """Operators whose results are not decided by their inputs' elements, or are no tensors."""
 
 
-def import_model(model: Model, hosted: bool = False) -> Graph:
+def import_model(model: Model, hosted: bool = False, content: Bytes | None = None) -> Graph:
     """Read a network from a path, the bytes of a file, or a ModelProto.
 
     With `hosted` the graph may hold what only the host can compute or hold (`parts.py` says what runs where); without,
     it is for the device alone. Raises ModelError for a file that is missing, broken or invalid, and, for the device
-    alone, UnsupportedOperatorError (listing every node) for operators that cannot be run.
+    alone, UnsupportedOperatorError (listing every node) for operators that cannot be run. ``content`` are the bytes of
+    a file that is open already.
     """
-    proto, place, weights = _load(model)
+    proto, place, weights = _load(model, content)
     refuse_odd(proto, place)
     proto = contributed.in_their_domain(proto)
     _check(proto, place, weights)
@@ -102,13 +103,13 @@ def unsupported(place: str, problems: Sequence[str]) -> UnsupportedOperatorError
 # --- reading ----------------------------------------------------------------------------------------------------------
 
 
-def _load(model: Model) -> tuple[onnx.ModelProto, str, Weights]:
+def _load(model: Model, content: Bytes | None) -> tuple[onnx.ModelProto, str, Weights]:
     """The ModelProto, how messages call it, and the bytes of its large constants where it lacks them."""
     if isinstance(model, onnx.ModelProto):
         return model, f"the model {model.graph.name!r}" if model.graph.name else "the model", {}
     if isinstance(model, bytes | bytearray | memoryview):
-        content = np.frombuffer(bytes(model), np.uint8)
-        proto, weights = _parsed(lambda: take_out(content), "the model given as bytes")
+        given = np.frombuffer(bytes(model), np.uint8) if content is None else content
+        proto, weights = _parsed(lambda: take_out(given), "the model given as bytes")
         return proto, "the model", weights
     if not isinstance(model, str | Path):
         raise ModelError(f"a model is a path, bytes or an onnx.ModelProto, not {type(model).__name__}")
@@ -117,12 +118,12 @@ def _load(model: Model) -> tuple[onnx.ModelProto, str, Weights]:
         raise ModelError(f"{path} is a folder; give the path of an .onnx file")
     if not path.exists():
         raise ModelError(f"{path} does not exist; give the path of an .onnx file")
-    proto, weights = _parsed(lambda: _opened(path), str(path))
+    proto, weights = _parsed(lambda: _opened(path, content), str(path))
     return proto, str(path), weights
 
 
-def _opened(path: Path) -> tuple[onnx.ModelProto, Weights]:
-    proto, weights = take_out(read_file(path))
+def _opened(path: Path, content: Bytes | None) -> tuple[onnx.ModelProto, Weights]:
+    proto, weights = take_out(read_file(path) if content is None else content)
     onnx.load_external_data_for_model(proto, str(path.parent))
     return proto, weights
 

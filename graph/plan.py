@@ -13,6 +13,7 @@ from tilewright.graph.calls import Network, Role, network_of
 from tilewright.graph.checks import Checks
 from tilewright.graph.footprint import place, temporaries
 from tilewright.graph.packing import packed_in_runs
+from tilewright.graph.plan_coding import Bytes, with_stable_keys
 from tilewright.graph.planned import PlannedCall, PlannedLaunch, launches_of_runs, planned_calls, step_of
 from tilewright.graph.recipe import Recipe
 from tilewright.graph.running import Feeds, Prepared, ProfileRow
@@ -52,16 +53,20 @@ def build_plan(
     store: Store | None = None,
     shared: SharedConstants | None = None,
     checks: Checks | None = None,
+    content: Bytes | None = None,
 ) -> Plan:
     """Choose a configuration for every call, lay out memory, build the kernels, and run once what needs no input.
 
-    ``shared`` keeps constants on the device for several plans of one network; ``checks`` are done in every run. Raises
-    KernelError or DeviceError if the device cannot do it.
+    ``shared`` keeps constants on the device for several plans of one network; ``checks`` are done in every run; with
+    ``content``, a model's bytes, constants are known by their place in it. Raises KernelError or DeviceError if the
+    device cannot do it.
     """
     ctx = context(device)
     with building(ctx) as builds:
         calls = packed_in_runs(network, planned_calls(network, device, store, builds), device)
         recipe = recipe_of(network, calls, ctx, checks or Checks())
+        if content is not None:
+            recipe = with_stable_keys(recipe, content)
     return Plan(network, calls, recipe, ctx, shared or SharedConstants())
 
 

@@ -8,12 +8,14 @@ from dataclasses import dataclass, field
 
 from tilewright.dsl.precision import ROUNDED_TO, has_tf32
 from tilewright.graph.batches import in_batches
+from tilewright.graph.building import SharedConstants
 from tilewright.graph.calls import Network
 from tilewright.graph.checks import Checks
 from tilewright.graph.fusion import fuse
 from tilewright.graph.ir import Graph
 from tilewright.graph.layout import lay_out
-from tilewright.graph.plan import Plan, SharedConstants, build_plan
+from tilewright.graph.plan import Plan, build_plan
+from tilewright.graph.plan_coding import Bytes
 from tilewright.graph.planned import Stage, stages_of
 from tilewright.graph.positions import with_checks
 from tilewright.graph.precision import NarrowConstants, narrowed
@@ -34,7 +36,9 @@ class Planner:
     """Elements of float tensors up to which the host may compute them; None for any number."""
     lock: threading.RLock = field(default_factory=threading.RLock)
     """Held while plans are looked up and made."""
-    _shared: SharedConstants = field(default_factory=SharedConstants)
+    content: Bytes | None = None
+    """The model's bytes: constants in them share memory with those of plans that were kept on disk."""
+    shared: SharedConstants = field(default_factory=SharedConstants)
 
     def __post_init__(self) -> None:
         stored = ROUNDED_TO.get(self.precision)
@@ -43,7 +47,7 @@ class Planner:
     def plan(self, graph: Graph) -> Plan:
         """The plan of a specialised graph; NeedsHostError for nodes that the device cannot do."""
         network, checks = self.network(graph)
-        return build_plan(network, self.device, self.store, self._shared, checks)
+        return build_plan(network, self.device, self.store, self.shared, checks, self.content)
 
     def stages(self, graph: Graph) -> Counter[Stage]:
         """The different stages of a specialised graph, and how often each runs; nothing is built for that."""
@@ -51,7 +55,7 @@ class Planner:
 
     def forget_constants(self) -> None:
         """After a fault of the device, with which they are gone."""
-        self._shared.clear()
+        self.shared.clear()
 
     def network(self, graph: Graph) -> tuple[Network, Checks]:
         """The calls for a graph of known sizes, in the session's precision, and what is to be checked in its runs."""

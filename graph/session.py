@@ -1,65 +1,44 @@
-"""Sessions: an ONNX network made ready to run on a device, with the interface of onnxruntime's sessions."""
+"""Sessions: an ONNX network made ready to run on a device, with the interface of onnxruntime's sessions.
+
+What a session of a network whose plans are kept on disk (`plan_store.py`) needs is imported here; ONNX, operators and
+the planner (`opened.py`) are imported by those that make a plan.
+"""
 
 from __future__ import annotations
 
+import threading
 from collections import Counter, OrderedDict
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from tilewright.dsl.dtypes import DType
-from tilewright.dsl.precision import known
 from tilewright.errors import InputError
-from tilewright.graph import host_values, passes
-from tilewright.graph.bodies import with_simple_bodies
-from tilewright.graph.guards import one_sentence
-from tilewright.graph.host import NeedsHostError
-from tilewright.graph.host_values import Held, HostValue
-from tilewright.graph.ir import Graph, Value
+from tilewright.graph.building import SharedConstants, prepared
+from tilewright.graph.feeding import Given, NodeArgument, argument, check_named_sizes, fed_array, listed
 from tilewright.graph.mapped import refuse_changed
-from tilewright.graph.onnx_import import Model, import_model, steering_inputs, unsupported
-from tilewright.graph.parts import DevicePart, is_foreign, refused_nodes
-from tilewright.graph.plan import Feeds, Plan, ProfileRow
-from tilewright.graph.planned import Stage
-from tilewright.graph.planning import Planner
-from tilewright.graph.runner import Runner, Watch
-from tilewright.runtime import Array, Device, asarray, select_device
-from tilewright.tuning_db import Store
-from tilewright.tuning_db.default import default_store
+from tilewright.graph.plan_store import Settings, shelf_of
+from tilewright.graph.running import Feeds, Prepared, ProfileRow
+from tilewright.runtime import Array, Device, asarray, context, select_device
+from tilewright.tuning_db.places import plain_path
 
 if TYPE_CHECKING:
     from tilewright.autotune import TuningReport
     from tilewright.autotune.tuning import Progress
+    from tilewright.graph.host_values import Held, HostValue
+    from tilewright.graph.onnx_import import Model
+    from tilewright.graph.opened import Opened, Sizes, Steering
+    from tilewright.graph.plan import Plan
+    from tilewright.graph.planned import Stage
+    from tilewright.graph.runner import Watch
+    from tilewright.tuning_db import Store
 
-Given = Any
-"""An array, an Array, or what `host_values` says of other types."""
-Sizes = tuple[tuple[int, ...], ...]
-Key = tuple[Sizes, tuple[bytes, ...]]
+Key = tuple[tuple[tuple[int, ...], ...], tuple[bytes, ...]]
 """What a plan is made for: the inputs' sizes, and the elements of those inputs that decide sizes."""
 
 MAX_PLANS = 4
 """Plans that a session keeps; the one that was used longest ago goes first."""
-
-_TYPE_NAMES = {
-    DType.BOOL: "bool",
-    DType.F16: "float16",
-    DType.BF16: "bfloat16",
-    DType.F32: "float",
-    DType.F64: "double",
-}
-
-
-@dataclass(frozen=True)
-class NodeArgument:
-    """An input or output as onnxruntime describes it."""
-
-    name: str
-    shape: list[int | str | None]
-    """Sizes; the name of one that is open, None for one without a name."""
-    type: str
-    """For example ``tensor(float)``."""
 
 
 class InferenceSession:
@@ -86,38 +65,53 @@ class InferenceSession:
         precision: str = "fp32",
         host_limit: int | None = None,
     ) -> None:
-        self.precision = known(precision)
-        graph = import_model(model, hosted=True)
-        self._outputs = graph.outputs
-        computed = tuple(v for v in graph.outputs if v.name not in graph.input_names)
-        self._graph = with_simple_bodies(passes.simplify(replace(graph, outputs=computed)))
+        self.precision = precision
         self.device = select_device(device)
-        self._own_store = store is None
-        self._store = _opened(store)
-        self._planner = Planner(self.device, self._store, precision, fast_math, host_limit)
-        self._runner = Runner(self._graph, self._planner)
-        problems = refused_nodes(self._graph, self._runner.parts, host_limit)
-        if problems:
-            raise unsupported("the network", problems)
-        passed = (*self._graph.inputs, *self._graph.outputs)
-        self._is_one_part = all(isinstance(p, DevicePart) for p in self._runner.parts) and not any(
-            is_foreign(self._graph, v.name) for v in passed
-        )
-        self._steering = steering_inputs(self._graph)
-        self._plans: OrderedDict[Key, Plan | None] = OrderedDict()
-        self._lock = self._planner.lock
-        if self._is_one_part and all(v.is_concrete for v in self._graph.inputs) and not self._steering:
+        self._settings = Settings(precision, fast_math, host_limit)
+        self._source = model, store
+        self._lock = threading.RLock()
+        self._shared = SharedConstants()
+        self._plans: OrderedDict[Key, Prepared | None] = OrderedDict()
+        self._whole: Opened | None = None
+        self._shelf = shelf_of(model, self.device, self._settings, *_database(store))
+        interface = None if self._shelf is None else self._shelf.interface()
+        self._is_kept = interface is not None
+        """Whether the network's plans are kept: it runs in one part then, whatever the elements of its inputs."""
+        interface = interface or self._network.interface
+        self._inputs, self._outputs = interface.inputs, interface.outputs
+        if self._is_one_part and all(v.is_concrete for v in self._inputs) and not self._steering:
             self._plan(self._sizes_with(1), {})
+
+    @property
+    def _network(self) -> Opened:
+        """The network as its file has it, read when it is first asked for."""
+        from tilewright.graph.opened import Opened
+
+        with self._lock:
+            if self._whole is None:
+                model, store = self._source
+                given = self.device, store, self._settings, self._shelf, self._lock, self._shared
+                self._whole = Opened(model, *given)
+            return self._whole
+
+    @property
+    def _is_one_part(self) -> bool:
+        return self._is_kept or self._network.is_one_part
+
+    @property
+    def _steering(self) -> tuple[str, ...]:
+        """The inputs whose elements decide sizes."""
+        return () if self._is_kept else self._network.steering
 
     # --- what goes in and out ---
 
     def get_inputs(self) -> list[NodeArgument]:
         """What `run` must be fed."""
-        return [_argument(v) for v in self._graph.inputs]
+        return [argument(v) for v in self._inputs]
 
     def get_outputs(self) -> list[NodeArgument]:
         """What `run` gives."""
-        return [_argument(v) for v in self._outputs]
+        return [argument(v) for v in self._outputs]
 
     def run(self, output_names: Sequence[str] | None, input_feed: Mapping[str, Any]) -> list[HostValue]:
         """Run once: the named outputs (None: all) for arrays by input name.
@@ -158,8 +152,10 @@ class InferenceSession:
 
     def _run_parts(self, given: Mapping[str, Given], watch: Watch | None = None) -> dict[str, Held]:
         """All outputs of a network in several parts."""
+        from tilewright.graph.host_values import Held
+
         held = {name: Held(value) for name, value in given.items()}
-        return {**held, **self._runner.run(held, watch)}
+        return {**held, **self._network.runner.run(held, watch)}
 
     def _on_device(self, name: str, held: Held) -> Array:
         if held.array is None or held.typed(name) is None:
@@ -174,19 +170,19 @@ class InferenceSession:
             raise InputError(f"output names are a list, not the text {names!r}; pass [{names!r}]")
         for name in names:
             if name not in known:
-                raise InputError(f"there is no output {name!r}; the outputs are {_listed(known)}")
+                raise InputError(f"there is no output {name!r}; the outputs are {listed(known)}")
         return list(names)
 
     def _checked(self, feeds: Mapping[str, Any]) -> dict[str, Given]:
-        known = [v.name for v in self._graph.inputs]
+        known = [v.name for v in self._inputs]
         for name in feeds:
             if name not in known:
-                raise InputError(f"there is no input {name!r}; the inputs are {_listed(known)}")
+                raise InputError(f"there is no input {name!r}; the inputs are {listed(known)}")
         missing = [name for name in known if name not in feeds]
         if missing:
-            raise InputError(f"the input {_listed(missing)} is missing; feed an array by that name")
-        arrays = {v.name: _array(v, feeds[v.name], self.device) for v in self._graph.inputs}
-        _check_named_sizes(self._graph.inputs, arrays)
+            raise InputError(f"the input {listed(missing)} is missing; feed an array by that name")
+        arrays = {v.name: fed_array(v, feeds[v.name], self.device) for v in self._inputs}
+        check_named_sizes(self._inputs, arrays)
         return arrays
 
     # --- plans ---
@@ -196,15 +192,17 @@ class InferenceSession:
 
         InputError for a network that runs in several parts, each with plans of its own: `plans` gives those of a run.
         """
-        plan = self._plan(*self._sizes_for(feeds, batch)) if self._is_one_part else None
+        plan = self._whole_plan(*self._sizes_for(feeds, batch)) if self._is_one_part else None
         if plan is None:
             raise InputError("the network runs in several parts, some of them on the host; use plans or profile")
         return plan
 
     def plans(self, feeds: Mapping[str, Any]) -> list[Plan]:
         """The plans of all parts in the order in which a run with these feeds, which is done for it, takes them."""
+        from tilewright.graph.runner import Watch
+
         given = self._checked(feeds)
-        plan = self._plan_for(given)
+        plan = self._whole_plan(*self._sizes_of(given)) if self._is_one_part else None
         if plan is not None:
             return [plan]
         watch = Watch()
@@ -216,9 +214,11 @@ class InferenceSession:
 
         No kernel is built for that, unless the network runs in several parts.
         """
+        from tilewright.graph.host import NeedsHostError
+
         if self._is_one_part:
             try:
-                return self._planner.stages(self._specialised(*self._sizes_for(feeds, batch)))
+                return self._network.stages(*self._sizes_for(feeds, batch))
             except NeedsHostError:
                 pass  # with these sizes it runs in several parts, or not at all: the plans tell
         plans = [self.plan(None, batch)] if feeds is None else self.plans(feeds)
@@ -228,48 +228,54 @@ class InferenceSession:
         """The inputs' sizes, and the elements of those that decide sizes; InputError if these are not given."""
         if feeds is None:
             if self._steering:
-                raise InputError(f"the input {_listed(self._steering)} decides sizes; give feeds")
+                raise InputError(f"the input {listed(self._steering)} decides sizes; give feeds")
             return self._sizes_with(batch), {}
         return self._sizes_of(self._checked(feeds))
 
     def _sizes_of(self, arrays: Mapping[str, Given]) -> tuple[Sizes, dict[str, np.ndarray[Any, Any]]]:
         steering = {name: np.asarray(arrays[name]) for name in self._steering}
-        return tuple(arrays[v.name].shape for v in self._graph.inputs), steering
-
-    def _specialised(self, sizes: Sizes, steering: Mapping[str, np.ndarray[Any, Any]]) -> Graph:
-        shapes = {v.name: n for v, n in zip(self._graph.inputs, sizes, strict=True)}
-        return passes.specialise(self._graph, shapes, steering)
+        return tuple(arrays[v.name].shape for v in self._inputs), steering
 
     def _sizes_with(self, batch: int) -> Sizes:
-        return tuple(tuple(n if isinstance(n, int) else batch for n in v.shape or ()) for v in self._graph.inputs)
+        return tuple(tuple(n if isinstance(n, int) else batch for n in v.shape or ()) for v in self._inputs)
 
-    def _plan_for(self, arrays: Mapping[str, Given]) -> Plan | None:
-        """The plan for inputs; None where the network runs in several parts."""
+    def _plan_for(self, arrays: Mapping[str, Given]) -> Prepared | None:
+        """What runs these inputs; None where the network runs in several parts."""
         return self._plan(*self._sizes_of(arrays)) if self._is_one_part else None
 
-    def _plan(self, sizes: Sizes, steering: Mapping[str, np.ndarray[Any, Any]]) -> Plan | None:
-        key = sizes, tuple(a.tobytes() for a in steering.values())
+    def _whole_plan(self, sizes: Sizes, steering: Steering) -> Plan | None:
+        """A plan that knows the calls it was made of, in place of one that was read from disk."""
+        from tilewright.graph.plan import Plan
+
+        with self._lock:
+            found = self._plan(sizes, steering)
+            if found is not None and not isinstance(found, Plan):
+                found = self._plans[_key(sizes, steering)] = self._network.plan(sizes, steering)
+            return found
+
+    def _plan(self, sizes: Sizes, steering: Steering) -> Prepared | None:
+        key = _key(sizes, steering)
         with self._lock:
             plan = self._plans.get(key)
             if plan is not None and plan.lost:
                 self._plans.clear()
-                self._planner.forget_constants()
+                self._shared.clear()
             if key not in self._plans:
-                self._plans[key] = self._made(sizes, steering)
+                self._plans[key] = self._kept(sizes) or self._network.plan(sizes, steering)
                 while len(self._plans) > MAX_PLANS:
                     self._plans.popitem(last=False)
             self._plans.move_to_end(key)
             return self._plans[key]
 
-    def _made(self, sizes: Sizes, steering: Mapping[str, np.ndarray[Any, Any]]) -> Plan | None:
-        """A new plan; None where, with these sizes, some nodes are for the host."""
-        refuse_changed(self._graph.constants.values())
-        try:
-            return self._planner.plan(self._specialised(sizes, steering))
-        except NeedsHostError as error:
-            if not self._runner.can_cut_again(error):
-                raise
+    def _kept(self, sizes: Sizes) -> Prepared | None:
+        """What an earlier session has planned for these sizes, if that is kept."""
+        if self._shelf is None or not self._is_kept:
             return None
+        recipe = self._shelf.recipe(sizes)
+        if recipe is None:
+            return None
+        refuse_changed([self._shelf.content])
+        return prepared(recipe, context(self.device), self._shared)
 
     # --- tuning and profiling ---
 
@@ -290,9 +296,10 @@ class InferenceSession:
         scheduler, whose workers with the same device measure in place of this machine.
         """
         from tilewright.autotune import Budget, tune
+        from tilewright.tuning_db import Store
 
         # A broken database of the user's own only costs speed until it is needed: opening it again says what is wrong.
-        store = Store.open() if self._store is None and self._own_store else self._store
+        store = Store.open() if self._network.store is None and self._source[1] is None else self._network.store
         if store is None:
             raise InputError("this session has no tuning database; make it with store=None for the user's own")
         stages = self.stages(feeds, batch)
@@ -308,7 +315,7 @@ class InferenceSession:
         )
         with self._lock:
             self._plans.clear()
-            self._runner = Runner(self._graph, self._planner)
+            self._network.renew()
         return report
 
     def profile(self, feeds: Mapping[str, Any]) -> list[ProfileRow]:
@@ -317,27 +324,25 @@ class InferenceSession:
         plan = self._plan_for(given)
         if plan is not None:
             return plan.profile(_feeds(given))
+        from tilewright.graph.runner import Watch
+
         self._run_parts(given)  # plans are made and kernels built ahead of what is timed
         watch = Watch(timed=True)
         self._run_parts(given, watch)
         return watch.rows
 
 
-def _opened(store: Store | str | bool | None) -> Store | None:
-    if store is None:
-        return default_store()
-    if isinstance(store, bool):
-        return Store.open() if store else None
-    return store if isinstance(store, Store) else Store.open(store)
+def _key(sizes: Sizes, steering: Steering) -> Key:
+    return sizes, tuple(a.tobytes() for a in steering.values())
 
 
-def _argument(value: Value) -> NodeArgument:
-    name = _TYPE_NAMES.get(value.dtype, value.dtype.numpy.name)
-    return NodeArgument(value.name, list(value.shape or ()), value.hosted or f"tensor({name})")
-
-
-def _listed(names: Sequence[str]) -> str:
-    return ", ".join(map(repr, names)) or "none"
+def _database(store: Store | str | bool | None) -> tuple[Path | None, bool]:
+    """The tuning database's file, None without, and whether there is a database at all."""
+    if store is False:
+        return None, False
+    if store is None or store is True or isinstance(store, str):
+        return plain_path(None if isinstance(store, bool) else store), True
+    return store.path, True
 
 
 def _feeds(given: Mapping[str, Given]) -> Feeds:
@@ -348,51 +353,6 @@ def _feeds(given: Mapping[str, Given]) -> Feeds:
 def _own(value: HostValue) -> HostValue:
     """A result that is the caller's: what the session keeps is read-only, and copied."""
     return np.array(value) if isinstance(value, np.ndarray) and not value.flags.writeable else value
-
-
-def _array(value: Value, given: Any, device: Device) -> Given:
-    """The fed array, checked against what the network declares."""
-    if value.hosted:
-        return host_values.checked(value, given)
-    if isinstance(given, Array) and given.device != device:
-        raise InputError(
-            f"the input {value.name!r} lies on {given.device.name}, but the session runs on {device.name}; "
-            "move it with asarray"
-        )
-    try:
-        array = given if isinstance(given, Array) else np.asarray(given)
-    except ValueError as error:  # rows of different lengths
-        raise InputError(f"the input {value.name!r} is no array: {one_sentence(error)}") from None
-    expected = value.dtype.numpy
-    if array.dtype != expected:
-        raise InputError(f"the input {value.name!r} should be {expected}, found {array.dtype}; convert it with astype")
-    sizes = value.shape or ()
-    shape = "x".join(str(n or "?") for n in sizes) or "a single number"
-    found = "x".join(map(str, array.shape)) or "a single number"
-    if array.ndim != len(sizes):
-        raise InputError(
-            f"the input {value.name!r} should have {len(sizes)} dimensions ({shape}), found {array.ndim} ({found})"
-        )
-    for d, (wanted, n) in enumerate(zip(sizes, array.shape, strict=True)):
-        if isinstance(wanted, int) and wanted != n:
-            raise InputError(
-                f"the input {value.name!r} should have size {wanted} in dimension {d} ({shape}), found {n} ({found})"
-            )
-    return array
-
-
-def _check_named_sizes(inputs: Sequence[Value], arrays: Mapping[str, Given]) -> None:
-    """InputError where one name stands for two sizes."""
-    sizes: dict[str, tuple[int, str]] = {}
-    for v in inputs:
-        if v.hosted:
-            continue
-        for d, (name, n) in enumerate(zip(v.shape or (), arrays[v.name].shape, strict=False)):
-            if not isinstance(name, str):
-                continue
-            known, where = sizes.setdefault(name, (n, f"dimension {d} of {v.name!r}"))
-            if known != n:
-                raise InputError(f"dimension {d} of {v.name!r} should be {name} = {known} (from {where}), found {n}")
 
 
 __all__ = ["InferenceSession", "NodeArgument"]

@@ -1,7 +1,7 @@
-"""The driver's program binaries, kept on disk between runs.
+"""What is kept on disk between runs: files by key, such as the driver's program binaries.
 
-A damaged, foreign or unreadable file is a miss, never an error: the program is built from source again. A folder
-that cannot be written costs one warning in the log and nothing else.
+A damaged, foreign or unreadable file is a miss, never an error: what it holds is made again. A folder that cannot be
+written costs one warning in the log and nothing else.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ _warned: set[Path] = set()
 
 @dataclass(frozen=True)
 class CacheUsage:
-    """How much the program binaries take."""
+    """How much the files take."""
 
     folder: Path
     files: int
@@ -35,16 +35,104 @@ class CacheUsage:
     writable: bool
 
 
-class ProgramCache:
-    """Program binaries on disk under `kernels/xx/KEY.bin`, shared by all processes of the user."""
+class FileCache:
+    """Files under `NAME/xx/KEYSUFFIX` in the cache folder, shared by all processes of the user."""
 
-    def __init__(self, folder: Path | None = None) -> None:
-        self.folder = (folder or cache_directory()) / "kernels"
+    def __init__(
+        self, what: str, name: str, suffix: str, limit: int, folder: Path | None = None, check_every: int = 1
+    ) -> None:
+        """`limit` in bytes, looked after once in `check_every` writes; `folder` stands for the cache folder.
+
+        ``what`` is what messages call the content.
+        """
+        self.folder = (folder or cache_directory()) / name
+        self._what = what
+        self._suffix = suffix
+        self._limit = limit
+        self._check_every = check_every
         self._writes = 0
 
     def path(self, key: str) -> Path:
         """The file of a key (64 hexadecimal digits)."""
-        return self.folder / key[:2] / f"{key}.bin"
+        return self.folder / key[:2] / f"{key}{self._suffix}"
+
+    def store(self, key: str, *parts: bytes | memoryview) -> None:
+        """Write a file at once; a folder that cannot be written is reported once in the log."""
+        try:
+            write_atomically(self.path(key), *parts)
+            self._writes += 1
+            if self._writes % self._check_every == 0:
+                self.prune()
+        except OSError as error:
+            self._warn(error)
+
+    def remove(self, key: str) -> None:
+        """Forget a file."""
+        try:
+            self.path(key).unlink(missing_ok=True)
+        except OSError as error:
+            self._warn(error)
+
+    @property
+    def is_writable(self) -> bool:
+        """Whether files can be stored, as far as permissions tell."""
+        parent = self.folder
+        while not parent.exists() and parent != parent.parent:
+            parent = parent.parent
+        return os.access(parent, os.W_OK)
+
+    def usage(self) -> CacheUsage:
+        """Count what is stored."""
+        files = self._files()
+        return CacheUsage(self.folder, len(files), sum(size for _, size, _ in files), self.is_writable)
+
+    def prune(self, limit: int | None = None) -> int:
+        """Remove the files written longest ago until three quarters of the limit are left; how many were removed.
+
+        ``limit`` in bytes stands for the cache's own.
+        """
+        limit = self._limit if limit is None else limit
+        files = sorted(self._files())
+        total = sum(size for _, size, _ in files)
+        if total <= limit:
+            return 0
+        removed = 0
+        for _, size, path in files:
+            if total <= limit * 3 // 4:
+                break
+            path.unlink(missing_ok=True)
+            total -= size
+            removed += 1
+        return removed
+
+    def _files(self) -> list[tuple[float, int, Path]]:
+        """Time of writing, bytes and path of every file; files that vanish meanwhile are left out."""
+        found = []
+        for path in self.folder.glob(f"??/*{self._suffix}"):
+            try:
+                status = path.stat()
+            except OSError:
+                continue
+            found.append((status.st_mtime, status.st_size, path))
+        return found
+
+    def _warn(self, error: OSError) -> None:
+        if self.folder not in _warned:
+            _warned.add(self.folder)
+            log.warning(
+                "%s are not kept between runs, because %s cannot be written (%s); "
+                "set TILEWRIGHT_CACHE to a folder of yours",
+                self._what,
+                self.folder,
+                error.strerror or error,
+            )
+
+
+class ProgramCache(FileCache):
+    """Program binaries."""
+
+    def __init__(self, folder: Path | None = None) -> None:
+        super().__init__("compiled kernels", "kernels", ".bin", CACHE_LIMIT, folder, _CHECK_EVERY)
 
     def read(self, key: str) -> bytes | None:
         """The binary stored under `key`, or None if there is none or it is damaged (then it is removed)."""
@@ -63,70 +151,7 @@ class ProgramCache:
 
     def write(self, key: str, payload: bytes) -> None:
         """Store a binary; a folder that cannot be written is reported once in the log."""
-        try:
-            write_atomically(self.path(key), _MAGIC + _digest(key, payload) + payload)
-        except OSError as error:
-            self._warn(error)
-            return
-        self._writes += 1
-        if self._writes % _CHECK_EVERY == 0:
-            self.prune()
-
-    def remove(self, key: str) -> None:
-        """Forget a binary."""
-        try:
-            self.path(key).unlink(missing_ok=True)
-        except OSError as error:
-            self._warn(error)
-
-    @property
-    def is_writable(self) -> bool:
-        """Whether binaries can be stored, as far as permissions tell."""
-        parent = self.folder
-        while not parent.exists() and parent != parent.parent:
-            parent = parent.parent
-        return os.access(parent, os.W_OK)
-
-    def usage(self) -> CacheUsage:
-        """Count what is stored."""
-        files = self._files()
-        return CacheUsage(self.folder, len(files), sum(size for _, size, _ in files), self.is_writable)
-
-    def prune(self, limit: int = CACHE_LIMIT) -> int:
-        """Remove the files used longest ago until three quarters of `limit` bytes are left; how many were removed."""
-        files = sorted(self._files())
-        total = sum(size for _, size, _ in files)
-        if total <= limit:
-            return 0
-        removed = 0
-        for _, size, path in files:
-            if total <= limit * 3 // 4:
-                break
-            path.unlink(missing_ok=True)
-            total -= size
-            removed += 1
-        return removed
-
-    def _files(self) -> list[tuple[float, int, Path]]:
-        """Time of writing, bytes and path of every binary; files that vanish meanwhile are left out."""
-        found = []
-        for path in self.folder.glob("??/*.bin"):
-            try:
-                status = path.stat()
-            except OSError:
-                continue
-            found.append((status.st_mtime, status.st_size, path))
-        return found
-
-    def _warn(self, error: OSError) -> None:
-        if self.folder not in _warned:
-            _warned.add(self.folder)
-            log.warning(
-                "compiled kernels are not kept between runs, because %s cannot be written (%s); "
-                "set TILEWRIGHT_CACHE to a folder of yours",
-                self.folder,
-                error.strerror or error,
-            )
+        self.store(key, _MAGIC + _digest(key, payload), payload)
 
 
 def _digest(key: str, payload: bytes) -> bytes:

@@ -1,6 +1,6 @@
 """The tuning database: every measurement and every winner, per device and program.
 
-    default.py   the user's own database
+    default.py   the user's own database    places.py  where it lies, and whether it has changed
     store.py     Store: record, winner, nearest, tried, stats, export ...
     records.py   Measurement, Space, Winner, Status, Run, Stats
     schema.py    tables and their version

@@ -18,12 +18,12 @@ from pathlib import Path
 from typing import Any, TypeVar
 from urllib.parse import quote
 
-import platformdirs
 from sqlalchemy import URL, Connection, Engine, create_engine, event, make_url
 from sqlalchemy.exc import ArgumentError, DBAPIError, IntegrityError, OperationalError, SQLAlchemyError
 from sqlalchemy.pool import StaticPool
 
 from tilewright.errors import DatabaseError
+from tilewright.tuning_db.places import default_path
 from tilewright.tuning_db.schema import SCHEMA_VERSION, bring_up_to_date, check_version, stored_version
 
 log = logging.getLogger("tilewright.tuning_db")
@@ -48,11 +48,6 @@ class Place:
     path: Path | None
     """The file, where there is one."""
     read_only: bool
-
-
-def default_path() -> Path:
-    """The user's own database file (not created)."""
-    return Path(platformdirs.user_data_dir("tilewright", appauthor=False)) / "tuning.sqlite"
 
 
 def open_place(where: str | Path | None, read_only: bool = False) -> Place:

@@ -77,6 +77,11 @@ class Store:
         return self._place.url
 
     @property
+    def path(self) -> Path | None:
+        """The file that every answer comes from, beside tilewright's own winners; None if there is no such file."""
+        return None if self._winners_folder is not None else self._place.path
+
+    @property
     def read_only(self) -> bool:
         """True if nothing can be recorded."""
         return self._place.read_only
