@@ -15,6 +15,7 @@ from tilewright.dsl.target import Target
 from tilewright.errors import DeviceError
 from tilewright.runtime import border
 from tilewright.runtime.processor import processor
+from tilewright.runtime.resident import forgetting_loaded
 from tilewright.runtime.targets import Driver, compute_capability, driver_of, target_of
 
 if TYPE_CHECKING:
@@ -82,7 +83,8 @@ def devices() -> tuple[Device, ...]:
 @functools.cache
 def _inventory() -> dict[Device, pyopencl.Device]:
     """The devices in order of preference, each with pyopencl's object."""
-    return {_describe(each, name): each.handle for name, each in _discover()}
+    with forgetting_loaded():
+        return {_describe(each, name): each.handle for name, each in _discover()}
 
 
 def handle_of(device: Device) -> pyopencl.Device:

@@ -1,0 +1,91 @@
+"""Forgetting what loading drivers has read.
+
+A driver's libraries are looked through once when they are loaded: tables of symbols and relocations, and whatever the
+system reads around what is touched. On Linux such pages count as the process's memory until the system needs them for
+something else: 110 MiB with Intel's driver and PoCL, of which running a network needs 30. Pages that are as the file
+has them are given up here; they are read again, mostly from the system's cache, when somebody looks.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import ctypes
+import mmap
+import os
+import re
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+
+WORTH_FORGETTING = 1 << 20
+"""Bytes of a mapping from which on it is looked at."""
+
+_MAPPING = re.compile(r"^([0-9a-f]+)-([0-9a-f]+) (\S+) \S+ \S+ ([1-9]\d*) +(/.*)$", re.MULTILINE)
+_OF_A_FILE, _SWAPPED, _PRESENT = (np.uint64(1 << bit) for bit in (61, 62, 63))
+"""Bits of an entry of /proc/self/pagemap (Linux, Documentation/admin-guide/mm/pagemap.rst)."""
+
+
+class _Mapping(NamedTuple):
+    """A line of /proc/self/maps that is about a file."""
+
+    start: int
+    end: int
+    permissions: str
+    inode: str
+    path: str
+
+
+@contextmanager
+def forgetting_loaded() -> Iterator[None]:
+    """Of the files that are mapped first in the block, forget the unchanged pages that nobody may write to."""
+    if not sys.platform.startswith("linux"):
+        yield
+        return
+    before = {m.path for m in _mappings()}
+    yield
+    with contextlib.suppress(OSError):  # no /proc, or none that tells: what is read stays
+        _forget([m for m in _mappings() if m.path not in before])
+
+
+def _mappings() -> tuple[_Mapping, ...]:
+    try:
+        text = Path("/proc/self/maps").read_text(errors="surrogateescape")
+    except OSError:
+        return ()
+    return tuple(
+        _Mapping(int(start, 16), int(end, 16), permissions, inode, path)
+        for start, end, permissions, inode, path in _MAPPING.findall(text)
+    )
+
+
+def _forget(found: list[_Mapping]) -> None:
+    """Give up the pages of private mappings, if none of a mapping's has been written to."""
+    large = [m for m in found if m.end - m.start >= WORTH_FORGETTING and m.permissions in ("r--p", "r-xp")]
+    unchanged = [m for m in large if _is_unchanged(m)]
+    # A library that another thread was about to load looks different by now: it is mapped as a whole at first, parts
+    # that are written to later included.
+    present = set(_mappings())
+    advise = ctypes.CDLL(None).madvise
+    advise.argtypes = (ctypes.c_size_t, ctypes.c_size_t, ctypes.c_int)
+    for m in unchanged:
+        if m in present:
+            advise(m.start, m.end - m.start, mmap.MADV_DONTNEED)
+
+
+def _is_unchanged(mapping: _Mapping) -> bool:
+    """Whether all pages are as the file has them, those that the loader has relocated for instance not."""
+    first, count = mapping.start // mmap.PAGESIZE, (mapping.end - mapping.start) // mmap.PAGESIZE
+    file = os.open("/proc/self/pagemap", os.O_RDONLY)
+    try:
+        pages = np.frombuffer(os.pread(file, 8 * count, 8 * first), np.uint64)
+    finally:
+        os.close(file)
+    held = (pages & (_PRESENT | _SWAPPED)) != 0
+    return len(pages) == count and not np.any(held & ((pages & _OF_A_FILE) == 0))
+
+
+__all__ = ["forgetting_loaded"]
