@@ -10,11 +10,14 @@ from dataclasses import dataclass, field
 from weakref import WeakValueDictionary
 
 from tilewright.dsl.lowering import Launch, Scratch
-from tilewright.graph.mapped import let_go
+from tilewright.graph.mapped import let_go, pieces
 from tilewright.graph.memory import Spot
 from tilewright.graph.recipe import BufferSpec, Recipe, Step, StepLaunch, packed_key
 from tilewright.graph.running import Prepared
 from tilewright.runtime import BoundLaunch, Buffer, Context, building
+
+PASSING_BYTES = 16 << 20
+"""Largest constant whose memory, once it is packed, serves the next one: new pages cost more than the copy."""
 
 
 class SharedConstants:
@@ -70,18 +73,28 @@ class _Builder:
     ctx: Context
     shared: SharedConstants
     buffers: dict[str, Buffer] = field(default_factory=dict)
+    passing: dict[int, Buffer] = field(default_factory=dict)
+    """Where the first, second, ... constant of each step lies until it is packed."""
+    ahead: dict[Launch, BoundLaunch] = field(default_factory=dict)
+    """Launches that are done ahead of all runs, whose arguments are set each time."""
 
     def prepare(self) -> tuple[list[BoundLaunch], dict[str, Buffer]]:
         """The launches of every run, bound, and the buffers that stay, by name."""
         launches = self.recipe.launches
         self.used = {b for p in launches for b in p.arguments.values()}
         self._fill_scratch()
-        for step in self.recipe.steps:
+        # ahead of any work: a driver's threads wait busily for more of it while kernels are made
+        for launch in dict.fromkeys(step.launches[n] for step in self.recipe.steps for n in step.ahead):
+            self.ahead[launch] = self.ctx.bind(launch, dict.fromkeys(launch.arguments))
+        # those of the largest first: a constant lies twice in memory while it is packed, at the end beside all others
+        for step in sorted(self.recipe.steps, key=self._constant_bytes, reverse=True):
             self._constants_of(step)
         self.buffers = {name: b for name, b in self.buffers.items() if name in self.used}
         self._place_temporaries()
         bound = [self._bound(p) for p in launches]
         self.ctx.finish()
+        self.passing.clear()
+        self.ahead.clear()
         if any(step.ahead for step in self.recipe.steps):  # constants that were packed are not needed as they were
             self.ctx.trim()
         return bound, self.buffers
@@ -96,6 +109,9 @@ class _Builder:
                 name = step.arguments[s.name]
                 if s.fill is not None and name not in self.buffers:
                     self.buffers[name] = self.shared.get(name, lambda s=s: self._filled(s))  # type: ignore[misc]
+
+    def _constant_bytes(self, step: Step) -> int:
+        return sum(self.recipe.buffers[name].nbytes for name in step.constants.values())
 
     def _filled(self, scratch: Scratch) -> Buffer:
         assert scratch.fill is not None
@@ -132,18 +148,35 @@ class _Builder:
             name = step.arguments[argument]
             if name in constants and name not in self.buffers:
                 if name not in passing:
-                    passing[name] = self._uploaded(constants[name], reuse=False)  # or all of them wait for others
+                    passing[name] = self._passed(constants[name], len(passing))
                 given[argument] = passing[name]
             else:
                 given[argument] = self.buffers[name]
-        self.ctx.enqueue([self.ctx.bind(launch, given)])
+        bound = self.ahead[launch]
+        for position, argument in enumerate(launch.arguments):
+            self.ctx.rebind(bound, position, given[argument])
+        self.ctx.enqueue([bound])
 
-    def _uploaded(self, spec: BufferSpec, reuse: bool = True) -> Buffer:
-        assert spec.content is not None
-        buffer = self.ctx.allocate(spec.nbytes, reuse)
-        self.ctx.write(buffer, spec.content)
-        let_go(spec.content)
+    def _uploaded(self, spec: BufferSpec) -> Buffer:
+        buffer = self.ctx.allocate(spec.nbytes)
+        self._write(buffer, spec)
         return buffer
+
+    def _passed(self, spec: BufferSpec, number: int) -> Buffer:
+        """The memory of a constant that is packed next and not needed afterwards, the `number`-th of its step."""
+        buffer = self.passing.get(number)
+        if buffer is None or buffer.nbytes < spec.nbytes:
+            buffer = self.ctx.allocate(spec.nbytes, reuse=False)  # or all of them wait for others
+            if spec.nbytes <= PASSING_BYTES:
+                self.passing[number] = buffer
+        self._write(buffer, spec)
+        return buffer
+
+    def _write(self, buffer: Buffer, spec: BufferSpec) -> None:
+        assert spec.content is not None
+        for start, piece in pieces(spec.content):
+            self.ctx.write(buffer, piece, start)
+            let_go(piece)
 
     def _place_temporaries(self) -> None:
         splits, arenas = self.ctx.splits_buffers, self.recipe.arenas
