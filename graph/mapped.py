@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import mmap
 import os
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +18,9 @@ import numpy as np
 from tilewright.errors import ModelError
 
 Array = np.ndarray[Any, Any]
+
+PIECE = 16 << 20
+"""Bytes of a constant that are read at a time: more would lie twice in memory, less would keep devices waiting."""
 
 
 class MappedFile(mmap.mmap):
@@ -60,6 +63,19 @@ def let_go(array: Array) -> None:
         file.madvise(mmap.MADV_DONTNEED, first, high - start - first)
 
 
+def pieces(array: Array) -> Iterator[tuple[int, Array]]:
+    """An array in parts to look at one after the other, each with the byte at which it begins.
+
+    One of a file in parts of `PIECE` bytes, if it lies there as in memory; any other whole.
+    """
+    if file_of(array) is None or not array.flags.c_contiguous or not array.dtype.isnative:
+        yield 0, array
+        return
+    content = array.reshape(-1).view(np.uint8)
+    for start in range(0, max(array.nbytes, 1), PIECE):
+        yield start, content[start : start + PIECE]
+
+
 def refuse_changed(arrays: Iterable[Array]) -> None:
     """ModelError where a file that arrays show was changed after it was opened."""
     for file in {id(f): f for f in map(file_of, arrays) if f is not None}.values():
@@ -80,4 +96,4 @@ def _status(found: os.stat_result) -> tuple[int, ...]:
     return found.st_dev, found.st_ino, found.st_size, found.st_mtime_ns
 
 
-__all__ = ["MappedFile", "file_of", "let_go", "mapped", "owned", "refuse_changed"]
+__all__ = ["MappedFile", "file_of", "let_go", "mapped", "owned", "pieces", "refuse_changed"]

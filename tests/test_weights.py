@@ -12,7 +12,7 @@ from networks import model, random
 from onnx import TensorProto, numpy_helper
 
 from tilewright.errors import ModelError
-from tilewright.graph.mapped import file_of, let_go, owned
+from tilewright.graph.mapped import PIECE, file_of, let_go, mapped, owned, pieces
 from tilewright.graph.onnx_import import import_model
 from tilewright.graph.session import InferenceSession
 from tilewright.graph.weights import LARGE, read_file, take_out
@@ -170,3 +170,25 @@ def test_what_the_host_reads_again_and_again_is_not_the_file(device: Device, tmp
     session = InferenceSession(path, device=device, store=False)
     x = np.array([1, 0, 3])
     np.testing.assert_array_equal(session.run(None, {"x": x})[0], random(40, 50)[[0, 2]])
+
+
+def test_what_lies_in_a_file_comes_in_pieces(tmp_path: Path) -> None:
+    path = tmp_path / "values.bin"
+    values = np.arange((PIECE + PIECE // 2) // 4, dtype="<i4")
+    path.write_bytes(b"x" + values.tobytes())  # protobuf aligns nothing
+    held = mapped(path)
+    assert held is not None
+    found = list(pieces(held[1:].view("<i4").reshape(2, -1)))
+    assert [(start, piece.nbytes) for start, piece in found] == [(0, PIECE), (PIECE, PIECE // 2)]
+    assert b"".join(piece.tobytes() for _, piece in found) == values.tobytes()
+
+
+def test_what_lies_elsewhere_or_otherwise_comes_whole(tmp_path: Path) -> None:
+    path = tmp_path / "values.bin"
+    path.write_bytes(bytes(24))
+    held = mapped(path)
+    assert held is not None
+    arrays = [np.zeros((2, 3)), held.view(">i4"), held.view("<i4").reshape(2, 3).T]
+    for array in arrays:
+        assert [(start, piece is array) for start, piece in pieces(array)] == [(0, True)]
+    assert [(start, piece.nbytes) for start, piece in pieces(held[:0])] == [(0, 0)]
