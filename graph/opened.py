@@ -85,7 +85,7 @@ class Opened:
                 raise
             return None
         if self.shelf is not None and state is not None:
-            self.shelf.keep(state, sizes, plan.recipe)
+            self.shelf.keep(state, sizes, plan)
         return plan
 
     def stages(self, sizes: Sizes, steering: Steering) -> Counter[Stage]:

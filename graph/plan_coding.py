@@ -2,15 +2,14 @@
 
     {"sources": [...], "buffers": [...], "steps": [...], "temporaries": [...], "arenas": ..., "checks": [...]}
 
-Constants that lie in the model's file are places in it (offset, shape, strides); all others stand, element after
-element, behind the JSON. Whoever reads has made sure that the bytes are what was written (`plan_store.py`).
+Constants that lie in the model's file are places in it (offset, shape, strides); all others, packed weights too, stand
+behind the JSON, element after element. Whoever reads has made sure that the bytes are what was written.
 """
 
 from __future__ import annotations
 
 import hashlib
-import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import astuple, dataclass, replace
 from typing import Any
 
@@ -34,7 +33,7 @@ class Encoded:
     """A recipe as it is written."""
 
     structure: Json
-    own: tuple[np.ndarray, ...]
+    own: tuple[BufferSpec, ...]
     """Constants that do not lie in the model's file, each followed by zeros up to the next multiple of `ALIGNMENT`."""
 
     @property
@@ -59,11 +58,7 @@ def _stable_key(array: np.ndarray, content: Bytes) -> object:
     offset = _offset(array, content)
     if offset is not None:
         return "file", offset, array.dtype.str, array.shape, array.strides
-    return _own_key(array, hashlib.sha256(_flat(array).data).hexdigest())
-
-
-def _own_key(array: np.ndarray, digest: str) -> tuple[object, ...]:
-    return "own", array.dtype.str, array.size, digest
+    return "own", array.dtype.str, array.size, hashlib.sha256(_flat(array).data).hexdigest()
 
 
 def _offset(array: np.ndarray, content: Bytes) -> int | None:
@@ -79,13 +74,15 @@ def _flat(array: np.ndarray) -> Bytes:
     return np.ascontiguousarray(array).reshape(-1).view(np.uint8)
 
 
-def _room(array: np.ndarray) -> int:
-    return -(-array.nbytes // ALIGNMENT) * ALIGNMENT
+def _room(spec: BufferSpec) -> int:
+    return -(-spec.nbytes // ALIGNMENT) * ALIGNMENT
 
 
-def own_bytes(encoded: Encoded) -> list[memoryview | bytes]:
-    """What is written behind the JSON."""
-    return [part for a in encoded.own for part in (_flat(a).data, bytes(_room(a) - a.nbytes))]
+def own_bytes(encoded: Encoded, content: Callable[[BufferSpec], np.ndarray]) -> Iterator[memoryview | bytes]:
+    """What is written behind the JSON; `content` gives the elements of a constant when its turn comes."""
+    for spec in encoded.own:
+        yield _flat(content(spec)).data
+        yield bytes(_room(spec) - spec.nbytes)
 
 
 # --- writing ----------------------------------------------------------------------------------------------------------
@@ -93,15 +90,14 @@ def own_bytes(encoded: Encoded) -> list[memoryview | bytes]:
 
 def encode(recipe: Recipe, content: Bytes) -> Encoded | None:
     """A recipe of `with_stable_keys` for a model of this content; None where something in it cannot be written."""
-    own: list[np.ndarray] = []
+    own: list[BufferSpec] = []
     buffers = []
     for spec in recipe.buffers.values():
         array = spec.content
         if array is not None and (array.dtype != spec.dtype.numpy or array.dtype.hasobject):
             return None
-        place = None if array is None else _placed(array, content, own)
-        digest = spec.key[-1] if isinstance(spec.key, tuple) and spec.key[0] == "own" else None
-        buffers.append([spec.name, spec.dtype.value, spec.size, spec.role.value, spec.shape, place, digest])
+        place = _placed(spec, content, own) if spec.role is Role.CONSTANT else None
+        buffers.append([spec.name, spec.dtype.value, spec.size, spec.role.value, spec.shape, place, spec.key])
     sources = list(dict.fromkeys(launch.source for s in recipe.steps for launch in s.launches))
     numbers = {source: n for n, source in enumerate(sources)}
     structure = {
@@ -115,14 +111,14 @@ def encode(recipe: Recipe, content: Bytes) -> Encoded | None:
     return Encoded(structure, tuple(own))
 
 
-def _placed(array: np.ndarray, content: Bytes, own: list[np.ndarray]) -> Json:
-    """In the file: offset, shape, strides. Behind the JSON: offset, shape; and the array goes to `own`."""
-    offset = _offset(array, content)
-    if offset is not None:
+def _placed(spec: BufferSpec, content: Bytes, own: list[BufferSpec]) -> Json:
+    """In the file: offset, shape, strides. Behind the JSON: offset; and the constant goes to `own`."""
+    array = spec.content
+    offset = None if array is None else _offset(array, content)
+    if array is not None and offset is not None:
         return [offset, array.shape, array.strides]
-    place = [sum(map(_room, own)), array.shape]
-    own.append(array)
-    return place
+    own.append(spec)
+    return [sum(map(_room, own[:-1]))]
 
 
 def _step(step: Step, numbers: Mapping[str, int]) -> Json:
@@ -166,19 +162,20 @@ def decode(structure: Json, own: Bytes, content: Bytes) -> Recipe:
 
 
 def _buffer(row: Sequence[Any], own: Bytes, content: Bytes) -> BufferSpec:
-    name, dtype_name, size, role, shape, place, digest = row
+    name, dtype_name, size, role, shape, place, key = row
     dtype = DType(dtype_name)
-    spec = BufferSpec(name, dtype, size, Role(role), tuple(shape))
+    spec = BufferSpec(name, dtype, size, Role(role), tuple(shape), None, _frozen(key))
     if place is None:
         return spec
     if len(place) == 3:
-        offset, shape, strides = place
-        array: np.ndarray = np.ndarray(tuple(shape), dtype.numpy, content, offset, tuple(strides))
-        return replace(spec, content=array, key=_stable_key(array, content))
-    start, own_shape = place
-    count = math.prod(own_shape)
-    array = own[start : start + count * dtype.itemsize].view(dtype.numpy).reshape(own_shape)
-    return replace(spec, content=array, key=None if digest is None else _own_key(array, digest))
+        offset, sizes, strides = place
+        return replace(spec, content=np.ndarray(tuple(sizes), dtype.numpy, content, offset, tuple(strides)))
+    return replace(spec, content=own[place[0] : place[0] + spec.nbytes].view(dtype.numpy))
+
+
+def _frozen(key: Json) -> object:
+    """A key as it was written: JSON has lists for tuples."""
+    return tuple(map(_frozen, key)) if isinstance(key, list) else key
 
 
 def _read_step(row: Sequence[Any], sources: Sequence[str]) -> Step:

@@ -6,10 +6,11 @@ folder `plans` of the cache. Entries lie under digests of all that decides them:
     the model's bytes, the device and its driver, precision, fast_math and host_limit, the state of the tuning database
     (any measurement recorded makes plans anew), tilewright's own files, and for recipes the inputs' sizes
 
-An entry is a head (magic, digest of the rest, length of the JSON), JSON, and bytes of constants (`plan_coding.py`). A
-damaged or unreadable one counts for none. Networks that run in parts or whose sizes depend on elements of inputs,
-models with data in other files and those given as ModelProto are not kept, nor are plans with more than `OWN_LIMIT`
-bytes of constants that are not in the model's file. $TILEWRIGHT_PLANS=off keeps and reads nothing.
+An entry is a head (magic, length of the JSON), JSON, bytes of constants (`plan_coding.py`) and a digest of all that. A
+damaged or unreadable one counts for none. Packed weights are constants too where all that the model's file does not
+hold takes `OWN_LIMIT` bytes at most; larger ones are packed by every session. Networks that run in parts or whose sizes
+depend on elements of inputs, models with data in other files and those given as ModelProto are not kept.
+$TILEWRIGHT_PLANS=off keeps and reads nothing.
 """
 
 from __future__ import annotations
@@ -21,8 +22,9 @@ import json
 import logging
 import os
 import struct
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import asdict, astuple, dataclass
+from itertools import chain
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -32,21 +34,22 @@ from tilewright.dsl.dtypes import DType
 from tilewright.graph.ir import Value
 from tilewright.graph.mapped import let_go, mapped
 from tilewright.graph.plan_coding import ALIGNMENT, Bytes, decode, encode, own_bytes
-from tilewright.graph.recipe import Recipe
+from tilewright.graph.recipe import Recipe, with_packed_constants
+from tilewright.graph.running import Prepared
 from tilewright.runtime import Device
 from tilewright.runtime.cache import FileCache
 from tilewright.tuning_db.places import stamp
 
 log = logging.getLogger("tilewright.graph")
 
-LIMIT = 256 << 20
+LIMIT = 512 << 20
 """Bytes of entries above which those written first are removed."""
 OWN_LIMIT = 64 << 20
 """Bytes of constants that an entry may hold."""
 
-_MAGIC = b"tilewright-plan-1\n".ljust(24)
-_DIGEST = 32
+_MAGIC = b"tilewright-plan-1\n".ljust(ALIGNMENT - 8)
 _HEAD = ALIGNMENT
+_DIGEST = 32
 _CHUNK = 4 << 20
 _Made = TypeVar("_Made")
 _SOURCES = ("autotune", "dsl", "graph", "ops", "runtime", "tuning_db")
@@ -91,20 +94,21 @@ class Shelf:
 
     def keep_interface(self, state: str, interface: Interface) -> None:
         """Keep a network's inputs and outputs."""
-        self._write(state, [[_plain(v) for v in part] for part in (interface.inputs, interface.outputs)], [])
+        self._write(state, [[_plain(v) for v in part] for part in (interface.inputs, interface.outputs)], ())
 
     def recipe(self, sizes: Sequence[Sequence[int]]) -> Recipe | None:
         """The recipe for inputs of these sizes, if it is kept."""
         key = _digest_of(self.state(), sizes)
         return self._read(key, lambda found, own: decode(found, own, self.content))
 
-    def keep(self, state: str, sizes: Sequence[Sequence[int]], recipe: Recipe) -> None:
-        """Keep a recipe that was made in a state, where that is possible."""
-        encoded = encode(recipe, self.content)
-        if encoded is None or encoded.nbytes > OWN_LIMIT:
-            log.debug("the plan is not kept: it has constants that cannot be written, or too many")
-            return
-        self._write(_digest_of(state, sizes), encoded.structure, own_bytes(encoded))
+    def keep(self, state: str, sizes: Sequence[Sequence[int]], plan: Prepared) -> None:
+        """Keep the recipe of a plan that was made in a state: with packed weights if they are few, else without."""
+        for recipe in (with_packed_constants(plan.recipe), plan.recipe):
+            encoded = encode(recipe, self.content)
+            if encoded is not None and encoded.nbytes <= OWN_LIMIT:
+                self._write(_digest_of(state, sizes), encoded.structure, own_bytes(encoded, plan.content))
+                return
+        log.debug("the plan is not kept: it has constants that cannot be written, or too many")
 
     def _read(self, key: str, make: Callable[[Any, Bytes], _Made]) -> _Made | None:
         try:
@@ -120,14 +124,11 @@ class Shelf:
             self._cache.remove(key)
             return None
 
-    def _write(self, key: str, structure: Any, own: Sequence[bytes | memoryview]) -> None:
+    def _write(self, key: str, structure: Any, own: Iterable[bytes | memoryview]) -> None:
         text = json.dumps(structure, default=_number).encode()
         text += b" " * (-len(text) % ALIGNMENT)
-        size = struct.pack("<Q", len(text))
-        digest = hashlib.sha256(key.encode() + size + text)
-        for part in own:
-            digest.update(part)
-        self._cache.store(key, _MAGIC + digest.digest() + size, text, *own)
+        head = _MAGIC + struct.pack("<Q", len(text))
+        self._cache.store(key, _with_digest(key, chain((head, text), own)))
 
 
 def shelf_of(
@@ -162,10 +163,19 @@ def _opened(key: str, content: Bytes) -> tuple[Any, Bytes]:
     head = content[:_HEAD].tobytes()
     if len(head) < _HEAD or not head.startswith(_MAGIC):
         raise ValueError("it is of another kind")
-    if _digest(content[_HEAD - 8 :], key.encode()) != head[len(_MAGIC) : len(_MAGIC) + _DIGEST].hex():
+    if _digest(content[:-_DIGEST], key.encode()) != content[-_DIGEST:].tobytes().hex():
         raise ValueError("its digest does not fit")
     end = _HEAD + struct.unpack("<Q", head[-8:])[0]
-    return json.loads(content[_HEAD:end].tobytes()), content[end:]
+    return json.loads(content[_HEAD:end].tobytes()), content[end:-_DIGEST]
+
+
+def _with_digest(key: str, parts: Iterable[bytes | memoryview]) -> Iterator[bytes | memoryview]:
+    """The parts of a file, and behind them the digest of its key and all of them."""
+    digest = hashlib.sha256(key.encode())
+    for part in parts:
+        digest.update(part)
+        yield part
+    yield digest.digest()
 
 
 def _digest(content: Bytes, prefix: bytes = b"") -> str:

@@ -6,8 +6,9 @@ Programs, operators or ONNX, so that a plan that is kept needs none of them.
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from enum import Enum
 from functools import cached_property
 
@@ -44,7 +45,7 @@ class BufferSpec:
     shape: tuple[int, ...] = ()
     """Shape of what the caller hands in or gets (row-major); for inputs and outputs."""
     content: np.ndarray | None = None
-    """A constant's elements, in the order in which they lie in memory."""
+    """A constant's elements, in the order in which they lie in memory; None for what is computed ahead of runs."""
     key: object = None
     """Constants of equal key (not None) have equal content and may share memory between plans."""
 
@@ -133,4 +134,33 @@ def packed_key(buffers: Mapping[str, BufferSpec], step: Step, scratch: str) -> o
     if None in keys:
         return None
     sources = tuple(step.launches[n].source for n in sorted(step.ahead))
-    return sources, tuple(step.constants), keys, scratch
+    told = repr((sources, tuple(step.constants), keys, scratch))
+    return "packed", hashlib.sha256(told.encode()).hexdigest()
+
+
+def with_packed_constants(recipe: Recipe) -> Recipe:
+    """The recipe with results of launches ahead of all runs as constants, whose content the device has.
+
+    The same recipe where there are no such launches, or results that nothing can tell from others.
+    """
+    used = {name for p in recipe.launches for name in p.arguments.values()}
+    buffers = {n: s for n, s in recipe.buffers.items() if s.role is not Role.CONSTANT or n in used}
+    steps = []
+    for step in recipe.steps:
+        written = {w for n in step.ahead for w in step.launches[n].writes}
+        packed = [s for s in step.scratch if s.name in written and step.arguments[s.name] in used]
+        for s in packed:
+            name, key = step.arguments[s.name], packed_key(recipe.buffers, step, s.name)
+            if key is None:
+                return recipe
+            buffers[name] = BufferSpec(name, s.dtype, s.size, Role.CONSTANT, (s.size,), None, key)
+        steps.append(_without_ahead(step, [s.name for s in packed]))
+    return replace(recipe, buffers=buffers, steps=tuple(steps))
+
+
+def _without_ahead(step: Step, packed: list[str]) -> Step:
+    launches = tuple(launch for n, launch in enumerate(step.launches) if n not in step.ahead)
+    read = {a for launch in launches for a in launch.arguments}
+    constants = {c: name for c, name in step.constants.items() if c in read} | {s: step.arguments[s] for s in packed}
+    scratch = tuple(s for s in step.scratch if s.name in read and s.name not in packed)
+    return replace(step, launches=launches, scratch=scratch, ahead=frozenset(), constants=constants)

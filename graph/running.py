@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 
 from tilewright.errors import DeviceError
-from tilewright.graph.recipe import Recipe, Role, StepLaunch
+from tilewright.graph.recipe import BufferSpec, Recipe, Role, StepLaunch
 from tilewright.runtime import BoundLaunch, Buffer, Context, Mark
 
 MOST_LAUNCHES_AHEAD = 512
@@ -68,6 +68,7 @@ class Prepared:
         """Memory for everything that is written and read within a run."""
         self.constants = tuple(dict.fromkeys(b for name, b in buffers.items() if name not in recipe.arenas.spots))
         """Buffers that are written once: constants as they are or packed, and filled scratch."""
+        self._buffers = buffers
         self._ctx = ctx
         self._bound = tuple(bound)
         self._places = {name: _places(recipe.launches, bound, name) for name in (*self.inputs, *results)}
@@ -92,6 +93,12 @@ class Prepared:
     def io_bytes(self) -> int:
         """Memory for inputs and outputs while a run needs it."""
         return sum(s.nbytes for s in (*self.inputs.values(), *self.outputs.values()))
+
+    def content(self, constant: BufferSpec) -> np.ndarray[Any, Any]:
+        """The elements of a constant that runs read, from the device where it was computed there."""
+        if constant.content is not None:
+            return constant.content
+        return self._ctx.read(self._buffers[constant.name], (constant.size,), constant.dtype)
 
     def run(self, feeds: Feeds, names: Collection[str] | None = None) -> dict[str, np.ndarray[Any, Any]]:
         """Run once: inputs by name (arrays of the declared shape and dtype, or device buffers) to outputs.

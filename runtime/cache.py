@@ -9,6 +9,7 @@ from __future__ import annotations
 import hashlib
 import logging
 import os
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -56,10 +57,10 @@ class FileCache:
         """The file of a key (64 hexadecimal digits)."""
         return self.folder / key[:2] / f"{key}{self._suffix}"
 
-    def store(self, key: str, *parts: bytes | memoryview) -> None:
-        """Write a file at once; a folder that cannot be written is reported once in the log."""
+    def store(self, key: str, parts: Iterable[bytes | memoryview]) -> None:
+        """Write a file at once, part by part; a folder that cannot be written is reported once in the log."""
         try:
-            write_atomically(self.path(key), *parts)
+            write_atomically(self.path(key), parts)
             self._writes += 1
             if self._writes % self._check_every == 0:
                 self.prune()
@@ -151,7 +152,7 @@ class ProgramCache(FileCache):
 
     def write(self, key: str, payload: bytes) -> None:
         """Store a binary; a folder that cannot be written is reported once in the log."""
-        self.store(key, _MAGIC + _digest(key, payload), payload)
+        self.store(key, (_MAGIC, _digest(key, payload), payload))
 
 
 def _digest(key: str, payload: bytes) -> bytes:

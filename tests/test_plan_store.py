@@ -285,6 +285,21 @@ def test_what_is_not_kept(device: Device, cache: Path, tmp_path: Path, monkeypat
     np.testing.assert_array_equal(run(network(), device), expected)
 
 
+def test_few_packed_weights_are_kept_too(
+    device: Device, cache: Path, work: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    expected = run(network(), device)
+    whole = entries(cache)[-1]
+    size = whole.stat().st_size
+    np.testing.assert_array_equal(run(network(), device), expected)
+    whole.unlink()
+    monkeypatch.setattr("tilewright.graph.plan_store.OWN_LIMIT", 4096)
+    run(network(), device)
+    assert entries(cache)[-1].stat().st_size < size, "packed weights take more than their kernel"
+    np.testing.assert_array_equal(run(network(), device), expected)
+    assert work == ["import", "plan"] * 2
+
+
 def test_old_entries_make_room(device: Device, cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     run(network(), device)
     size = sum(e.stat().st_size for e in entries(cache))
