@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 from collections import deque
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import replace
 
 import numpy as np
@@ -16,7 +16,7 @@ import onnx
 
 from tilewright.dsl.dtypes import DType
 from tilewright.errors import ModelError
-from tilewright.graph import host, host_values
+from tilewright.graph import host, host_values, quantised
 from tilewright.graph.inlining import taken_branch
 from tilewright.graph.ir import Graph, Node, Value, frozen
 from tilewright.graph.onnx_import import is_known_ahead
@@ -29,6 +29,8 @@ MAX_ROUNDS = 32
 
 def simplify(graph: Graph) -> Graph:
     """Fold constants and apply all rules until none fires, then drop dead code."""
+    if quantised.FROM & set(graph.op_counts):
+        graph = quantised.in_integers(fold_constants(graph, kept=quantised.FROM))
     graph = fold_constants(graph)
     for _ in range(MAX_ROUNDS):
         before = graph
@@ -57,8 +59,8 @@ def specialise(
     return simple if simple is graph else fold_constants(simple, sizes=True)
 
 
-def fold_constants(graph: Graph, sizes: bool = False) -> Graph:
-    """Replace nodes whose inputs are constant by their values.
+def fold_constants(graph: Graph, sizes: bool = False, kept: Collection[str] = ()) -> Graph:
+    """Replace nodes whose inputs are constant by their values, but for operators that are to be kept.
 
     With `sizes` the inputs' sizes are concrete: all types are inferred on the way, Shape and Size become constants,
     and a value whose sizes stay open raises ModelError.
@@ -74,7 +76,7 @@ def fold_constants(graph: Graph, sizes: bool = False) -> Graph:
             pending.extendleft(reversed(taken))
             constants.update(own)
             continue
-        known = _value_ahead(node, graph.opset, constants, values if sizes else {})
+        known = None if node.op in kept else _value_ahead(node, graph.opset, constants, values if sizes else {})
         if known is not None:
             constants.update(zip(node.outputs, known, strict=True))
             continue

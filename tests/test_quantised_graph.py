@@ -1,0 +1,130 @@
+"""Networks in the form dequantise, compute, quantise: as integers, against onnxruntime, which does the same."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import numpy as np
+import onnx
+import pytest
+from networks import by_onnxruntime, model, random
+
+from tilewright.graph import passes
+from tilewright.graph.ir import verify
+from tilewright.graph.onnx_import import import_model
+from tilewright.graph.session import InferenceSession
+from tilewright.runtime import Device
+
+Constants = Mapping[str, np.ndarray]
+STEP = 0.05
+"""The quantum of every output here."""
+
+
+def weights(*shape: int) -> np.ndarray:
+    """Of 7 bits: onnxruntime's products of u8 and i8 saturate in 16 bits on processors without VNNI."""
+    return np.random.default_rng(list(shape)).integers(-64, 64, shape).astype(np.int8)
+
+
+def parameters(per: int, like: type = np.uint8, zero: int = 119) -> dict[str, np.ndarray]:
+    """Scales and zero points of an input, of weights per filter or column, and of an output; a bias for these."""
+    rng = np.random.default_rng(per)
+    scales = (rng.random(per) * 0.01 + 0.01).astype(np.float32)
+    return {
+        "xs": np.array(0.03, np.float32),
+        "xz": np.array(zero, like),
+        "ws": scales,
+        "wz": np.zeros(per, np.int8),
+        "ys": np.array(STEP, np.float32),
+        "yz": np.array(0 if like is np.int8 else 121, like),
+        "b": rng.integers(-999, 999, per).astype(np.int32),
+        "bs": np.float32(0.03) * scales,
+        "bz": np.zeros(per, np.int32),
+    }
+
+
+READ = "xq = QuantizeLinear(x, xs, xz) xd = DequantizeLinear(xq, xs, xz)"
+WRITE = "q = QuantizeLinear(r, ys, yz) y = DequantizeLinear(q, ys, yz)"
+CONV = f"""g (float[2, 6, 9, 7] x) => (float[a, b, c, d] y) {{
+    {READ} wd = DequantizeLinear <axis = 0> (w, ws, wz) bd = DequantizeLinear <axis = 0> (b, bs, bz)
+    r = Conv <ATTRIBUTES> (xd, wd, bd) {WRITE} }}"""
+MATMUL = f"""g (float[2, 5, 19] x) => (float[a, b, c] y) {{
+    {READ} wd = DequantizeLinear <axis = 1> (w, ws, wz) r = MatMul(xd, wd) {WRITE} }}"""
+ADDED = f"""g (float[2, 5, 19] x, float[11] z) => (float[a, b, c] y) {{
+    {READ} wd = DequantizeLinear <axis = -1> (w, ws, wz) m = MatMul(xd, wd) s = Add(m, z) r = Relu(s) {WRITE} }}"""
+GEMM = f"""g (float[5, 19] x) => (float[a, b] y) {{
+    {READ} wd = DequantizeLinear <axis = 0> (w, ws, wz) bd = DequantizeLinear <axis = 0> (b, bs, bz)
+    r = Gemm <transB = 1> (xd, wd, bd) {WRITE} }}"""
+
+
+def proto_of(text: str, constants: Constants, opset: int = 17) -> onnx.ModelProto:
+    """The model with those of the constants that it reads."""
+    return model(text, opset, **{name: a for name, a in constants.items() if f"{name}," in text or f"{name})" in text})
+
+
+def feeds(proto: onnx.ModelProto) -> dict[str, np.ndarray]:
+    return {
+        i.name: (2 * random(*(d.dim_value for d in i.type.tensor_type.shape.dim))).astype(np.float32)
+        for i in proto.graph.input
+        if i.name in "xz"
+    }
+
+
+def operators(proto: onnx.ModelProto) -> list[str]:
+    graph = passes.simplify(import_model(proto))
+    verify(graph)
+    return [n.op for n in graph.nodes]
+
+
+CASES = {
+    "convolution": (CONV.replace("ATTRIBUTES", "pads = [1, 0, 2, 1], strides = [2, 1]"), weights(5, 6, 3, 2)),
+    "grouped": (CONV.replace("ATTRIBUTES", "group = 3"), weights(9, 2, 3, 3)),
+    "depthwise": (CONV.replace("ATTRIBUTES", "group = 6, pads = [1, 1, 1, 1]"), weights(6, 1, 3, 3)),
+    "matmul": (MATMUL, weights(19, 11)),
+    "matmul and more": (ADDED, weights(19, 11)),
+    "gemm": (GEMM, weights(11, 19)),
+}
+
+
+@pytest.mark.parametrize("like", [np.uint8, np.int8])
+@pytest.mark.parametrize("name", CASES)
+def test_products_of_integers_as_by_onnxruntime(name: str, like: type, device: Device) -> None:
+    text, w = CASES[name]
+    per = w.shape[1] if name.startswith("matmul") else w.shape[0]
+    proto = proto_of(text, parameters(per, like, 119 if like is np.uint8 else 0) | {"w": w})
+    ops = operators(proto)
+    assert not {"Conv", "MatMul", "Gemm"} & set(ops)
+    assert {"QLinearConv", "QLinearMatMul", "MatMulInteger"} & set(ops)
+    x = feeds(proto)
+    found = InferenceSession(proto, device, store=False).run(None, x)[0]
+    wanted = by_onnxruntime(proto, x)[0]
+    quanta = np.rint(np.abs(found - wanted) / STEP)
+    assert quanta.max() <= 1  # onnxruntime multiplies sums by their scales in f32, which turns a tie now and then
+    assert (quanta > 0).mean() <= 0.02
+
+
+@pytest.mark.parametrize(
+    ("change", "why"),
+    [
+        ({"bs": np.full(5, 0.7, np.float32)}, "the bias counts in another scale"),
+        ({"bz": np.ones(5, np.int32)}, "the bias has zero points"),
+        ({"xz": np.array(119, np.uint16)}, "16 bits"),
+    ],
+)
+def test_what_is_no_product_of_integers_stays_one_of_floats(change: Constants, why: str) -> None:
+    text, w = CASES["convolution"]
+    assert "Conv" in operators(proto_of(text, parameters(5) | {"w": w} | change, 21)), why
+
+
+def test_a_relu_is_taken_in_where_saturation_does_the_same() -> None:
+    text = CONV.replace("<ATTRIBUTES>", "").replace("r = Conv", "p = Conv").replace(WRITE, f"r = Relu(p) {WRITE}")
+    for zero, expected in ((0, ["QLinearConv"]), (121, ["Conv", "Relu"])):
+        given = parameters(5) | {"w": weights(5, 6, 3, 2), "yz": np.array(zero, np.uint8)}
+        ops = operators(proto_of(text, given))
+        assert [op for op in ops if op in {"QLinearConv", "Conv", "Relu"}] == expected
+
+
+def test_a_product_that_somebody_else_reads_stays() -> None:
+    text = MATMUL.replace("y) {", "y, float[a, b, c] r) {")
+    ops = operators(proto_of(text, parameters(11) | {"w": weights(19, 11)}))
+    assert "QLinearMatMul" not in ops
+    assert "MatMulInteger" in ops
