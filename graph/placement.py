@@ -10,7 +10,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from enum import Enum
 
-from tilewright.graph import passes
+from tilewright.graph import passes, quantised
 from tilewright.graph.bodies import with_simple_bodies
 from tilewright.graph.host import NeedsHostError, can_evaluate
 from tilewright.graph.ir import CONTROL, Graph, Node
@@ -40,7 +40,7 @@ class PlacedNode:
     """The version of the operator's set."""
     place: Place
     reason: str | None
-    """Why it does not run on the device; None if it does or need not."""
+    """Why it does not run on the device, or as what other operator it does; None if there is nothing to say."""
     inside: str | None
     """The node in whose body it lies; None at the top."""
 
@@ -60,7 +60,9 @@ def _placed(graph: Graph, inside: str | None, sizes: Mapping[str, tuple[int, ...
     simple = with_simple_bodies(passes.simplify(replace(graph, outputs=computed)))
     parts, unfit = _parts(simple, sizes)
     hosted = {source: p.node for p in parts if isinstance(p, HostNode) for source in p.node.sources}
-    on_device = {source for p in parts if isinstance(p, DevicePart) for n in _launched(p) for source in n.sources}
+    launched = [n for p in parts if isinstance(p, DevicePart) for n in _launched(p)]
+    on_device = {source for n in launched for source in n.sources}
+    integer = {source: f"as {n.op}" for n in launched if n.op in quantised.MADE for source in n.sources}
     for node in graph.nodes:
         left, reason = hosted.get(node.label), None
         if left is not None:
@@ -68,6 +70,7 @@ def _placed(graph: Graph, inside: str | None, sizes: Mapping[str, tuple[int, ...
             reason = _reason(left, simple, unfit)
         else:
             place = Place.DEVICE if node.label in on_device else Place.FOLDED
+            reason = integer.get(node.label) if node.op in quantised.PRODUCTS else None
         yield PlacedNode(node.label, node.op, _opset(graph, node), place, reason, inside)
         for body in node.bodies.values():
             yield from _placed(body, node.label, {})

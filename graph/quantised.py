@@ -24,6 +24,9 @@ from tilewright.graph.rules import Replacement, Rule, apply, dead_code_removed, 
 
 FROM = frozenset({"DequantizeLinear"})
 """Operators whose constants must not be folded before this: weights would be floats then."""
+PRODUCTS = frozenset({"Conv", "Gemm", "MatMul"})
+MADE = frozenset({"MatMulInteger", "QLinearConv", "QLinearMatMul"})
+"""What products become."""
 _QUANTISED_SINCE = 10
 """The opset of the operators written here."""
 _CLOSE = 1e-5
@@ -245,4 +248,4 @@ RULES = (
 )
 """In the order in which they are applied."""
 
-__all__ = ["FROM", "in_integers"]
+__all__ = ["FROM", "MADE", "PRODUCTS", "in_integers"]

@@ -12,6 +12,7 @@ from networks import by_onnxruntime, model, random
 from tilewright.graph import passes
 from tilewright.graph.ir import verify
 from tilewright.graph.onnx_import import import_model
+from tilewright.graph.placement import Place, placed_nodes
 from tilewright.graph.session import InferenceSession
 from tilewright.runtime import Device
 
@@ -100,6 +101,12 @@ def test_products_of_integers_as_by_onnxruntime(name: str, like: type, device: D
     quanta = np.rint(np.abs(found - wanted) / STEP)
     assert quanta.max() <= 1  # onnxruntime multiplies sums by their scales in f32, which turns a tie now and then
     assert (quanta > 0).mean() <= 0.02
+
+
+def test_placement_tells_products_of_integers() -> None:
+    text, w = CASES["gemm"]
+    nodes = placed_nodes(proto_of(text, parameters(11) | {"w": w}))
+    assert {n.op: (n.place, n.reason) for n in nodes if n.reason} == {"Gemm": (Place.DEVICE, "as MatMulInteger")}
 
 
 @pytest.mark.parametrize(

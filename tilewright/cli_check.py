@@ -47,7 +47,7 @@ def check(model: Path, inputs: tuple[str, ...], every: bool, as_json: bool) -> i
         write_json({"runs": runs, "counts": counts, "nodes": nodes})
         return 0 if runs else FAILED_CHECK
     if every:
-        columns = ("node", "op", "runs on", "inside", "why not on the device")
+        columns = ("node", "op", "runs on", "inside", "remark")
         print_table(columns, [(n.name, n.op, n.place.value, n.inside or "", n.reason or "") for n in nodes])
     else:
         _print_operators(nodes)
@@ -64,7 +64,7 @@ def _print_operators(nodes: Sequence[PlacedNode]) -> None:
     order = {"missing": 0, "host": 1, "device": 2, "folded": 3}
     ranked = sorted(groups.items(), key=lambda g: (order[g[0][0]], -g[1], g[0]))
     rows = [(op, opset, place, n, first[place, op, opset, why], why) for (place, op, opset, why), n in ranked]
-    columns = ("op", "opset", "runs on", "nodes", "first of them", "why not on the device")
+    columns = ("op", "opset", "runs on", "nodes", "first of them", "remark")
     print_table(columns, rows, numbers=("opset", "nodes"))
 
 
