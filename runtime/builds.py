@@ -20,6 +20,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from tilewright.errors import TilewrightError
+from tilewright.runtime.resident import forget_again
 
 if TYPE_CHECKING:
     from tilewright.runtime.execution import Context
@@ -72,6 +73,8 @@ class Builds:
             self._changed.notify_all()
         for thread in self._threads:
             thread.join()
+        if self._threads:
+            forget_again()
 
     def _start(self, work: object) -> None:
         thread = threading.Thread(target=work, daemon=True)  # type: ignore[arg-type]

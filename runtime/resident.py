@@ -1,9 +1,10 @@
-"""Forgetting what loading drivers has read.
+"""Forgetting what loading drivers and compiling has read.
 
 A driver's libraries are looked through once when they are loaded: tables of symbols and relocations, and whatever the
 system reads around what is touched. On Linux such pages count as the process's memory until the system needs them for
-something else: 110 MiB with Intel's driver and PoCL, of which running a network needs 30. Pages that are as the file
-has them are given up here; they are read again, mostly from the system's cache, when somebody looks.
+something else: 110 MiB with Intel's driver and PoCL, 160 after they have compiled, of which running a network needs 30.
+Pages that are as the file has them are given up here; they are read again, mostly from the system's cache, when
+somebody looks.
 """
 
 from __future__ import annotations
@@ -28,6 +29,9 @@ _MAPPING = re.compile(r"^([0-9a-f]+)-([0-9a-f]+) (\S+) \S+ \S+ ([1-9]\d*) +(/.*)
 _OF_A_FILE, _SWAPPED, _PRESENT = (np.uint64(1 << bit) for bit in (61, 62, 63))
 """Bits of an entry of /proc/self/pagemap (Linux, Documentation/admin-guide/mm/pagemap.rst)."""
 
+_loaded: set[str] = set()
+"""Paths of files that were mapped first in a block of `forgetting_loaded`."""
+
 
 class _Mapping(NamedTuple):
     """A line of /proc/self/maps that is about a file."""
@@ -47,8 +51,15 @@ def forgetting_loaded() -> Iterator[None]:
         return
     before = {m.path for m in _mappings()}
     yield
-    with contextlib.suppress(OSError):  # no /proc, or none that tells: what is read stays
-        _forget([m for m in _mappings() if m.path not in before])
+    _loaded.update(m.path for m in _mappings() if m.path not in before)
+    forget_again()
+
+
+def forget_again() -> None:
+    """Forget what has been read since of the files that were mapped first in a block of `forgetting_loaded`."""
+    if _loaded:
+        with contextlib.suppress(OSError):  # no /proc, or none that tells: what is read stays
+            _forget([m for m in _mappings() if m.path in _loaded])
 
 
 def _mappings() -> tuple[_Mapping, ...]:
@@ -77,7 +88,7 @@ def _forget(found: list[_Mapping]) -> None:
 
 
 def _is_unchanged(mapping: _Mapping) -> bool:
-    """Whether all pages are as the file has them, those that the loader has relocated for instance not."""
+    """Whether there are pages, and all are as the file has them, unlike those that the loader has relocated."""
     first, count = mapping.start // mmap.PAGESIZE, (mapping.end - mapping.start) // mmap.PAGESIZE
     file = os.open("/proc/self/pagemap", os.O_RDONLY)
     try:
@@ -85,7 +96,7 @@ def _is_unchanged(mapping: _Mapping) -> bool:
     finally:
         os.close(file)
     held = (pages & (_PRESENT | _SWAPPED)) != 0
-    return len(pages) == count and not np.any(held & ((pages & _OF_A_FILE) == 0))
+    return len(pages) == count and bool(held.any()) and not np.any(held & ((pages & _OF_A_FILE) == 0))
 
 
-__all__ = ["forgetting_loaded"]
+__all__ = ["forget_again", "forgetting_loaded"]

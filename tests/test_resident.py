@@ -10,11 +10,17 @@ from pathlib import Path
 import pytest
 
 from tilewright.runtime import resident
-from tilewright.runtime.resident import forgetting_loaded
+from tilewright.runtime.resident import forget_again, forgetting_loaded
 
 pytestmark = pytest.mark.skipif(not sys.platform.startswith("linux"), reason="reads /proc")
 
 SIZE = 4 << 20
+
+
+@pytest.fixture(autouse=True)
+def no_drivers(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Leaves those that this process has loaded out of it."""
+    monkeypatch.setattr(resident, "_loaded", set())
 
 
 @pytest.fixture
@@ -60,6 +66,17 @@ def test_what_a_block_maps_and_reads_is_forgotten_and_read_again(mapped: Callabl
     assert resident_bytes("library.bin") == 0
     assert resident_bytes("earlier.bin") == SIZE
     assert touched(library) == 7 * (SIZE // mmap.PAGESIZE)
+
+
+def test_what_is_read_later_is_forgotten_when_asked(mapped: Callable[[str, int], mmap.mmap]) -> None:
+    earlier = mapped("earlier.bin", mmap.PROT_READ)
+    with forgetting_loaded():
+        library = mapped("library.bin", mmap.PROT_READ)
+    assert touched(earlier) == touched(library) == 7 * (SIZE // mmap.PAGESIZE)
+    assert resident_bytes("library.bin") == SIZE
+    forget_again()
+    assert resident_bytes("library.bin") == 0
+    assert resident_bytes("earlier.bin") == SIZE
 
 
 def test_pages_that_were_written_to_stay(mapped: Callable[[str, int], mmap.mmap]) -> None:
