@@ -14,24 +14,22 @@
     recorded.py  T4 results and Kernel Tuner caches: spaces that others have measured
     shipped.py   winners that come with tilewright
 
-SQLAlchemy takes a while to import, so `Store` is imported when it is first asked for.
+Names are imported when they are first asked for: SQLAlchemy takes a while, and `places` needs none of them.
 """
 
 from __future__ import annotations
 
+import importlib
 from typing import TYPE_CHECKING, Any
 
-from tilewright.tuning_db.records import Measurement, Run, Space, Stats, Status, Winner, now
-
 if TYPE_CHECKING:
+    from tilewright.tuning_db.records import Measurement, Run, Space, Stats, Status, Winner, now
     from tilewright.tuning_db.store import Store
 
 __all__ = ["Measurement", "Run", "Space", "Stats", "Status", "Store", "Winner", "now"]
 
 
 def __getattr__(name: str) -> Any:
-    if name == "Store":
-        from tilewright.tuning_db.store import Store
-
-        return Store
-    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    if name not in __all__:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(importlib.import_module(f"tilewright.tuning_db.{'store' if name == 'Store' else 'records'}"), name)
