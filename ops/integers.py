@@ -61,6 +61,11 @@ def whole_power(base: DType, exponent: DType) -> str:
 
 
 def rounded_power(base: DType) -> str:
-    """``a ^ b`` of an integer by a float, cut towards zero; whole powers are rounded, as `pow` is inexact."""
+    """``a ^ b`` of an integer by a float, cut towards zero.
+
+    What is a whole number within the 16 units in the last place that OpenCL allows `pow` is that number: 9 ^ 0.5 is 3,
+    though NVIDIA's `pow` gives a little less.
+    """
     power = "pow(f64(a), f64(b))"
-    return f"{base.value}(where(f64(b) == floor(f64(b)), round({power}), {power}))"
+    is_whole = f"abs({power} - round({power})) <= {16 * 2.0**-52} * abs({power})"
+    return f"{base.value}(where({is_whole}, round({power}), {power}))"

@@ -127,6 +127,10 @@ def test_one_node(device: Device) -> None:
     assert np.allclose(new, np.exp(x) / np.exp(x).sum(2, keepdims=True), atol=1e-6)
 
 
+needs_cpu = pytest.mark.skipif(not backend.supports_device("CPU"), reason="there is no CPU device")
+
+
+@needs_cpu
 def test_devices_are_named_as_onnx_does() -> None:
     assert backend.supports_device("CPU")
     assert backend.supports_device("CPU:0")
@@ -157,6 +161,7 @@ UNKNOWN = helper.make_model(
 )
 
 
+@needs_cpu
 def test_what_is_compatible() -> None:
     assert backend.is_compatible(model(ADD))
     assert not backend.is_compatible(model(ADD), "CUDA:99")
@@ -165,6 +170,7 @@ def test_what_is_compatible() -> None:
         backend.prepare(UNKNOWN)
 
 
+@needs_cpu
 def test_wrong_use() -> None:
     prepared = backend.prepare(model(ADD))
     with pytest.raises(InputError, match="has 2 inputs, found 3"):

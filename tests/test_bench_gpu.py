@@ -79,8 +79,10 @@ class Fake:
 
 
 @pytest.fixture
-def fake(monkeypatch: pytest.MonkeyPatch) -> Fake:
-    """A PyTorch that is not there."""
+def fake(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Fake:
+    """A PyTorch that is not there, and has no CUDA."""
+    if "device" in request.fixturenames and request.getfixturevalue("device").kind == "gpu":
+        pytest.skip("on GPUs a PyTorch without CUDA is no peer")
     made = Fake()
     made.install(monkeypatch)
     return made

@@ -407,6 +407,7 @@ def test_broken_and_half_installed_drivers_give_hints(
     (tmp_path / "gone.icd").write_text("/nowhere/libgone.so\n")
     monkeypatch.setenv("OCL_ICD_VENDORS", str(tmp_path))
     monkeypatch.setattr(icd_module, "intel_library", lambda: Path("/somewhere/libintelocl.so"))
+    monkeypatch.setattr(icd_module, "installed_version", lambda _: "2026.0")
     monkeypatch.setattr("tilewright.runtime.diagnosis._platforms", tuple)
     discover(POCL)
     hints = "\n".join(diagnose().hints)
