@@ -9,7 +9,8 @@ folder `plans` of the cache. Entries lie under digests of all that decides them:
 An entry is a head (magic, length of the JSON), JSON, bytes of constants (`plan_coding.py`) and a digest of all that. A
 damaged or unreadable one counts for none. Packed weights are constants too where all that the model's file does not
 hold takes `OWN_LIMIT` bytes at most; larger ones are packed by every session. Networks that run in parts or whose sizes
-depend on elements of inputs, models with data in other files and those given as ModelProto are not kept.
+depend on elements of inputs, models with data in other files and those given as ModelProto are not kept, and nothing is
+with a tuning database that is named by a URL: a server's may change unseen.
 $TILEWRIGHT_PLANS=off keeps and reads nothing.
 """
 
@@ -140,10 +141,10 @@ def shelf_of(
     """
     if os.environ.get("TILEWRIGHT_PLANS", "").strip().lower() == "off" or (has_database and database is None):
         return None
-    content = _content(model)
-    if content is None:
+    content, sources = _content(model), _sources()
+    if content is None or sources is None:
         return None
-    identity = _digest_of(_digest(content), asdict(device), astuple(settings), _sources())
+    identity = _digest_of(_digest(content), asdict(device), astuple(settings), sources)
     cache = FileCache("plans of networks", "plans", ".plan", LIMIT)
     return Shelf(content, cache, identity, lambda: "none" if database is None else stamp(database))
 
@@ -154,7 +155,7 @@ def _content(model: object) -> Bytes | None:
         return np.frombuffer(model, np.uint8)
     try:
         return mapped(Path(model)) if isinstance(model, str | Path) else None
-    except OSError:
+    except (OSError, ValueError):  # the latter for names that no file can have
         return None
 
 
@@ -193,22 +194,22 @@ def _digest_of(*values: object) -> str:
 
 
 @functools.cache
-def _sources() -> str:
-    """Which tilewright this is: names, sizes and times of change of its files, as Python knows what it compiled."""
+def _sources() -> str | None:
+    """Which tilewright this is: names, sizes and times of change of its files, as Python knows what it compiled.
+
+    None where they are no files of their own.
+    """
     found = []
     for name in _SOURCES:
         spec = importlib.util.find_spec(f"tilewright.{name}")
         waiting = list(spec.submodule_search_locations or ()) if spec is not None else []
         while waiting:
-            with os.scandir(waiting.pop()) as entries:
-                for entry in entries:
-                    if entry.name == "__pycache__":
-                        continue
-                    if entry.is_dir():
-                        waiting.append(entry.path)
-                    else:
-                        status = entry.stat()
-                        found.append((entry.path, status.st_size, status.st_mtime_ns))
+            try:
+                entries = [e for e in os.scandir(waiting.pop()) if e.name != "__pycache__"]
+                found += [(e.path, e.stat().st_size, e.stat().st_mtime_ns) for e in entries if not e.is_dir()]
+            except OSError:
+                return None
+            waiting += [e.path for e in entries if e.is_dir()]
     return _digest_of(sorted(found))
 
 

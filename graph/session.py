@@ -340,7 +340,7 @@ def _database(store: Store | str | bool | None) -> tuple[Path | None, bool]:
     """The tuning database's file, None without, and whether there is a database at all."""
     if store is False:
         return None, False
-    if store is None or store is True or isinstance(store, str):
+    if store is None or isinstance(store, bool | str | Path):
         return plain_path(None if isinstance(store, bool) else store), True
     return store.path, True
 

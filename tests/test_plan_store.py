@@ -143,7 +143,8 @@ def test_a_new_winner_makes_a_new_plan(device: Device, tmp_path: Path, work: lis
         session = InferenceSession(network(), device, store=store)
         expected = session.run(None, {"x": X})[0]
         call = next(c for c in session.plan({"x": X}).calls if "Conv" in c.call.ops)
-    run(network(), device, store=str(file))
+    for named in (file, str(file)):
+        run(network(), device, store=named)
     assert work == ["import", "plan"]
     stage = call.stage
     assert call.choice.family != "naive"
@@ -325,4 +326,5 @@ def test_states_tell_settings_devices_and_databases_apart(device: Device, tmp_pa
     assert state() == found[0]
     assert shelf_of(network(), device, Settings(), None, True) is None, "a database server may change unseen"
     assert shelf_of(b"", device, Settings(), None, False) is not None
+    assert shelf_of("no\0file", device, Settings(), None, False) is None
     assert shelf_of(tmp_path / "none.onnx", device, Settings(), None, False) is None

@@ -29,7 +29,7 @@ def stamp(path: Path) -> str:
 def _state(path: Path) -> str:
     try:
         found = path.stat()
-    except OSError:
+    except (OSError, ValueError):  # the latter for names that no file can have
         return "-"
     return f"{found.st_dev}:{found.st_ino}:{found.st_size}:{found.st_mtime_ns}" if found.st_size else "-"
 
