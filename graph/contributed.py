@@ -15,7 +15,7 @@ import onnx.inliner
 import onnx.parser
 
 from tilewright.errors import UnsupportedError
-from tilewright.graph import contributed_attention, contributed_layers, contributed_quantised
+from tilewright.graph import contributed_attention, contributed_fused, contributed_layers, contributed_quantised
 from tilewright.graph.spelling import Contributed, Spelled
 
 DOMAIN = "com.microsoft"
@@ -26,6 +26,7 @@ _OWN = "tilewright.contributed"
 
 CONTRIBUTED: Mapping[str, Contributed] = {
     **contributed_attention.CONTRIBUTED,
+    **contributed_fused.CONTRIBUTED,
     **contributed_layers.CONTRIBUTED,
     **contributed_quantised.CONTRIBUTED,
 }

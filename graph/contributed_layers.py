@@ -36,9 +36,15 @@ def _turned(target: str, source: str, turned: int) -> str:
 
 @CONTRIBUTED.enter("FusedMatMul", "TransposeMatMul", inputs="a b")
 def _matmul(n: Spelled) -> str:
+    return "\n".join(multiplied(n, "y"))
+
+
+def multiplied(n: Spelled, target: str) -> list[str]:
+    """Statements for the product of `a` and `b`, either of which may be turned, times a factor."""
     n.refuse("transBatchA", "transBatchB")
-    turned = [_turned("p", "a", n.integer("transA")), _turned("q", "b", n.integer("transB"))]
-    return "\n".join([*turned, "m = MatMul (p, q)", scaled("y", "m", n.number("alpha", 1.0))])
+    turned = [_turned(f"{target}_a", "a", n.integer("transA")), _turned(f"{target}_b", "b", n.integer("transB"))]
+    product = f"{target}_m = MatMul ({target}_a, {target}_b)"
+    return [*turned, product, scaled(target, f"{target}_m", n.number("alpha", 1.0))]
 
 
 @CONTRIBUTED.enter("FusedGemm", inputs="a b c")
@@ -269,11 +275,11 @@ def _few_bits(n: Spelled) -> str:
     if n.has("zeros") and n.element("zeros") != onnx.TensorProto.UINT8:
         raise UnsupportedError("its zero points are not bytes")
     blocks = -(-depth // block)
-    lines = [*_unpacked("w", "b", bits), constant("blocked", [columns, blocks, block]), "wb = Reshape (w_all, blocked)"]
+    lines = [*unpacked("w", "b", bits), constant("blocked", [columns, blocks, block]), "wb = Reshape (w_all, blocked)"]
     lines += ["wf = CastLike (wb, a)", constant("one", [columns, blocks, 1])]
     if n.has("zeros"):
         packed = -(-blocks // 2) if bits == 4 else blocks
-        lines += [*_unpacked("z", "zeros", bits), constant("listed", [columns, packed * 8 // bits])]
+        lines += [*unpacked("z", "zeros", bits), constant("listed", [columns, packed * 8 // bits])]
         lines += ["z_rows = Reshape (z_all, listed)", constant("z_from", [0]), constant("z_to", [blocks])]
         lines += [
             constant("z_axis", [1]),
@@ -295,7 +301,7 @@ def _few_bits(n: Spelled) -> str:
     return "\n".join([*lines, "y = Add (r, bias)" if n.has("bias") else "y = Identity (r)"])
 
 
-def _unpacked(name: str, source: str, bits: int) -> list[str]:
+def unpacked(name: str, source: str, bits: int) -> list[str]:
     """The numbers in bytes, in their order, as ``{name}_all``."""
     if bits == 8:
         return [f"{name}_all = Identity ({source})"]
