@@ -24,7 +24,7 @@ import logging
 import os
 import struct
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import asdict, astuple, dataclass
+from dataclasses import dataclass
 from itertools import chain
 from pathlib import Path
 from typing import Any, TypeVar
@@ -144,7 +144,7 @@ def shelf_of(
     content, sources = _content(model), _sources()
     if content is None or sources is None:
         return None
-    identity = _digest_of(_digest(content), asdict(device), astuple(settings), sources)
+    identity = _digest_of(_digest(content), device, settings, sources)
     cache = FileCache("plans of networks", "plans", ".plan", LIMIT)
     return Shelf(content, cache, identity, lambda: "none" if database is None else stamp(database))
 
@@ -190,7 +190,8 @@ def _digest(content: Bytes, prefix: bytes = b"") -> str:
 
 
 def _digest_of(*values: object) -> str:
-    return hashlib.sha256(json.dumps(values, default=str, sort_keys=True).encode()).hexdigest()
+    """Of plain data, dataclasses of it included: what they show is all that they hold."""
+    return hashlib.sha256(repr(values).encode()).hexdigest()
 
 
 @functools.cache

@@ -11,6 +11,7 @@ from pathlib import Path
 import numpy as np
 import onnx
 import pytest
+from memory_plan import H100
 from networks import model, random
 from onnx.external_data_helper import convert_model_to_external_data
 
@@ -328,3 +329,13 @@ def test_states_tell_settings_devices_and_databases_apart(device: Device, tmp_pa
     assert shelf_of(b"", device, Settings(), None, False) is not None
     assert shelf_of("no\0file", device, Settings(), None, False) is None
     assert shelf_of(tmp_path / "none.onnx", device, Settings(), None, False) is None
+
+
+def test_devices_with_matrix_instructions_have_a_shelf(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("TILEWRIGHT_CACHE", str(tmp_path))
+    other = replace(H100, target=replace(H100.target, matrix=None))
+    first, again, plain = (shelf_of(b"model", d, Settings(), None, False) for d in (H100, H100, other))
+    assert first is not None
+    assert again is not None
+    assert plain is not None
+    assert first._identity == again._identity != plain._identity
