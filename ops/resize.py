@@ -12,9 +12,11 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from tilewright.dsl.dtypes import DType
 from tilewright.errors import UnsupportedError
 from tilewright.ops.language import pad_literal, program
 from tilewright.ops.operator import Application, Compute, operator
+from tilewright.ops.quantised import saturated
 
 BLOCKS = """
 op blocks(x[{sizes}]) -> y[{pairs}]:
@@ -33,8 +35,9 @@ def resize(app: Application) -> Compute:
     lines = {d: _line(app, d) for d in axes or [len(shape) - 1]}
     if app.attributes.get("mode", "nearest") == "nearest":
         return _by_tables(app, lines)
-    if not app.outputs[0].dtype.is_float:
-        raise UnsupportedError(f"interpolation between {app.outputs[0].dtype.value} is not supported")
+    dtype = app.outputs[0].dtype
+    if not dtype.is_float and (dtype is DType.BOOL or dtype.itemsize == 8):
+        raise UnsupportedError(f"interpolation between {dtype.value} is not supported")
     return _by_matrices(app, lines)
 
 
@@ -141,7 +144,7 @@ def _outside(app: Application, line: Line) -> np.ndarray:
 def _beyond(app: Application) -> str:
     """The value of what lies outside, as the language writes it."""
     value = app.number("extrapolation_value", 0.0)
-    return pad_literal(value if app.outputs[0].dtype.is_float else int(value))
+    return pad_literal(value if app.outputs[0].dtype.is_float else int(np.rint(value)))
 
 
 # --- tables -----------------------------------------------------------------------------------------------------------
@@ -177,8 +180,13 @@ def _table(app: Application, line: Line) -> np.ndarray:
 
 
 def _by_matrices(app: Application, lines: Mapping[int, Line]) -> Compute:
-    """Axis by axis, every output position is a weighted sum of input positions."""
-    shape, out, dtype = app.input(0).shape, app.outputs[0].shape, app.outputs[0].dtype.numpy
+    """Axis by axis, every output position is a weighted sum of input positions.
+
+    Sums of integers are made in f64, rounded to the nearest (halves to even) and saturated as ONNX's evaluator does it;
+    the specification says nothing, and onnxruntime cuts them off.
+    """
+    shape, out, result = app.input(0).shape, app.outputs[0].shape, app.outputs[0].dtype
+    dtype = result.numpy if result.is_float else np.dtype(np.float64)
     constants = {f"m{d}": _matrix(app, line).astype(dtype) for d, line in lines.items()}
     beyond = {d: _outside(app, line) for d, line in lines.items()}
     constants |= {f"e{d}": outside.astype(np.int32) for d, outside in beyond.items() if outside.any()}
@@ -190,6 +198,7 @@ def _by_matrices(app: Application, lines: Mapping[int, Line]) -> Compute:
         if d == max(lines):
             source = "y"
             ends = " + ".join(f"{name}[i{name[1:]}]" for name in constants if name[0] == "e")
+            value = value if result.is_float else saturated(f"round({value})", result)
             value = f"where({ends} > 0, {_beyond(app)}, {value})" if ends else value
         body += f"    {source}[{at}] = {value}\n"
     given = ", ".join(f"{name}[{_listed(array.shape)}]" for name, array in constants.items())
@@ -221,7 +230,8 @@ def _places(app: Application, line: Line) -> np.ndarray:
     default = "asymmetric" if app.opset < 11 else "half_pixel"
     match app.attributes.get("coordinate_transformation_mode", default):
         case "align_corners":
-            reach = line.size * line.scale - 1  # by the scale as it is stated, before sizes are rounded
+            # ONNX's text divides by a length less 1 and says not which; in its tests it is that before it is rounded
+            reach = line.size * line.scale - 1
             return at * (line.size - 1) / reach if line.out > 1 else np.zeros(1)
         case "asymmetric":
             return at / scale

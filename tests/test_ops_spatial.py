@@ -354,12 +354,20 @@ def test_resizing_along_other_ranks(mode: str, shape: tuple[int, ...], device: D
     check(device, "Resize", [random(*shape), *scaled(*scales)], opset=19, constant=[2], by_reference=True, mode=mode)
 
 
-def test_resizing_integers() -> None:
-    """The host interpolates them: how halves are rounded is its business."""
-    x = Operand(DType.U8, (1, 1, 4, 5))
+@pytest.mark.parametrize(("dtype", "mode"), [(np.uint8, "cubic"), (np.int8, "linear"), (np.int32, "linear")])
+def test_resizing_integers(dtype: type, mode: str, device: Device) -> None:
+    """They are rounded and saturated; cubic weights reach beyond an integer's range."""
+    info = np.iinfo(dtype)
+    x = np.random.default_rng(3).integers(info.min, info.max, (1, 2, 5, 7), dtype, endpoint=True)
+    x[0, 0, 1:3] = info.max
+    check(device, "Resize", [x, *scaled(1, 1, 1.7, 0.6)], opset=18, constant=[2], by_reference=True, mode=mode)
+
+
+def test_long_integers_are_left_to_the_host() -> None:
+    x = Operand(DType.I64, (1, 1, 4, 5))
     scales = Operand(DType.F32, (4,), np.array([1, 1, 1.5, 1], np.float32))
-    app = Application("Resize", 19, {"mode": "linear"}, (x, None, scales), (Operand(DType.U8, (1, 1, 6, 5)),))
-    with pytest.raises(UnsupportedError, match="interpolation between u8 is not supported"):
+    app = Application("Resize", 19, {"mode": "linear"}, (x, None, scales), (Operand(DType.I64, (1, 1, 6, 5)),))
+    with pytest.raises(UnsupportedError, match="interpolation between i64 is not supported"):
         OPERATORS["Resize"].build(app)
 
 
