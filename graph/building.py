@@ -165,7 +165,8 @@ class _Builder:
     def _passed(self, spec: BufferSpec, number: int) -> Buffer:
         """The memory of a constant that is packed next and not needed afterwards, the `number`-th of its step."""
         buffer = self.passing.get(number)
-        if buffer is None or buffer.nbytes < spec.nbytes:
+        if buffer is None or not buffer.nbytes // 2 <= spec.nbytes <= buffer.nbytes:
+            self.passing.pop(number, None)
             buffer = self.ctx.allocate(spec.nbytes, reuse=False)  # or all of them wait for others
             if spec.nbytes <= PASSING_BYTES:
                 self.passing[number] = buffer
