@@ -9,7 +9,7 @@ from networks import by_onnxruntime, model, random
 
 from tilewright.errors import ModelError
 from tilewright.graph import suppression
-from tilewright.graph.host_operators import HOST_OPERATORS
+from tilewright.graph.host_operators import HOST_OPERATORS, SELECTED_FROM
 from tilewright.graph.ir import Node
 from tilewright.graph.session import InferenceSession
 from tilewright.runtime import Device
@@ -33,6 +33,25 @@ def greedy(boxes: np.ndarray, scores: np.ndarray, most: int, limit: float) -> li
         chosen.append(int(left.pop(0)))
         left = [n for n in left if not overlap(boxes[chosen[-1]], boxes[n]) > np.float32(limit)]
     return chosen
+
+
+@pytest.mark.parametrize("largest", [0, 1])
+@pytest.mark.parametrize("dtype", [np.float32, np.int64, np.uint8])
+def test_few_of_many_are_those_that_sorting_puts_first(dtype: type, largest: int) -> None:
+    """With many equals, infinities, several rows and another axis; NaN counts as the largest."""
+    rng = np.random.default_rng(4)
+    x = rng.integers(0, 40, (SELECTED_FROM + 3, 3)).astype(dtype)
+    if dtype is np.float32:
+        x[5], x[70], x[9, 0] = np.inf, -np.inf, np.nan
+    node = Node("TopK", ("x", "k"), ("v", "i"), {"axis": 0, "largest": largest})
+    for part, count in ((x, 90), (x[:, 1:], 90), (x[:, 1:], 1), (x[:, 1:], SELECTED_FROM // 4)):
+        is_nan = np.isnan(part.astype(np.float64))
+        key = np.where(is_nan, np.inf, part.astype(np.float64)) * (-1 if largest else 1)
+        nan = is_nan * (-1 if largest else 1)
+        wanted = np.stack([np.lexsort((k, n)) for k, n in zip(key.T, nan.T, strict=True)], 1)[:count]
+        values, places = HOST_OPERATORS["TopK"](node, [part, np.array([count])])
+        np.testing.assert_array_equal(places, wanted)
+        np.testing.assert_array_equal(values, np.take_along_axis(part, wanted, 0))
 
 
 @pytest.mark.parametrize("spread", [1, 4, 100])
