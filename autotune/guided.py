@@ -46,6 +46,10 @@ class GuidedSettings:
     """Points that are being measured, of which the model knows the newest."""
     trust: float = 5.0
     """Other devices' measurements together count as much as so many of one's own, before they are weighted."""
+    widened: float = 1.5
+    """The model's deviations are taken this many times: they count its lengths and amplitude, fitted to few points, as
+    known, and so are too small (D. R. Jones, "A taxonomy of global optimization methods based on response surfaces",
+    Journal of Global Optimization 21, 2001)."""
 
 
 class Guided(Asking):
@@ -150,7 +154,7 @@ class Guided(Asking):
 
     def _predicted(self, rows: Rows) -> tuple[Array, Array]:
         mean, deviation = self._model.predict(self.grid.features(rows))
-        return mean + self._expected(rows) @ self._trusted, deviation
+        return mean + self._expected(rows) @ self._trusted, self.settings.widened * deviation
 
     def _expected(self, rows: Rows) -> Array:
         if self._prior is None:
