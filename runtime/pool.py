@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 from tilewright.errors import DeviceError
 from tilewright.runtime import border
+from tilewright.runtime.resident import return_freed
 
 if TYPE_CHECKING:
     import pyopencl
@@ -143,7 +144,9 @@ class Pool:
         """Hand everything that waits for reuse back to the driver; the number of bytes."""
         with self._lock:
             self._collect()
-            return self._drop()
+            freed = self._drop()
+        return_freed()  # drivers of CPUs take memory from the heap
+        return freed
 
     def take_back(self, handle: pyopencl.Buffer, block: int, reuse: bool = True) -> None:
         """Accept the memory of a released buffer, to be used again or handed back to the driver."""

@@ -1,4 +1,4 @@
-"""Forgetting what loading drivers and compiling has read.
+"""Giving memory back that a process holds without need: what was read once, and what was freed.
 
 A driver's libraries are looked through once when they are loaded: tables of symbols and relocations, and whatever the
 system reads around what is touched. On Linux such pages count as the process's memory until the system needs them for
@@ -62,6 +62,14 @@ def forget_again() -> None:
             _forget([m for m in _mappings() if m.path in _loaded])
 
 
+def return_freed() -> None:
+    """Have the C library hand freed memory back to the system, which glibc keeps for itself up to tens of megabytes."""
+    if sys.platform.startswith("linux"):
+        trim = getattr(ctypes.CDLL(None), "malloc_trim", None)  # glibc's alone
+        if trim is not None:
+            trim(0)
+
+
 def _mappings() -> tuple[_Mapping, ...]:
     try:
         text = Path("/proc/self/maps").read_text(errors="surrogateescape")
@@ -99,4 +107,4 @@ def _is_unchanged(mapping: _Mapping) -> bool:
     return len(pages) == count and bool(held.any()) and not np.any(held & ((pages & _OF_A_FILE) == 0))
 
 
-__all__ = ["forget_again", "forgetting_loaded"]
+__all__ = ["forget_again", "forgetting_loaded", "return_freed"]

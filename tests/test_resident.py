@@ -1,4 +1,4 @@
-"""Pages that loading drivers has read are given up, and none that were written to."""
+"""Pages that loading drivers has read are given up, and none that were written to; freed memory is given back."""
 
 import ctypes
 import mmap
@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from tilewright.runtime import resident
-from tilewright.runtime.resident import forget_again, forgetting_loaded
+from tilewright.runtime.resident import forget_again, forgetting_loaded, return_freed
 
 pytestmark = pytest.mark.skipif(not sys.platform.startswith("linux"), reason="reads /proc")
 
@@ -46,6 +46,13 @@ def resident_bytes(name: str) -> int:
     text = Path("/proc/self/smaps").read_text()
     sizes = re.findall(rf"/{re.escape(name)}\nSize:.*\n(?:\w+: .*\n)*?Rss: +(\d+) kB", text)
     return sum(int(size) << 10 for size in sizes)
+
+
+def process_bytes() -> int:
+    """What counts as memory of this process, as of now."""
+    found = re.search(r"^Rss: +(\d+) kB", Path("/proc/self/smaps_rollup").read_text(), re.MULTILINE)
+    assert found is not None
+    return int(found[1]) << 10
 
 
 def protect(memory: mmap.mmap, size: int, protection: int) -> None:
@@ -120,3 +127,21 @@ def test_where_the_system_does_not_tell_nothing_is_forgotten(
         library = mapped("library.bin", mmap.PROT_READ)
         touched(library)
     assert resident_bytes("library.bin") == SIZE
+
+
+def test_what_was_freed_goes_back_to_the_system() -> None:
+    library = ctypes.CDLL(None)
+    if not hasattr(library, "malloc_trim"):
+        pytest.skip("the C library is not glibc")
+    library.malloc.restype, library.malloc.argtypes = ctypes.c_void_p, (ctypes.c_size_t,)
+    library.free.restype, library.free.argtypes = None, (ctypes.c_void_p,)
+    block = 64 << 10
+    blocks = [library.malloc(block) for _ in range(512)]
+    for address in blocks:
+        ctypes.memset(address, 1, block)
+    for address in blocks[:-1]:  # the last keeps the heap from shrinking by itself
+        library.free(address)
+    before = process_bytes()
+    return_freed()
+    assert process_bytes() < before - 256 * block
+    library.free(blocks[-1])
