@@ -7,8 +7,8 @@ Integer-Arithmetic-Only Inference, 2018, section 2.2):
     sum((a - za) sa * (b - zb) sb) = sa * sb * sum((a - za) * (b - zb))
 
 The integers' sum is exact, so the results are those of the floats up to their rounding. Conv and MatMul that are
-quantised again become QLinearConv and QLinearMatMul; other MatMul and Gemm become MatMulInteger, a bias of i32, and one
-factor. The weights stay in 8 bits then.
+quantised again become QLinearConv and QLinearMatMul; other MatMul and Gemm by weights become MatMulInteger, a bias of
+i32, and one factor. The weights stay in 8 bits then.
 """
 
 from __future__ import annotations
@@ -187,12 +187,15 @@ def _matmul(graph: Graph, quantise: Node) -> Replacement | None:
 
 
 def _to_floats(graph: Graph, node: Node) -> Replacement | None:
-    """A product of matrices whose result stays a float: an exact one of integers, times one factor."""
+    """A product by constant weights whose result stays a float: an exact one of integers, times one factor.
+
+    Products of two values that are computed stay as they are: attention in floats has kernels of its own.
+    """
     if node.integer("transA", 0) or any(node.attributes.get(name, 1.0) != 1.0 for name in ("alpha", "beta")):
         return None
     turned = bool(node.integer("transB", 0))
     found = _matrices(graph, node, 0 if turned else 1)
-    if found is None or (turned and found[1].value not in graph.constants):
+    if found is None or found[1].value not in graph.constants:
         return None
     a, b = found
     scale = a.scale * b.scale

@@ -135,3 +135,12 @@ def test_a_product_that_somebody_else_reads_stays() -> None:
     ops = operators(proto_of(text, parameters(11) | {"w": weights(19, 11)}))
     assert "QLinearMatMul" not in ops
     assert "MatMulInteger" in ops
+
+
+def test_products_of_computed_values_that_stay_floats_are_left_alone() -> None:
+    text = MATMUL.replace("y) {", "y, float[a, b, c] r) {").replace("int8", "")
+    given = parameters(11) | {"w": weights(19, 11)}
+    computed = text.replace(
+        "wd = DequantizeLinear <axis = 1> (w, ws, wz)", "wq = Transpose(xq) wd = DequantizeLinear(wq, xs, xz)"
+    )
+    assert "MatMul" in operators(proto_of(computed.replace("[2, 5, 19]", "[5, 19]").replace("a, b, c", "a, b"), given))
