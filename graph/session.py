@@ -68,7 +68,9 @@ class InferenceSession:
         self.precision = precision
         self.device = select_device(device)
         self._settings = Settings(precision, fast_math, host_limit)
-        self._source = model, store
+        self._model: Model | None = model
+        """Until it is read: a ModelProto holds all weights."""
+        self._store = store
         self._lock = threading.RLock()
         self._shared = SharedConstants()
         self._plans: OrderedDict[Key, Prepared | None] = OrderedDict()
@@ -89,9 +91,10 @@ class InferenceSession:
 
         with self._lock:
             if self._whole is None:
-                model, store = self._source
-                given = self.device, store, self._settings, self._shelf, self._lock, self._shared
-                self._whole = Opened(model, *given)
+                assert self._model is not None
+                given = self.device, self._store, self._settings, self._shelf, self._lock, self._shared
+                self._whole = Opened(self._model, *given)
+                self._model = None
             return self._whole
 
     @property
@@ -299,7 +302,7 @@ class InferenceSession:
         from tilewright.tuning_db import Store
 
         # A broken database of the user's own only costs speed until it is needed: opening it again says what is wrong.
-        store = Store.open() if self._network.store is None and self._source[1] is None else self._network.store
+        store = Store.open() if self._network.store is None and self._store is None else self._network.store
         if store is None:
             raise InputError("this session has no tuning database; make it with store=None for the user's own")
         stages = self.stages(feeds, batch)
