@@ -22,7 +22,7 @@ from tilewright.graph.joins import places_of_joins
 from tilewright.graph.steps import Item, JoinStep, Step, Steps, ViewStep
 from tilewright.ops import Sliced
 
-WORTH_CUTTING = 48 << 20
+WORTH_CUTTING = 192 << 20
 """(guess) Bytes of temporaries from which on memory is worth more launches."""
 LEFT = 0.75
 """What a cut must leave of them at most."""
