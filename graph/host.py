@@ -18,6 +18,7 @@ from tilewright.errors import InputError, ModelError, UnsupportedOperatorError
 from tilewright.graph.guards import fitting, one_sentence
 from tilewright.graph.host_values import HostValue, host_value, type_proto
 from tilewright.graph.ir import Attribute, Node, Size, Value, frozen
+from tilewright.ops.quantised_products import ROUNDED
 from tilewright.ops.recurrent import PER_DIRECTION, hidden_size
 
 _KNOWN_DATA = 4096
@@ -153,7 +154,9 @@ def infer(node: Node, opset: int, inputs: Sequence[Value | None], data: Mapping[
     """
     opset = max(opset, node.version)
     schema = onnx.defs.get_schema(node.op, max_inclusive_version=opset, domain="")
-    told = replace(node, attributes={**_untold(node, [v and v.shape for v in inputs]), **node.attributes})
+    told = replace(
+        node, attributes={**_untold(node, [None if v is None else v.shape for v in inputs]), **node.attributes}
+    )
     types = {v.name: _type(v) for v in inputs if v is not None}
     small = {
         name: numpy_helper.from_array(np.array(data[name]), name)
@@ -246,10 +249,12 @@ def _value(node: Node, name: str, proto: onnx.TypeProto | None) -> Value:
 
 
 def node_proto(node: Node) -> onnx.NodeProto:
-    """The node as ONNX writes it."""
+    """The node as ONNX writes it, without attributes of our own."""
     domain, _, op = node.op.rpartition("::")
     proto = helper.make_node(op, node.inputs, node.outputs, node.name or None, domain=domain)
     for name, value in node.attributes.items():
+        if name == ROUNDED and node.op == "QLinearConv":
+            continue
         if isinstance(value, onnx.AttributeProto):
             proto.attribute.append(value)
             continue

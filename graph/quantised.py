@@ -6,7 +6,8 @@ Integer-Arithmetic-Only Inference, 2018, section 2.2):
 
     sum((a - za) sa * (b - zb) sb) = sa * sb * sum((a - za) * (b - zb))
 
-The integers' sum is exact, so the results are those of the floats up to their rounding. Conv and MatMul that are
+The integers' sum is exact, so the results are those of the floats up to their rounding; sums of convolutions may be
+rounded as sums of floats are, which lets Winograd's tiles compute them. Conv and MatMul that are
 quantised again become QLinearConv and QLinearMatMul; other MatMul and Gemm by weights become MatMulInteger, a bias of
 i32, and one factor. The weights stay in 8 bits then.
 """
@@ -21,6 +22,7 @@ from onnx import TensorProto
 from tilewright.dsl.dtypes import DType
 from tilewright.graph.ir import Graph, Node
 from tilewright.graph.rules import Replacement, Rule, apply, dead_code_removed, fresh, type_of
+from tilewright.ops.quantised_products import ROUNDED
 
 FROM = frozenset({"DequantizeLinear"})
 """Operators whose constants must not be folded before this: weights would be floats then."""
@@ -133,7 +135,8 @@ def _convolution(graph: Graph, quantise: Node) -> Replacement | None:
     bias = _bias(graph, conv.inputs[2], image.scale * weights.scale) if any(conv.inputs[2:]) else ""
     if bias is None:
         return None
-    node = replace(conv, op="QLinearConv", version=max(conv.version, _QUANTISED_SINCE))
+    attributes = {**conv.attributes, ROUNDED: 1}
+    node = replace(conv, op="QLinearConv", attributes=attributes, version=max(conv.version, _QUANTISED_SINCE))
     return _linear(graph, node, quantise, (image, weights), (scale, zero), (bias,) if bias else ())
 
 

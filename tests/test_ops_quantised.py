@@ -332,10 +332,10 @@ def test_products_are_exact_in_floats_or_past_them(depth: int, device: Device) -
 
 
 def test_exact_convolutions_are_not_computed_by_tiles() -> None:
-    """What Winograd's tiles sum is rounded."""
-    text = """op conv(x[1,16,20,20]: {}, w[16,16,3,3]: i8) -> y[1,16,18,18]: f32:
-        y[n,o,p,q] = sum(c,r,s) f32(x[n,c,p+r,q+s]) * f32(w[o,c,r,s])"""
-    shapes = {"x": (1, 16, 20, 20), "w": (16, 16, 3, 3)}
-    whole, floats = (parse_op(text.format(t)).specialise(shapes, {"x": DType(t), "w": DType.I8}) for t in ("u8", "f32"))
+    """What Winograd's tiles sum is rounded; a sum that becomes an integer at once is meant to be exact."""
+    text = """op conv(x[1,16,20,20]: u8, w[16,16,3,3]: i8) -> y[1,16,18,18]: f32:
+        y[n,o,p,q] = 0.5 * KIND(sum(c,r,s) f32(x[n,c,p+r,q+s]) * f32(w[o,c,r,s]))"""
+    shapes, types = {"x": (1, 16, 20, 20), "w": (16, 16, 3, 3)}, {"x": DType.U8, "w": DType.I8}
+    whole, floats = (parse_op(text.replace("KIND", t)).specialise(shapes, types) for t in ("i32", "f32"))
     assert "whole numbers" in str(WINOGRAD.refusal(whole, CPU))
     assert WINOGRAD.refusal(floats, CPU) is None

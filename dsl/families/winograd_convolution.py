@@ -21,7 +21,6 @@ from tilewright.dsl.families.contraction import recognise as recognise_contracti
 from tilewright.dsl.families.shared import computes_indices
 from tilewright.dsl.families.winograd_transforms import MAX_POINTS, Filtering, amplification, filtering
 from tilewright.dsl.program import (
-    Call,
     Cast,
     Expr,
     Index,
@@ -35,6 +34,7 @@ from tilewright.dsl.program import (
     extents,
     reads,
     substitute_indices,
+    walk,
 )
 
 MAX_AMPLIFICATION = 10.0
@@ -220,8 +220,8 @@ def recognise(program: Program) -> Convolution | str:
     s, reduce = view.statement, view.reduce
     if reduce.dtype not in (DType.F32, DType.F64):
         return f"its sums are {reduce.dtype.value}, not f32 or f64"
-    if _is_whole(view.a.value) and _is_whole(view.b.value):
-        return "its sums of whole numbers are exact, which sums over tiles are not"
+    if _is_whole(s.value, reduce):
+        return "its sums are meant to be whole numbers, which sums over tiles are not"
     for data, weights in ((view.a.value, view.b.value), (view.b.value, view.a.value)):
         slides = _slides(s, reduce, data, weights)
         if slides:
@@ -229,11 +229,9 @@ def recognise(program: Program) -> Convolution | str:
     return "no window of stride and dilation 1 slides along its outputs"
 
 
-def _is_whole(e: Expr) -> bool:
-    """Whether a factor is integers converted to floats, or a product of such."""
-    if isinstance(e, Call) and e.function == "mul":
-        return all(map(_is_whole, e.args))
-    return isinstance(e, Cast) and (not e.arg.dtype.is_float or _is_whole(e.arg))
+def _is_whole(value: Expr, reduce: Reduce) -> bool:
+    """Whether a sum is turned into an integer before anything else is done with it."""
+    return any(isinstance(e, Cast) and e.arg == reduce and not e.dtype.is_float for e in walk(value))
 
 
 def _slides(s: Statement, reduce: Reduce, data: Expr, weights: Expr) -> tuple[Slide, ...]:
