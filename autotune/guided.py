@@ -49,7 +49,7 @@ class GuidedSettings:
     widened: float = 1.5
     """The model's deviations are taken this many times: they count its lengths and amplitude, fitted to few points, as
     known, and so are too small (D. R. Jones, "A taxonomy of global optimization methods based on response surfaces",
-    Journal of Global Optimization 21, 2001)."""
+    Journal of Global Optimization 21, 2001). Told of other devices' measurements, searches gained nothing by it."""
 
 
 class Guided(Asking):
@@ -154,7 +154,9 @@ class Guided(Asking):
 
     def _predicted(self, rows: Rows) -> tuple[Array, Array]:
         mean, deviation = self._model.predict(self.grid.features(rows))
-        return mean + self._expected(rows) @ self._trusted, self.settings.widened * deviation
+        if self._prior is None:
+            return mean, self.settings.widened * deviation
+        return mean + self._expected(rows) @ self._trusted, deviation
 
     def _expected(self, rows: Rows) -> Array:
         if self._prior is None:
