@@ -1,7 +1,7 @@
 """Products of quantised matrices and images: exact sums of integers, and these quantised again.
 
-An i32 sum times its scale is computed in f64 and not rounded before it is a whole number, as in ONNX's reference
-evaluator. Sums that f32 holds exactly are made in f32, in which devices are fastest.
+An i32 sum times its scale is computed in the scale's type, f32 as a rule, and becomes a whole number then. Sums that
+f32 holds exactly are made in f32, in which devices are fastest.
 """
 
 from __future__ import annotations
@@ -173,9 +173,13 @@ def _factor(scales: tuple[str, str, str], dtype: DType) -> str:
     return f"{dtype.value}(f64({dtype.value}(f64({a}) * f64({b}))) / f64({y}))"
 
 
-def _rescaled(total: str, factor: str, zero: str, dtype: DType) -> str:
-    """An exact sum as the output's integers: times its factor, rounded, the zero point added."""
-    return saturated(f"round(f64({total}) * f64({factor})){f' + f64({zero})' if zero else ''}", dtype)
+def _rescaled(total: str, factor: str, zero: str, scales: DType, dtype: DType) -> str:
+    """An exact sum as the output's integers: times its factor, rounded, the zero point added.
+
+    By scales of f32 in f32, as onnxruntime does it; shorter scales multiply in f64, which they do not fill.
+    """
+    kind = "f32" if scales is DType.F32 else "f64"
+    return saturated(f"round({kind}({total}) * {kind}({factor})){f' + {kind}({zero})' if zero else ''}", dtype)
 
 
 @operator("QLinearMatMul")
@@ -184,7 +188,7 @@ def qlinear_matmul(app: Application) -> Compute:
     p = _Product(app, 0, 3)
     at = ", ".join((*p.names, "m", "n"))
     total = p.total(2, 5)
-    value = _rescaled(f"t[{at}]", p.factor(), p.read("zero_y", 7), p.y.dtype)
+    value = _rescaled(f"t[{at}]", p.factor(), p.read("zero_y", 7), app.input(1).dtype, p.y.dtype)
     return p.made("qlinear_matmul", [f"t[{at}] = {total}", f"y[{at}] = {value}"])
 
 
@@ -338,5 +342,5 @@ def qlinear_convolution(app: Application) -> Compute:
     total = p.total(2, 5)
     bias = p.read("bias", 8, per_filter=True)
     whole = f"(t[{p.at}] + {bias})" if bias else f"t[{p.at}]"
-    value = _rescaled(whole, p.factor(), p.read("zero_y", 7), app.outputs[0].dtype)
+    value = _rescaled(whole, p.factor(), p.read("zero_y", 7), app.input(1).dtype, app.outputs[0].dtype)
     return p.made("qlinear_conv", [total, f"y[{p.at}] = {value}"])
