@@ -3,6 +3,7 @@
     choosing.py    which configuration a stage runs with, and why
     tuning.py      searching better ones by measuring    stages.py   its stages     reports.py    what it says
     tuning_run.py  one call of the tuner                 measurer.py  what it asks of what measures
+    finals.py      who wins a stage
     search.py      which family is next                  candidates.py  what may be tried       budget.py   limits
     strategies.py  strategies over one space             guided.py      the one that is used    surrogate.py   its model
     grids.py       the points of a space                 space_building.py  how they are listed

@@ -64,6 +64,8 @@ class StageTuner:
         self.before: float | None = None
         self.undecided = False
         """Its last final did not see everything that is known: an earlier run was ended before it."""
+        self.single: dict[Candidate, float] = {}
+        """Seconds of those that were timed once only, since they seemed far behind."""
         self.message = ""
 
     @property
@@ -111,6 +113,8 @@ class StageTuner:
         best = self.best
         seconds = statistics.median(outcome.samples) if outcome.status is Status.OK else None
         self.search.tell(candidate, seconds)
+        if seconds is not None and len(outcome.samples) == 1:
+            self.single[candidate] = seconds
         self.evaluations += 1
         self.statuses[outcome.status.value] += 1
         self.since_duel += seconds is not None
@@ -159,10 +163,13 @@ def _tuner(
     start = [Candidate(used.family, used.configuration), *known, *space.defaults]
     search = StageSearch(space, start, seed, strategies=told(stage, device, store, key))
     tried = store.tried(device.identity, device.driver, GENERATOR_VERSION, key)
+    single = {}
     for measured in tried.values():
         candidate = space.stored(measured.family, measured.configuration)
         if space.violated(candidate) is None:
             search.tell(candidate, measured.seconds)
+            if measured.seconds is not None and len(measured.samples) == 1 and not measured.round:
+                single[candidate] = measured.seconds
     fitting = {f.name: f for f in source(stage, device.target)}
 
     def lower(candidate: Candidate) -> Lowering:
@@ -172,6 +179,7 @@ def _tuner(
     reference = last.lower(stage, device.target, families.default(last, stage, device.target))
     text = program_text(stage.canonical)
     tuner = StageTuner(Job(key, stage, reference, constants), space, lower, search, start[0], weight, key, text)
+    tuner.single.update(single)
     newest = max((m for m in tried.values() if m.seconds is not None), key=lambda m: m.created, default=None)
     tuner.undecided = newest is not None and not newest.round
     return tuner

@@ -11,13 +11,14 @@ from collections.abc import Collection, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 from dataclasses import dataclass, replace
 
-from tilewright.autotune import racing
+from tilewright.autotune import finals, racing
 from tilewright.autotune.bounds import bound_of
 from tilewright.autotune.budget import Budget
 from tilewright.autotune.candidates import Candidate
 from tilewright.autotune.compiling import Compiled
+from tilewright.autotune.finals import Final, InTurns
 from tilewright.autotune.measurer import Measurer
-from tilewright.autotune.messages import Compared, Outcome
+from tilewright.autotune.messages import Outcome
 from tilewright.autotune.reports import Event, Progress, StageReport
 from tilewright.autotune.stages import StageTuner
 from tilewright.autotune.supervisor import StageError
@@ -28,10 +29,6 @@ from tilewright.runtime.roofline import known_limits
 from tilewright.tuning_db import Measurement, Status, Store
 from tilewright.tuning_db import Space as RecordedSpace
 
-FINALISTS = 3
-FINAL_ROUNDS = 7
-LONGEST_DUEL = 0.1
-"""Seconds of a run from which on candidates are timed in turns in the final alone."""
 FINAL_SHARE = 0.2
 """Of the time budget, at most, is kept for the finals."""
 MOST_SLOTS = 256
@@ -51,19 +48,11 @@ class _Flight:
 
 
 @dataclass(frozen=True)
-class _Duel:
-    """An incumbent and its challenger, timed in turns."""
-
-    candidates: tuple[Candidate, Candidate]
-    compared: Compared
-
-
-@dataclass(frozen=True)
 class _Measured:
     """How a candidate did."""
 
     outcome: Outcome
-    duel: _Duel | None
+    duel: InTurns | None
     """With the incumbent, where it looked faster."""
 
 
@@ -216,17 +205,17 @@ class TuningRun:
             tuner.exhausted = True
             return None
 
-    def _duel(self, tuner: StageTuner, outcome: Outcome, both: tuple[Candidate, Candidate]) -> _Duel | None:
+    def _duel(self, tuner: StageTuner, outcome: Outcome, both: tuple[Candidate, Candidate]) -> InTurns | None:
         """The incumbent and its challenger in turns; None if there is no need, or if it failed."""
         before = tuner.search.seconds.get(both[0].key)
-        if outcome.status is not Status.OK or before is None or before > LONGEST_DUEL:
+        if outcome.status is not Status.OK or before is None or before > finals.LONGEST_DUEL:
             return None
         seconds = statistics.median(outcome.samples)
         if seconds >= before and tuner.since_duel < racing.RETIMED:
             return None
         lowerings = tuple(tuner.lower(c) for c in both)
-        compared = self.measurer.compare(tuner.job, lowerings, FINAL_ROUNDS, max(seconds, before))
-        return None if compared is None else _Duel(both, compared)
+        compared = self.measurer.compare(tuner.job, lowerings, finals.ROUNDS, max(seconds, before))
+        return None if compared is None else InTurns(both, compared)
 
     def _note(self, flight: _Flight, measured: _Measured) -> None:
         tuner, outcome = flight.tuner, measured.outcome
@@ -235,7 +224,7 @@ class TuningRun:
         self.store.record(self._row(tuner, flight.candidate, outcome))
         if measured.duel is not None:
             tuner.since_duel = 0
-            self._decided(tuner, measured.duel.candidates, measured.duel.compared, 0)
+            self._decided(tuner, measured.duel, 0)
         if self.budget == Budget() and tuner.stale >= PATIENCE:
             tuner.exhausted = True
         self._report(tuner, str(flight.candidate), outcome.status)
@@ -251,73 +240,53 @@ class TuningRun:
     def finals(self) -> None:
         """Time the fastest candidates of every stage in turns and store the result as what decides."""
         waiting = deque(sorted(self.tuners, key=lambda t: -(t.weight * (t.best or 0.0))))
-        running: dict[Future[Compared | None], tuple[StageTuner, list[Candidate], int]] = {}
+        running: dict[Future[Final | None], StageTuner] = {}
         while waiting or running:
             while waiting and len(running) < max(1, min(self.measurer.slots, MOST_SLOTS)):
                 tuner = waiting.popleft()
-                finalists = self._finalists(tuner)
                 late = self.budget.seconds is not None and self._elapsed() > self.budget.seconds
-                if (tuner.evaluations or tuner.undecided) and len(finalists) > 1 and not late:
-                    incumbent = finalists.index(tuner.used) if tuner.used in finalists else 0
-                    running[self.measuring.submit(self._compared, tuner, finalists, incumbent)] = (
-                        tuner,
-                        finalists,
-                        incumbent,
-                    )
-            for compared in wait(running, return_when=FIRST_COMPLETED).done:
-                tuner, finalists, incumbent = running.pop(compared)
-                result = compared.result()
-                if result is not None:
-                    self._decided(tuner, finalists, result, incumbent)
+                if finals.is_due(tuner) and not late:
+                    running[self.measuring.submit(finals.final, tuner, self.measurer)] = tuner
+            for done in wait(running, return_when=FIRST_COMPLETED).done:
+                tuner, found = running.pop(done), done.result()
+                if found is not None:
+                    self._decided(tuner, found.decided, found.incumbent, found.looked)
                     self._report(tuner, "final", None)
 
-    def _finalists(self, tuner: StageTuner) -> list[Candidate]:
-        found = tuner.search.best(FINALISTS)
-        if tuner.search.seconds.get(tuner.used.key) is not None and tuner.used.key not in {c.key for c in found}:
-            found.append(tuner.used)
-        return found
-
-    def _compared(self, tuner: StageTuner, finalists: list[Candidate], incumbent: int) -> Compared | None:
-        """All finalists in turns; the fastest and the incumbent more often where that does not decide between them."""
-        slowest = max(tuner.search.seconds[c.key] or 0.0 for c in finalists)
-        lowerings = tuple(tuner.lower(c) for c in finalists)
-        try:
-            first = self.measurer.compare(tuner.job, lowerings, _rounds(slowest), slowest)
-            closest = None if first is None else racing.undecided(first.samples, incumbent)
-            if first is None or closest is None or slowest > LONGEST_DUEL:
-                return first
-            pair = (incumbent, closest)
-            both = tuple(lowerings[n] for n in pair)
-            more = self.measurer.compare(tuner.job, both, 2 * _rounds(slowest), slowest)
-            if more is None or more.host != first.host:
-                return first
-        except StageError:
-            return None  # what the search has measured stands
-        samples = list(first.samples)
-        for n, further in zip(pair, more.samples, strict=True):
-            samples[n] += further
-        return replace(first, samples=tuple(samples))
-
-    def _decided(self, tuner: StageTuner, candidates: Sequence[Candidate], compared: Compared, incumbent: int) -> None:
+    def _decided(self, tuner: StageTuner, timed: InTurns, incumbent: int, looked: InTurns | None = None) -> None:
         """Store what was timed in turns, so that the one wins that the times say is faster than the incumbent.
 
-        What looks faster without being proven so is stored ahead, as a round of its own: the newest round decides. All
-        of it goes into one transaction, since a part of what was timed in turns would let another configuration win.
+        What was looked at before, and what looks faster without being proven so, is stored ahead, in rounds of their
+        own: the newest round decides. All of it goes into one transaction, since a part of what was timed in turns
+        would let another configuration win.
         """
         rows = []
-        medians = [statistics.median(samples) for samples in compared.samples]
-        won = medians[racing.winner(compared.samples, incumbent)]
+        if looked is not None:
+            rows += self._round(tuner, looked)
+            for candidate, found in zip(looked.candidates, looked.compared.samples, strict=True):
+                tuner.search.tell(candidate, statistics.median(found))
+        samples = timed.compared.samples
+        medians = [statistics.median(s) for s in samples]
+        won = medians[racing.winner(samples, incumbent)]
         for unproven in (True, False):
-            decision = uuid.uuid4().hex
-            for candidate, samples, median in zip(candidates, compared.samples, medians, strict=True):
-                if (median < won) is not unproven:
-                    continue
-                outcome = Outcome(Status.OK, samples, host=compared.host)
-                rows.append(self._row(tuner, candidate, outcome, decision))
-                tuner.search.tell(candidate, max(median, won))
-                if candidate == tuner.used:
-                    tuner.before = median
+            part = [n for n, median in enumerate(medians) if (median < won) is unproven]
+            compared = replace(timed.compared, samples=tuple(samples[n] for n in part))
+            rows += self._round(tuner, InTurns(tuple(timed.candidates[n] for n in part), compared))
+        for candidate, median in zip(timed.candidates, medians, strict=True):
+            tuner.search.tell(candidate, max(median, won))
+            if candidate == tuner.used:
+                tuner.before = median
         self.store.add(rows)
+
+    def _round(self, tuner: StageTuner, timed: InTurns) -> list[Measurement]:
+        """The rows of candidates that were timed in turns, which makes up for having been timed only once."""
+        for candidate in timed.candidates:
+            tuner.single.pop(candidate, None)
+        decision, host = uuid.uuid4().hex, timed.compared.host
+        return [
+            self._row(tuner, candidate, Outcome(Status.OK, samples, host=host), decision)
+            for candidate, samples in zip(timed.candidates, timed.compared.samples, strict=True)
+        ]
 
     # --- bookkeeping --------------------------------------------------------------------------------------------
 
@@ -330,8 +299,8 @@ class TuningRun:
         if self.budget.seconds is None:
             return False
         each = self.measuring_seconds / max(1, self.evaluations)
-        finals = sum(_final_seconds(t, each) for t in self.tuners if t.evaluations) / max(1, self.measurer.slots)
-        return self._elapsed() + min(finals, FINAL_SHARE * self.budget.seconds) >= self.budget.seconds
+        left = sum(finals.final_seconds(t, each) for t in self.tuners if t.evaluations) / max(1, self.measurer.slots)
+        return self._elapsed() + min(left, FINAL_SHARE * self.budget.seconds) >= self.budget.seconds
 
     def _row(self, tuner: StageTuner, candidate: Candidate, outcome: Outcome, decision: str = "") -> Measurement:
         program = tuner.job.program
@@ -402,16 +371,6 @@ class TuningRun:
 def _recorded(family: str, space: Space) -> RecordedSpace:
     parameters = tuple((p.name, p.values) for p in space.parameters)
     return RecordedSpace(family, parameters, tuple(c.reason for c in space.constraints))
-
-
-def _rounds(slowest: float) -> int:
-    return FINAL_ROUNDS if slowest < 0.02 else 3
-
-
-def _final_seconds(tuner: StageTuner, overhead: float) -> float:
-    """About what a stage's final takes: each sample is some runs, and a candidate costs as much again as before."""
-    seconds = max(tuner.best or 0.0, 2e-4)
-    return (FINALISTS + 1) * (overhead + 7 * _rounds(seconds) * seconds)
 
 
 __all__ = ["TuningRun"]

@@ -68,15 +68,17 @@ def test_candidates_far_behind_the_best_are_timed_once(supervisor: Supervisor) -
     assert len(outcome.samples) == 1
 
 
-@pytest.mark.parametrize(("factor", "timed"), [(0.99, [1, 2, 3, 3]), (1.01, [])])
+@pytest.mark.parametrize(
+    ("checked", "factor", "timed"), [(9.0, 0.99, [1, 2, 3, 3]), (9.0, 1.01, []), (0.99, 9.0, [1, 2, 3, 3])]
+)
 def test_hopeless_candidates_are_not_run_again_to_be_timed(
-    factor: float, timed: list[int], monkeypatch: pytest.MonkeyPatch
+    checked: float, factor: float, timed: list[int], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     best = 1e-2
     now, asked = [0.0], list[int]()
 
     class Simulated:
-        """A context whose first run takes a known time, and whose others take the best."""
+        """A context whose next run takes a known time, and whose others take the best."""
 
         def enqueue(self, launches: object) -> None:
             now[0] += factor * evaluating.HOPELESS * best
@@ -89,7 +91,8 @@ def test_hopeless_candidates_are_not_run_again_to_be_timed(
             return [best] * count
 
     monkeypatch.setattr(evaluating, "time", SimpleNamespace(perf_counter=lambda: now[0]))
-    samples = evaluating._time(cast("Context", Simulated()), cast("evaluating.Bound", SimpleNamespace(timed=())), best)
+    bound = cast("evaluating.Bound", SimpleNamespace(timed=()))
+    samples = evaluating._time(cast("Context", Simulated()), bound, best, checked * evaluating.HOPELESS * best)
     assert asked == timed
     assert samples == ((best,) * 9 if timed else pytest.approx((factor * evaluating.HOPELESS * best,)))
 
