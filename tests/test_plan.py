@@ -430,6 +430,7 @@ def test_runs_hold_no_memory_for_inputs_and_outputs(device: Device, ctx: Context
     plan = plan_program(parse_op(SOFTMAX).specialise({"x": (64, 90)}), device)
     x = random(64, 90)
     gc.collect()
+    ctx.trim()  # what waits for reuse may be larger than what is asked for
     before = ctx.pool.in_use
     result = plan.run({"x": x})["y"]
     assert ctx.pool.in_use == before
