@@ -503,6 +503,7 @@ def test_a_footprint_is_what_a_plan_takes(device: Device, ctx: Context) -> None:
     text = f"g ({IMAGE}) => (float[2, 5] y) {{ {CONV}\n {rest} }}"
     network = planned(model(text, w=random(4, 3, 3, 3), v=random(140, 5)), X)
     gc.collect()
+    ctx.trim()  # what waits for reuse may be larger than what is asked for
     before = ctx.pool.in_use
     plan = build_plan(network, device)
     found = footprint(network, plan.calls, ctx.splits_buffers, ctx.alignment, device.max_allocation)
