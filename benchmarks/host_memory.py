@@ -13,21 +13,18 @@ Python's objects, heaps, and compiled programs. Linux only.
 
 from __future__ import annotations
 
-import argparse
 import json
-import os
 import re
-import subprocess
-import sys
 import tempfile
-from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-import numpy as np
-from models import default_folder, source
-from rich.console import Console
 from rich.table import Table
+from starting import ONNXRUNTIME, alone, files, imported, parser, show
+
+if TYPE_CHECKING:
+    from tilewright.runtime import Context
 
 WAYS = ("first", "kernels", "plan")
 
@@ -44,53 +41,27 @@ class Held:
     other: float
 
 
-def measured(way: str, file: str) -> Held:
-    """Start in this process: ``way`` is onnxruntime or the name of a device."""
-    load = _with_onnxruntime if way == "onnxruntime" else _with_tilewright
-    create = load(way)
+def measured(engine: str, file: str) -> Held:
+    """Start in this process: ``engine`` is onnxruntime or the name of a device."""
+    create = imported(engine)
+    ctx = None if engine == ONNXRUNTIME else _opened(engine)
     loaded = _status("VmHWM")
-    run, buffers = create(file)
+    run = create(file)
     for _ in range(3):
         run()
-    relocated = _of_files("Anonymous")
-    private = _status("RssAnon")
-    taken = buffers()
-    return Held(loaded, _status("VmHWM"), _status("RssFile"), relocated, taken, private - relocated - taken)
+    relocated, private, buffers = _of_files("Anonymous"), _status("RssAnon"), _buffers(ctx)
+    return Held(loaded, _status("VmHWM"), _status("RssFile"), relocated, buffers, private - relocated - buffers)
 
 
-Started = tuple[Callable[[], object], Callable[[], float]]
+def _opened(device: str) -> Context:
+    from tilewright.runtime import context, select_device  # not in onnxruntime's process
+
+    return context(select_device(device))
 
 
-def _with_onnxruntime(_: str) -> Callable[[str], Started]:
-    import onnxruntime
-
-    def create(file: str) -> Started:
-        options = onnxruntime.SessionOptions()
-        options.intra_op_num_threads = 2
-        session = onnxruntime.InferenceSession(file, options, providers=["CPUExecutionProvider"])
-        feeds = {i.name: _image(i.shape) for i in session.get_inputs()}
-        return lambda: session.run(None, feeds), lambda: 0.0
-
-    return create
-
-
-def _with_tilewright(device: str) -> Callable[[str], Started]:
-    from tilewright.graph.session import InferenceSession
-    from tilewright.runtime import context, select_device
-
-    ctx = context(select_device(device))
-
-    def create(file: str) -> Started:
-        session = InferenceSession(file, device=device)
-        feeds = {i.name: _image(i.shape) for i in session.get_inputs()}
-        held = (lambda: ctx.pool.in_use / (1 << 20)) if ctx.device.kind == "cpu" else (lambda: 0.0)
-        return lambda: session.run(None, feeds), held
-
-    return create
-
-
-def _image(shape: list[int | str | None]) -> np.ndarray:
-    return np.zeros([n if isinstance(n, int) else 1 for n in shape], np.float32)
+def _buffers(ctx: Context | None) -> float:
+    """The device's memory where it is the host's, in MiB."""
+    return ctx.pool.in_use / (1 << 20) if ctx is not None and ctx.device.kind == "cpu" else 0.0
 
 
 def _status(name: str) -> float:
@@ -112,19 +83,12 @@ def _of_files(name: str) -> float:
     return total / 1024
 
 
-def started(way: str, file: Path, environment: dict[str, str]) -> Held:
-    """Measure in a process of its own."""
-    command = [sys.executable, __file__, "--start", way, str(file)]
-    done = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True, env={**os.environ, **environment})
-    return Held(**json.loads(done.stdout))
-
-
 def compared(device: str, file: Path) -> dict[str, Held]:
     """The three ways to start, and onnxruntime."""
     with tempfile.TemporaryDirectory() as folder:
         cache = {"TILEWRIGHT_CACHE": folder}
-        found = {way: started(device, file, {**cache, **_plans(way)}) for way in WAYS}
-    return {**found, "onnxruntime": started("onnxruntime", file, {})}
+        found = {way: Held(**alone(__file__, device, file, {**cache, **_plans(way)})) for way in WAYS}
+    return {**found, ONNXRUNTIME: Held(**alone(__file__, ONNXRUNTIME, file, {}))}
 
 
 def _plans(way: str) -> dict[str, str]:
@@ -132,27 +96,17 @@ def _plans(way: str) -> dict[str, str]:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description="where the host's memory goes, beside onnxruntime")
-    parser.add_argument("networks", nargs="*", default=["resnet50"], help="torchvision's names, or ONNX files")
-    parser.add_argument("--device", default="intel", help="a device's name (default: %(default)s)")
-    parser.add_argument("--json", action="store_true", help="print JSON instead of a table")
-    parser.add_argument("--start", nargs=2, help=argparse.SUPPRESS)
-    options = parser.parse_args()
+    options = parser("where the host's memory goes, beside onnxruntime").parse_args()
     if options.start:
         print(json.dumps(asdict(measured(*options.start))))
         return
     table = Table("network", "start", *Held.__dataclass_fields__, title="MiB")
     rows = []
-    for name in options.networks:
-        file = Path(name) if name.endswith(".onnx") else source(name, default_folder()).file
+    for name, file in files(options.networks):
         for way, held in compared(options.device, file).items():
             rows.append({"network": name, "start": way, **asdict(held)})
             table.add_row(name, way, *(f"{mib:.0f}" for mib in asdict(held).values()))
-    if options.json:
-        json.dump(rows, sys.stdout, indent=2)
-        print()
-    else:
-        Console().print(table)
+    show(table, rows, options.json)
 
 
 if __name__ == "__main__":

@@ -10,21 +10,15 @@ most memory the process ever held (resident, libraries included), after three ru
 
 from __future__ import annotations
 
-import argparse
 import json
-import os
 import resource
-import subprocess
 import sys
 import time
-from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
-import numpy as np
-from models import default_folder, source
-from rich.console import Console
 from rich.table import Table
+from starting import ONNXRUNTIME, alone, files, imported, parser, show
 
 MIB = 1 << 20
 
@@ -39,86 +33,43 @@ class Start:
     peak: int
 
 
-def started(way: str, file: str) -> Start:
-    """Start in this process: ``way`` is onnxruntime or the name of a device."""
+def started(engine: str, file: str) -> Start:
+    """Start in this process: ``engine`` is onnxruntime or the name of a device."""
     begin, cpu = time.perf_counter(), time.process_time()
-    make = _with_onnxruntime if way == "onnxruntime" else _with_tilewright
-    create = make(way, file)
-    imported = time.perf_counter()
-    run = create()
+    create = imported(engine)
+    ready = time.perf_counter()
+    run = create(file)
     run()
     first, used = time.perf_counter(), time.process_time()
     for _ in range(2):
         run()
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
-    return Start(imported - begin, first - imported, used - cpu, peak)
+    return Start(ready - begin, first - ready, used - cpu, peak)
 
 
-def _with_onnxruntime(_: str, file: str) -> Callable[[], Callable[[], object]]:
-    import onnxruntime
-
-    def create() -> Callable[[], object]:
-        options = onnxruntime.SessionOptions()
-        options.intra_op_num_threads = 2
-        session = onnxruntime.InferenceSession(file, options, providers=["CPUExecutionProvider"])
-        feeds = {i.name: _image(i.shape) for i in session.get_inputs()}
-        return lambda: session.run(None, feeds)
-
-    return create
-
-
-def _with_tilewright(device: str, file: str) -> Callable[[], Callable[[], object]]:
-    from tilewright.graph.session import InferenceSession
-
-    def create() -> Callable[[], object]:
-        session = InferenceSession(file, device=device)
-        feeds = {i.name: _image(i.shape) for i in session.get_inputs()}
-        return lambda: session.run(None, feeds)
-
-    return create
-
-
-def _image(shape: list[int | str | None]) -> np.ndarray:
-    return np.zeros([n if isinstance(n, int) else 1 for n in shape], np.float32)
-
-
-def best(way: str, file: Path, repeats: int, plan: bool) -> Start:
+def best(engine: str, file: Path, repeats: int, plan: bool) -> Start:
     """The fastest of some processes, and the least memory, after one that fills caches; `plan`: keep no plans."""
-    environment = {**os.environ, "TILEWRIGHT_PLANS": "off"} if plan else None
-    found = []
-    for _ in range(repeats + 1):
-        command = [sys.executable, __file__, "--start", way, str(file)]
-        done = subprocess.run(command, check=True, capture_output=True, text=True, env=environment)
-        found.append(Start(**json.loads(done.stdout)))
-    kept = found[1:]
+    environment = {"TILEWRIGHT_PLANS": "off"} if plan else {}
+    kept = [Start(**alone(__file__, engine, file, environment)) for _ in range(repeats + 1)][1:]
     return Start(*(min(getattr(s, name) for s in kept) for name in ("imports", "first", "cpu", "peak")))
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description="seconds and memory until the first result, beside onnxruntime")
-    parser.add_argument("networks", nargs="*", default=["resnet50"], help="torchvision's names, or ONNX files")
-    parser.add_argument("--device", default="intel", help="a device's name (default: %(default)s)")
-    parser.add_argument("--repeats", type=int, default=3, help="processes of each (default: %(default)s)")
-    parser.add_argument("--plan", action="store_true", help="have every process plan the network anew")
-    parser.add_argument("--json", action="store_true", help="print JSON instead of a table")
-    parser.add_argument("--start", nargs=2, help=argparse.SUPPRESS)
-    options = parser.parse_args()
+    asked = parser("seconds and memory until the first result, beside onnxruntime")
+    asked.add_argument("--repeats", type=int, default=3, help="processes of each (default: %(default)s)")
+    asked.add_argument("--plan", action="store_true", help="have every process plan the network anew")
+    options = asked.parse_args()
     if options.start:
         print(json.dumps(asdict(started(*options.start))))
         return
     table = Table("network", "by", "imports s", "first s", "CPU s", "peak MiB")
     rows = []
-    for name in options.networks:
-        file = Path(name) if name.endswith(".onnx") else source(name, default_folder()).file
-        for way in (options.device, "onnxruntime"):
-            s = best(way, file, options.repeats, options.plan)
-            rows.append({"network": name, "by": way, **asdict(s)})
-            table.add_row(name, way, f"{s.imports:.2f}", f"{s.first:.2f}", f"{s.cpu:.2f}", f"{s.peak / MIB:.0f}")
-    if options.json:
-        json.dump(rows, sys.stdout, indent=2)
-        print()
-    else:
-        Console().print(table)
+    for name, file in files(options.networks):
+        for engine in (options.device, ONNXRUNTIME):
+            s = best(engine, file, options.repeats, options.plan)
+            rows.append({"network": name, "by": engine, **asdict(s)})
+            table.add_row(name, engine, f"{s.imports:.2f}", f"{s.first:.2f}", f"{s.cpu:.2f}", f"{s.peak / MIB:.0f}")
+    show(table, rows, options.json)
 
 
 if __name__ == "__main__":

@@ -65,9 +65,7 @@ class Opened:
             is_foreign(self.graph, v.name) for v in passed
         )
         self.steering = steering_inputs(self.graph)
-        is_missing = (
-            self.store is None and store is not False
-        )  # a broken database, which the next session looks at again
+        is_missing = self.store is None and store is not False  # broken: the next session looks at it again
         can_keep = self.is_one_part and not self.steering and not is_missing
         self.shelf = shelf if shelf is not None and can_keep and not _reads_other_files(shelf) else None
         """Where the plans are kept, None for networks whose plans are not."""
