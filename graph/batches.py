@@ -22,11 +22,11 @@ from tilewright.graph.joins import places_of_joins
 from tilewright.graph.steps import Item, JoinStep, Step, Steps, ViewStep
 from tilewright.ops import Sliced
 
-WORTH_CUTTING = 192 << 20
+WORTH_CUTTING = 24 << 20
 """(guess) Bytes of temporaries from which on memory is worth more launches."""
 LEFT = 0.75
 """What a cut must leave of them at most."""
-MOST_MORE = 0.25
+MOST_MORE = 1 / 3
 """(guess) Launches more that a cut may cost, of those that there are."""
 LEAST_BATCH = 16
 """Items of a batch that a part has at least."""
