@@ -29,6 +29,7 @@ from functools import lru_cache
 from pathlib import Path
 
 from figures import words
+from gpu import chosen_device
 from gpu_networks import reason, say
 from models import default_folder, source
 
@@ -227,7 +228,7 @@ def _arguments() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(description="tune many networks and keep the winners")
     parser.add_argument("--out", type=Path, required=True, metavar="FOLDER", help="where the winners go")
     parser.add_argument("--log", type=Path, metavar="FILE", help="a line per combination (default: OUT.log)")
-    parser.add_argument("--device", help="a device's name, as in 'tilewright devices'")
+    parser.add_argument("--device", help="a device's name, as in 'tilewright devices' (default: the first GPU)")
     parser.add_argument("--networks", type=words, default=torch_peer.NETWORKS, help="names (default: all eight)")
     parser.add_argument("--batches", type=words, default=("1", "16", "64"), help="sizes (default: 1,16,64)")
     parser.add_argument("--precisions", type=words, default=("fp32", "tf32", "fp16"), help="default: fp32,tf32,fp16")
@@ -240,7 +241,7 @@ def _arguments() -> argparse.ArgumentParser:
 def main() -> int:
     given = _arguments().parse_args()
     signal.signal(signal.SIGTERM, lambda *_: signal.raise_signal(signal.SIGINT))
-    device = tw.select_device(given.device)
+    device = chosen_device(given.device)
     log = given.log or given.out.with_name(given.out.name + ".log")
     given.out.mkdir(parents=True, exist_ok=True)
     wanted = [Combination(n, p, int(b)) for n in given.networks for p in given.precisions for b in given.batches]
