@@ -22,7 +22,7 @@ Run = Callable[[], object]
 
 
 def imported(engine: str) -> Callable[[str], Run]:
-    """Import an engine; what makes a session of a file, and gives what runs that with a batch of one."""
+    """Import an engine and open its device; what makes a session of a file, and gives what runs that once."""
     make = _onnxruntime() if engine == ONNXRUNTIME else _tilewright(engine)
 
     def create(file: str) -> Run:
@@ -43,8 +43,10 @@ def _onnxruntime() -> Callable[[str], Any]:
 
 def _tilewright(device: str) -> Callable[[str], Any]:
     from tilewright.graph.session import InferenceSession
+    from tilewright.runtime import select_device
 
-    return lambda file: InferenceSession(file, device=device)
+    opened = select_device(device)
+    return lambda file: InferenceSession(file, device=opened)
 
 
 def _image(shape: list[int | str | None]) -> np.ndarray:
