@@ -3,10 +3,11 @@
     python benchmarks/startup.py --device intel resnet50 mobilenet_v2
 
 Every figure is from a process of its own, the fastest of some. *Open* imports the engine and opens the device,
-*session* makes a session of the file, *first* runs it once with a batch of one; compiled kernels and the plan lie in the cache on
-disk, unless `--plan` has it planned anew. Our sessions load programs and pack weights when they are first run,
-onnxruntime's when they are made. *CPU* is the processor time of all three, by all threads, which says more than seconds
-on a busy machine. *Peak* is the most memory the process ever held (resident, libraries included), after three runs.
+*session* makes a session of the file, *first* runs it once with a batch of one; compiled kernels and the plan lie in
+the cache on disk, unless `--plan` has it planned anew. Our sessions load programs and pack weights when they are first
+run, onnxruntime's when they are made. *CPU* is the processor time of all three, by all threads, which says more than
+seconds on a busy machine. *Peak* is the most memory the process ever held (resident, libraries included), after three
+runs.
 """
 
 from __future__ import annotations
