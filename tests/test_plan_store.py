@@ -339,3 +339,12 @@ def test_devices_with_matrix_instructions_have_a_shelf(tmp_path: Path, monkeypat
     assert again is not None
     assert plain is not None
     assert first._identity == again._identity != plain._identity
+
+
+def test_the_first_plan_beside_a_new_database_is_found_again(device: Device, tmp_path: Path, work: list[str]) -> None:
+    file = tmp_path / "new.sqlite"
+    with Store.open(file) as store:
+        first = run(network(), device, store=store)
+    assert work == ["import", "plan"]
+    np.testing.assert_array_equal(run(network(), device, store=file), first)
+    assert work == ["import", "plan"]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import math
 import os
@@ -19,10 +20,11 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
-from sqlalchemy import event
+from sqlalchemy import Connection, event
 
 from tilewright.errors import DatabaseError
 from tilewright.tuning_db import Measurement, Run, Status, Store, engine, exchange, reading, schema, shipped
+from tilewright.tuning_db.places import stamp
 
 DEVICE, DRIVER, GENERATOR = "test-cpu avx512 2 cores", "1.0", "1"
 
@@ -383,6 +385,36 @@ def test_memory_urls_work_across_threads() -> None:
         thread.start()
         thread.join()
         assert winning(s) == '{"tile": 8}'
+
+
+def test_closing_a_new_database_does_not_change_its_state(tmp_path: Path) -> None:
+    path = tmp_path / "tuning.sqlite"
+    with Store.open(path) as store:
+        created = stamp(path)
+        assert (tmp_path / "tuning.sqlite-wal").stat().st_size == 0
+    assert stamp(path) == created
+    with Store.open(path) as store:
+        assert stamp(path) == created
+        store.record(measured())
+        assert stamp(path) != created
+
+
+def test_a_new_database_opens_while_another_process_reads_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(engine, "BUSY_SECONDS", 0.1)
+    path = tmp_path / "tuning.sqlite"
+    made, reader = schema.bring_up_to_date, sqlite3.connect(path, isolation_level=None)
+
+    def read_before(connection: Connection) -> None:
+        reader.execute("BEGIN")
+        reader.execute("SELECT * FROM sqlite_master").fetchall()
+        made(connection)
+
+    monkeypatch.setattr(engine, "bring_up_to_date", read_before)
+    with contextlib.closing(reader), Store.open(path) as store:
+        assert (tmp_path / "tuning.sqlite-wal").stat().st_size > 0, "the reader needs the file as it was"
+        reader.execute("ROLLBACK")
+        store.record(measured())
+        assert winning(store) is not None
 
 
 def test_a_default_place_that_cannot_be_made_means_memory_with_a_warning(

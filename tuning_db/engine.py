@@ -6,6 +6,7 @@ their lock when the transaction begins (BEGIN IMMEDIATE), wait for each other, a
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import os
 import random
@@ -183,6 +184,22 @@ def _prepare(engine: Engine) -> None:
             check_version(version)
     with_retries(write_ahead)
     with_retries(lambda: _in_transaction(engine, bring_up_to_date))
+    if version != SCHEMA_VERSION:
+        _empty_log(engine)
+
+
+def _empty_log(engine: Engine) -> None:
+    """Move what was written ahead into the file now, not when the last connection closes.
+
+    Whoever keeps something under the state of a new database (`places.stamp`) finds it again then. Where others use
+    the file, or it cannot be written now, the log stays as it is, and nothing is lost.
+    """
+    raw = engine.raw_connection()
+    try:
+        with contextlib.suppress(sqlite3.Error):
+            raw.cursor().execute("PRAGMA wal_checkpoint(TRUNCATE)")
+    finally:
+        raw.close()
 
 
 def _in_transaction(engine: Engine, work: Callable[[Connection], None]) -> None:
