@@ -2,12 +2,13 @@
 
     python benchmarks/startup.py --device intel resnet50 mobilenet_v2
 
-Every figure is from a process of its own, the fastest of some. *Open* imports the engine and opens the device,
+Every figure is from a process of its own, the fastest of some, each by itself: parts need not add up. *Open* imports the
+engine and opens the device (NumPy's import, which both engines need, is not counted),
 *session* makes a session of the file, *first* runs it once with a batch of one; compiled kernels and the plan lie in
 the cache on disk, unless `--plan` has it planned anew. Our sessions load programs and pack weights when they are first
-run, onnxruntime's when they are made. *CPU* is the processor time of all three, by all threads, which says more than
-seconds on a busy machine. *Peak* is the most memory the process ever held (resident, libraries included), after three
-runs.
+run, onnxruntime's when they are made. Each has its seconds and its processor time by all threads, which says more on a
+busy machine; *CPU* is that of all three. *Peak* is the most memory the process ever held (resident, libraries
+included), after three runs.
 """
 
 from __future__ import annotations
@@ -16,9 +17,10 @@ import json
 import resource
 import sys
 import time
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, astuple, dataclass, fields
 from pathlib import Path
 
+import numpy as np
 from rich.table import Table
 from starting import ONNXRUNTIME, alone, files, imported, parser, show
 
@@ -32,6 +34,9 @@ class Start:
     open: float
     session: float
     first: float
+    open_cpu: float
+    session_cpu: float
+    first_cpu: float
     cpu: float
     peak: int
 
@@ -41,17 +46,23 @@ FIGURES = tuple(f.name for f in fields(Start))
 
 def started(engine: str, file: str) -> Start:
     """Start in this process: ``engine`` is onnxruntime or the name of a device."""
-    begin, cpu = time.perf_counter(), time.process_time()
+    begin = _now()
     create = imported(engine)
-    ready = time.perf_counter()
+    ready = _now()
     run = create(file)
-    made = time.perf_counter()
+    made = _now()
     run()
-    first, used = time.perf_counter(), time.process_time()
+    done = _now()
     for _ in range(2):
         run()
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
-    return Start(ready - begin, made - ready, first - made, used - cpu, peak)
+    seconds, processor = np.diff([begin, ready, made, done], axis=0).T.tolist()
+    return Start(*seconds, *processor, sum(processor), peak)
+
+
+def _now() -> tuple[float, float]:
+    """Seconds, and seconds of the processor that this process has used."""
+    return time.perf_counter(), time.process_time()
 
 
 def best(engine: str, file: Path, repeats: int, plan: bool) -> Start:
@@ -69,14 +80,15 @@ def main() -> None:
     if options.start:
         print(json.dumps(asdict(started(*options.start))))
         return
-    table = Table("network", "by", "open s", "session s", "first s", "CPU s", "peak MiB")
+    parts = ("open", "session", "first")
+    table = Table("network", "by", *(f"{part} s" for part in parts), *(f"{part} CPU" for part in parts), "CPU", "MiB")
     rows = []
     for name, file in files(options.networks):
         for engine in (options.device, ONNXRUNTIME):
             s = best(engine, file, options.repeats, options.plan)
             rows.append({"network": name, "by": engine, **asdict(s)})
-            seconds = (f"{t:.3f}" for t in (s.open, s.session, s.first, s.cpu))
-            table.add_row(name, engine, *seconds, f"{s.peak / MIB:.0f}")
+            *seconds, peak = astuple(s)
+            table.add_row(name, engine, *(f"{t:.3f}" for t in seconds), f"{peak / MIB:.0f}")
     show(table, rows, options.json)
 
 
