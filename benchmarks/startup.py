@@ -2,13 +2,13 @@
 
     python benchmarks/startup.py --device intel resnet50 mobilenet_v2
 
-Every figure is from a process of its own, the fastest of some, each by itself: parts need not add up. *Open* imports the
-engine and opens the device (NumPy's import, which both engines need, is not counted),
-*session* makes a session of the file, *first* runs it once with a batch of one; compiled kernels and the plan lie in
-the cache on disk, unless `--plan` has it planned anew. Our sessions load programs and pack weights when they are first
-run, onnxruntime's when they are made. Each has its seconds and its processor time by all threads, which says more on a
-busy machine; *CPU* is that of all three. *Peak* is the most memory the process ever held (resident, libraries
-included), after three runs.
+Every figure is from a process of its own, the best of some, each by itself, so that parts need not add up. *Open*
+imports the engine and opens the device (NumPy's import, which both engines need, is not counted), *session* makes a
+session of the file, *first* runs it once with a batch of one; compiled kernels and the plan lie in the cache on disk,
+unless `--plan` has it planned anew. Our sessions load programs and pack weights when they are first run, onnxruntime's
+when they are made. Each part has its seconds and its processor time by all threads, which says more on a busy machine;
+*CPU* is that of all three. *MiB* is the most memory the process ever held (resident, libraries included), after three
+runs.
 """
 
 from __future__ import annotations
