@@ -379,7 +379,12 @@ def element_type(code: int) -> DType | None:
 def _size(d: onnx.TensorShapeProto.Dimension) -> Size:
     if d.HasField("dim_value"):
         return int(d.dim_value) if d.dim_value >= 0 else None  # old exporters write -1 for an open size
-    return d.dim_param or None
+    return d.dim_param if _is_name(d.dim_param) else None
+
+
+def _is_name(text: str) -> bool:
+    """Whether a dimension's text names a size: for sizes that are open exporters write `?`, `-1`, `None` or nothing."""
+    return text.strip() != str(None) and any(c.isalpha() or c == "_" for c in text)
 
 
 def _attribute(a: onnx.AttributeProto) -> Attribute:

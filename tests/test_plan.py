@@ -680,6 +680,17 @@ def test_one_name_one_size(device: Device) -> None:
         session.run(None, {"a": random(2, 3), "b": random(1, 3)})
 
 
+@pytest.mark.parametrize("text", ["?", "-1", "None", " "])
+def test_texts_that_name_no_size_tie_no_sizes(device: Device, text: str) -> None:
+    proto = model("g (float[N, M] x) => (float[N, M] y) { y = Relu(x) }")
+    for value in (*proto.graph.input, *proto.graph.output):
+        for d in value.type.tensor_type.shape.dim:
+            d.dim_param = text
+    x = random(2, 3)
+    found = InferenceSession(proto, device, store=False).run(None, {"x": x})[0]
+    np.testing.assert_array_equal(found, np.maximum(x, 0))
+
+
 def test_plans_are_kept_and_forgotten(session: InferenceSession) -> None:
     first = session.plan(batch=1)
     assert session.plan(batch=1) is first

@@ -90,7 +90,6 @@ def export(store: Store, file: Path, winners: bool, t4: bool, as_json: bool) -> 
     if winners and t4:
         raise click.UsageError("--winners and --t4 cannot be combined")
     if t4:
-        file.mkdir(parents=True, exist_ok=True)
         _report_count(store.export_recorded(file), f"files written to {file}", as_json)
         return
     if file.is_dir():

@@ -134,9 +134,13 @@ def _check_readable(c: Connection) -> None:
 
 
 def _open_file(path: Path, shown: str, read_only: bool) -> Place:
-    if path.is_dir():
+    try:
+        is_folder, exists = path.is_dir(), path.exists()
+    except OSError as e:
+        raise DatabaseError(f"the tuning database {path} cannot be reached: {e.strerror or e}") from e
+    if is_folder:
         raise DatabaseError(f"the tuning database {path} is a folder; name a file in it")
-    if not path.exists():
+    if not exists:
         if read_only:
             raise DatabaseError(f"the tuning database {path} does not exist")
         _create(path)

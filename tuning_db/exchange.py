@@ -35,6 +35,15 @@ def write_file(path: Path, records: Iterable[Record]) -> int:
     return count
 
 
+def made_folder(path: Path) -> Path:
+    """The folder, made where it is missing; DatabaseError if it cannot be."""
+    try:
+        path.mkdir(parents=True, exist_ok=True)
+    except OSError as e:
+        raise DatabaseError(f"the folder {path} for the export cannot be made: {e.strerror or e}") from e
+    return path
+
+
 def write_json(path: Path, values: Mapping[str, Any]) -> None:
     """Write a whole file with one JSON object, or none; DatabaseError if it cannot be written."""
     with _replaced(path) as out:

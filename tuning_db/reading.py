@@ -75,7 +75,7 @@ def _streamed(c: Connection, query: Select[Any]) -> Iterator[Row[Any]]:
 def as_measurement(row: Any) -> Measurement:
     """A row of `queries.ROWS` as a record; DatabaseError if it is spoilt."""
     try:
-        status, sizes, samples = Status(row.status), _sizes(row.sizes), tuple(json.loads(row.samples))
+        status, sizes, samples = Status(row.status), as_sizes(row.sizes), tuple(json.loads(row.samples))
     except (TypeError, ValueError) as e:
         raise DatabaseError(f"a stored measurement has a field of the wrong type: {e}") from e
     return Measurement(
@@ -103,8 +103,12 @@ def as_measurement(row: Any) -> Measurement:
 
 
 @lru_cache(maxsize=4096)
-def _sizes(text: str) -> tuple[int, ...]:
-    return tuple(json.loads(text))
+def as_sizes(text: str) -> tuple[int, ...]:
+    """The sizes of a stored program; DatabaseError if they are spoilt."""
+    try:
+        return tuple(json.loads(text))
+    except (TypeError, ValueError) as e:
+        raise DatabaseError(f"a stored program has sizes of the wrong type: {e}") from e
 
 
 def as_space(row: Any) -> Space:

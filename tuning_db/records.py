@@ -109,7 +109,7 @@ class Measurement:
             return "one of its sizes is not a whole number"
         if not isinstance(self.configuration, str):
             return "its configuration is not a JSON object"
-        return _configuration_problem(self.configuration, self.generator == RECORDED)
+        return configuration_problem(self.configuration, self.generator == RECORDED)
 
     def to_record(self) -> dict[str, Any]:
         """The fields as JSON values, those that came with later versions of the format only if they are set."""
@@ -148,10 +148,11 @@ def _are(values: Sequence[object], kind: type | tuple[type, ...]) -> bool:
 
 
 @lru_cache(maxsize=8192)  # a search measures many programs with the same configurations
-def _configuration_problem(text: str, recorded: bool) -> str | None:
+def configuration_problem(text: str, recorded: bool) -> str | None:
+    """What is wrong with a stored configuration, None if nothing is; ``recorded``: it is not of a kernel of ours."""
     try:
         values = json.loads(text)
-    except ValueError:
+    except (ValueError, RecursionError):
         values = None
     if not isinstance(values, dict):
         return "its configuration is not a JSON object"

@@ -7,7 +7,6 @@ memory until something is recorded through the same Store.
 from __future__ import annotations
 
 import itertools
-import json
 import math
 import os
 import threading
@@ -24,7 +23,16 @@ from sqlalchemy import Connection, Table, delete, func, select
 from tilewright.errors import DatabaseError
 from tilewright.tuning_db import exchange, queries, reading, recorded, shipped
 from tilewright.tuning_db.engine import Place, open_place, translated, with_retries
-from tilewright.tuning_db.records import Kindred, Measurement, Run, Space, Stats, Winner
+from tilewright.tuning_db.records import (
+    RECORDED,
+    Kindred,
+    Measurement,
+    Run,
+    Space,
+    Stats,
+    Winner,
+    configuration_problem,
+)
 from tilewright.tuning_db.schema import (
     CONFIGURATIONS,
     DEVICES,
@@ -169,7 +177,7 @@ class Store:
             if keep_generators is not None and m.generator not in keep_generators:
                 return True
             key = (m.identity, m.version, m.signature, m.generator, m.family, m.parameters)
-            return losers_before is not None and m.created < losers_before and key not in winners
+            return losers_before is not None and str(m.created) < losers_before and key not in winners
 
         def remove(c: Connection, page: list[Any]) -> int:
             doomed = [row.id for row in page if goes(row)]
@@ -257,7 +265,7 @@ class Store:
         """Where programs of a structure were measured, on any device and driver and for any sizes."""
         with self._connection() as c:
             rows = c.execute(queries.KINDRED, {"generator": generator, "structure": structure}).all()
-        return tuple(Kindred(row[0], row[1], row[2], tuple(json.loads(row[3])), row[4]) for row in rows)
+        return tuple(Kindred(row[0], row[1], row[2], reading.as_sizes(row[3]), row[4]) for row in rows)
 
     def ls(self, device: str | None = None) -> tuple[Winner, ...]:
         """The winners in this database (shipped ones not included), each with the driver it was measured on."""
@@ -328,9 +336,9 @@ class Store:
         """Write T4 files into a folder, one for each program, family, generator, device and driver; their number.
 
         T4 has no place for hosts, runs and rounds, and its times are rounded to milliseconds' last digits: other
-        databases are best given a JSON Lines export.
+        databases are best given a JSON Lines export. The folder is made where it is missing.
         """
-        place = Path(folder)
+        place = exchange.made_folder(Path(folder))
         with self._connection() as c:
             groups = c.execute(queries.RECORDED).all()
             for group in groups:
@@ -441,7 +449,7 @@ class Store:
                         driver=version,
                         signature=signature,
                         structure=structure,
-                        sizes=tuple(json.loads(sizes)),
+                        sizes=reading.as_sizes(sizes),
                         program=text,
                         family=row.family,
                         configuration=row.parameters,
@@ -518,12 +526,17 @@ def _winner_row(c: Connection, program: int, driver: int, generator: str) -> Any
 
 
 def _as_winner(row: Any, program: Any, device: str, driver: str, generator: str, signature: str, exact: bool) -> Winner:
+    if not isinstance(program.text, str):
+        raise DatabaseError("a stored program is not a text; 'tilewright db verify' lists what is spoilt")
+    problem = configuration_problem(row.parameters, generator == RECORDED)
+    if problem is not None:
+        raise DatabaseError(f"a winner cannot be used: {problem}; 'tilewright db verify' lists what is spoilt")
     return Winner(
         device=device,
         driver=driver,
         signature=signature,
         structure=program.structure,
-        sizes=tuple(json.loads(program.sizes)),
+        sizes=reading.as_sizes(program.sizes),
         program=program.text,
         family=row.family,
         configuration=row.parameters,
