@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import asyncio
 import importlib.util
+import logging
 import threading
 import time
 import uuid
@@ -43,6 +44,8 @@ _LOOK = 0.5
 """Seconds between two looks at whether to go on waiting."""
 EXTRA = "tilewright"
 """Under what a worker tells the scheduler what it is."""
+
+_CLIENT_LOG = logging.getLogger("distributed.client")
 
 _Answer = TypeVar("_Answer")
 
@@ -90,6 +93,9 @@ class Fleet:
         self._reference: dict[str, float] = {}
         self._closed = threading.Event()
         self._client = _connected(address)
+        self._unheard: Callable[[logging.LogRecord], bool] = lambda record: False
+        """Dask's client says at length that its scheduler is gone, which our own errors say."""
+        _CLIENT_LOG.addFilter(self._unheard)
         self._workers: dict[str, int] = {}
         self._seen = self._seen_any = time.monotonic()
         """When the workers were looked at last, and when there were any."""
@@ -108,7 +114,10 @@ class Fleet:
     def close(self) -> None:
         """Give up what is under way and leave the scheduler; what workers are at ends by its own limits."""
         self._closed.set()
-        self._client.close(timeout=5)
+        try:
+            self._client.close(timeout=5)
+        finally:
+            _CLIENT_LOG.removeFilter(self._unheard)
 
     @property
     def slots(self) -> int:
@@ -218,7 +227,7 @@ class Fleet:
         """See which workers there are; what all of ours say of themselves."""
         try:
             workers: dict[str, dict[str, Any]] = self._client.scheduler_info()["workers"]
-        except OSError as e:
+        except (OSError, KeyError) as e:  # the latter once Dask has given up looking for the scheduler
             raise self._gone() from e
         with self._lock:
             resource = self._wanted.resource

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+import json
+import logging
 import signal
 import subprocess
 import sys
@@ -143,6 +145,37 @@ def test_an_answer_that_takes_long_to_fetch_ends_no_other_wait(scheduler: str, m
 
         with ThreadPoolExecutor(2) as threads:
             assert list(threads.map(answer, range(2))) == [0, 1]
+
+
+def test_a_scheduler_that_is_killed_ends_tuning_with_one_error(tmp_path: Path) -> None:
+    device = select_device("pocl")
+    heard: list[logging.LogRecord] = []
+    handler = logging.Handler()
+    handler.emit = heard.append  # type: ignore[method-assign]
+    command = [sys.executable, "-m", "distributed.cli.dask_scheduler", "--host", "127.0.0.1", "--port", "0"]
+    note = tmp_path / "scheduler.json"
+    with subprocess.Popen(
+        [*command, "--no-dashboard", "--scheduler-file", str(note)], stderr=subprocess.DEVNULL
+    ) as killed:
+        try:
+            end = time.monotonic() + 30
+            while not (note.exists() and note.read_text().strip().endswith("}")) and time.monotonic() < end:
+                time.sleep(0.1)
+            address = json.loads(note.read_text())["address"]
+            with running("worker", address, "--device", device.name) as worker:
+                measuring(worker)
+                logging.getLogger("distributed.client").addHandler(handler)
+                with Fleet(address, device) as opened, Store.open("sqlite://") as store:
+                    assert opened.slots == 1
+                    killed.kill()
+                    killed.wait()
+                    with pytest.raises(DeviceError, match="is gone; start it and its workers, and tune again"):
+                        tune([relu()], device, store, Budget(60), measurer=opened)
+                assert worker.wait(30) == 0
+        finally:
+            logging.getLogger("distributed.client").removeHandler(handler)
+            killed.kill()
+    assert [record.getMessage() for record in heard if record.levelno >= logging.ERROR] == []
 
 
 def test_a_device_that_no_worker_has_is_said_so_before_anything_is_measured(scheduler: str) -> None:

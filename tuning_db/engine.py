@@ -36,6 +36,10 @@ ATTEMPTS = 6
 SERVER_SECONDS = 120.0
 """How long a transaction waits for a database server that went away while it was in use: a restart takes less."""
 
+CACHE_KIB = 64 << 10
+"""The most memory that SQLite keeps pages in: enough for the indexes of a million measurements, whose digests lie
+anywhere in them."""
+
 _Result = TypeVar("_Result")
 
 
@@ -140,6 +144,8 @@ def _open_file(path: Path, shown: str, read_only: bool) -> Place:
         raise DatabaseError(f"the tuning database {path} cannot be reached: {e.strerror or e}") from e
     if is_folder:
         raise DatabaseError(f"the tuning database {path} is a folder; name a file in it")
+    if exists and not path.is_file():
+        raise DatabaseError(f"the tuning database {path} is no file; name one")
     if not exists:
         if read_only:
             raise DatabaseError(f"the tuning database {path} does not exist")
@@ -167,12 +173,17 @@ def _create(path: Path) -> None:
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         path.touch()
-    except OSError as e:
-        raise _CannotCreateError(e.strerror or str(e)) from e
+    except FileExistsError as e:
+        raise _CannotCreateError(f"{e.filename} is a file") from e
+    except (OSError, ValueError) as e:
+        raise _CannotCreateError(getattr(e, "strerror", None) or str(e)) from e
 
 
 def _prepare(engine: Engine) -> None:
-    """Write-ahead mode and the tables; another process may be doing the same."""
+    """Write-ahead mode and the tables; another process may be doing the same.
+
+    A database that has both is only read: it can be opened while another process writes.
+    """
 
     def write_ahead() -> None:
         # Switching modes does not wait for other processes by itself, so it goes through our retries.
@@ -182,13 +193,17 @@ def _prepare(engine: Engine) -> None:
         finally:
             raw.close()
 
-    with engine.connect() as c, c.begin():
-        version = stored_version(c)
-        if version is not None:
-            check_version(version)
-    with_retries(write_ahead)
-    with_retries(lambda: _in_transaction(engine, bring_up_to_date))
+    def looked_at() -> tuple[int | None, bool]:
+        with engine.connect() as c, c.begin():
+            return stored_version(c), c.exec_driver_sql("PRAGMA journal_mode").scalar() == "wal"
+
+    version, is_ahead = with_retries(looked_at)
+    if version is not None:
+        check_version(version)
+    if not is_ahead:
+        with_retries(write_ahead)
     if version != SCHEMA_VERSION:
+        with_retries(lambda: _in_transaction(engine, bring_up_to_date))
         _empty_log(engine)
 
 
@@ -222,7 +237,7 @@ def _open_read_only(path: Path, shown: str) -> Place:
             with engine.connect() as c, c.begin():
                 version = stored_version(c)
                 if version is None:
-                    raise DatabaseError(f"the tuning database {path} is empty and cannot be written")
+                    raise DatabaseError("it is empty")
                 check_version(version)
                 if version < SCHEMA_VERSION:
                     return Place(_updated_copy(c), shown, path, True)
@@ -260,6 +275,7 @@ def _set_up_sqlite(engine: Engine) -> None:
         cursor = connection.cursor()
         cursor.execute("PRAGMA foreign_keys=ON")
         cursor.execute("PRAGMA synchronous=NORMAL")  # with write-ahead: a killed process loses nothing
+        cursor.execute(f"PRAGMA cache_size=-{CACHE_KIB}")
         cursor.close()
 
     @event.listens_for(engine, "begin")
@@ -332,13 +348,19 @@ def translated(where: str) -> Iterator[None]:
 
 _ADVICE = (
     (
-        ("not a database", "malformed", "corrupt"),
+        ("not a database", "malformed", "corrupt", "no such table", "no such column"),
         "is damaged or no database; nothing was changed in it: 'tilewright db recover' puts the file aside and keeps "
         "what can be read, or move the file aside, or name another with TILEWRIGHT_DB",
     ),
     (("disk is full", "no space"), "is on a full disk; make room: everything recorded before is kept"),
     (("readonly", "read-only"), "cannot be written; name a writable one with TILEWRIGHT_DB"),
     (("locked", "busy"), "stays locked by another process; wait for it or end it"),
+    (
+        ("disk i/o error",),
+        "could not be read or written (a quota, a limit on the size of files, a failing disk?); everything recorded "
+        "before is kept",
+    ),
+    (("load plugin",), "is of a kind that SQLAlchemy does not know; name a file, or a server as postgresql+psycopg://"),
     (("unable to open",), "cannot be opened; check that the folder exists and may be entered"),
 )
 
@@ -348,7 +370,7 @@ def _in_our_words(error: Exception, where: str) -> DatabaseError:
     for words, advice in _ADVICE:
         if any(w in detail.lower() for w in words):
             return DatabaseError(f"the tuning database {where} {advice} ({detail})")
-    return DatabaseError(f"the tuning database {where} failed: {detail.splitlines()[0] if detail else error!r}")
+    return DatabaseError(f"the tuning database {where} failed: {detail.splitlines()[0] if detail else repr(error)}")
 
 
 __all__ = ["Place", "default_path", "file_of", "open_place", "translated", "with_retries"]

@@ -22,6 +22,8 @@ from tilewright.tuning_db.writing import Record
 FORMAT = "tilewright-tuning"
 VERSION = 2
 """2: spaces, and the space of a measurement."""
+_SQLITE = b"SQLite format 3\0"
+"""How every file of SQLite's begins."""
 
 
 def write_file(path: Path, records: Iterable[Record]) -> int:
@@ -53,6 +55,8 @@ def write_json(path: Path, values: Mapping[str, Any]) -> None:
 @contextmanager
 def _replaced(path: Path) -> Iterator[TextIO]:
     try:
+        if _is_database(path):
+            raise DatabaseError(f"the export {path} would overwrite a database; name another file")
         handle, name = tempfile.mkstemp(dir=path.parent, prefix=path.name, suffix=".part")
         try:
             with os.fdopen(handle, "w", encoding="utf-8") as out:
@@ -64,6 +68,14 @@ def _replaced(path: Path) -> Iterator[TextIO]:
             raise
     except OSError as e:
         raise DatabaseError(f"the export {path} cannot be written: {e.strerror or e}") from e
+
+
+def _is_database(path: Path) -> bool:
+    """True for a file of SQLite's."""
+    if not path.is_file():
+        return False
+    with path.open("rb") as file:
+        return file.read(len(_SQLITE)) == _SQLITE
 
 
 def _as_json(record: Record) -> dict[str, Any]:
@@ -79,7 +91,7 @@ def _as_json(record: Record) -> dict[str, Any]:
 def read_file(path: Path) -> Iterator[Record]:
     """The records of a file, one after the other; DatabaseError naming the line for anything that is not one."""
     try:
-        with path.open(encoding="utf-8") as lines:
+        with path.open(encoding="utf-8-sig") as lines:  # some editors put a mark at the beginning
             yield from parse_lines(lines, str(path))
     except (OSError, UnicodeDecodeError) as e:
         raise DatabaseError(f"{path} cannot be read: {e}") from e
@@ -87,7 +99,7 @@ def read_file(path: Path) -> Iterator[Record]:
 
 def parse_lines(lines: Iterable[str], place: str) -> Iterator[Record]:
     """Records from lines of text; ``place`` names them in errors."""
-    number = 0
+    headed = False
     for number, line in enumerate(lines, 1):
         if not line.strip():
             continue
@@ -96,13 +108,14 @@ def parse_lines(lines: Iterable[str], place: str) -> Iterator[Record]:
         except (ValueError, RecursionError) as e:
             raise DatabaseError(f"{place}, line {number}: not JSON ({e}); the file may be cut off") from e
         try:
-            if number == 1:
-                _check_header(values)
-            else:
+            if headed:
                 yield _record(values)
+            else:
+                _check_header(values)
+                headed = True
         except (DatabaseError, TypeError) as e:
             raise DatabaseError(f"{place}, line {number}: {e}") from e
-    if not number:
+    if not headed:
         raise DatabaseError(f"{place} is empty; an export begins with a line that names its format")
 
 
@@ -130,8 +143,10 @@ def _check_header(values: Any) -> None:
     if not isinstance(values, dict) or values.get("format") != FORMAT:
         raise DatabaseError(f'not an export of tuning results (the first line must have "format": "{FORMAT}")')
     version = values.get("version")
-    if not isinstance(version, int) or version > VERSION:
-        raise DatabaseError(f"format version {version}, but this tilewright reads up to {VERSION}; update tilewright")
+    if type(version) is not int or not 1 <= version <= VERSION:
+        raise DatabaseError(
+            f"format version {version!r}, but this tilewright reads 1 to {VERSION}; update tilewright if it is newer"
+        )
 
 
 def _record(values: Any) -> Record:

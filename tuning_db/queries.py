@@ -102,7 +102,15 @@ STRUCTURES = (
 """Which of these structures there are programs of."""
 
 SHAPES = (
-    select(PROGRAMS.c.id, PROGRAMS.c.signature, PROGRAMS.c.sizes, PROGRAMS.c.text, DRIVERS.c.id, DRIVERS.c.version)
+    select(
+        PROGRAMS.c.id,
+        PROGRAMS.c.signature,
+        PROGRAMS.c.structure,
+        PROGRAMS.c.sizes,
+        PROGRAMS.c.text,
+        DRIVERS.c.id.label("driver_id"),
+        DRIVERS.c.version,
+    )
     .join_from(PROGRAMS, DRIVERS, PROGRAMS.c.id > 0)
     .join(DEVICES, DRIVERS.c.device_id == DEVICES.c.id)
     .where(

@@ -73,7 +73,18 @@ def _streamed(c: Connection, query: Select[Any]) -> Iterator[Row[Any]]:
 
 
 def as_measurement(row: Any) -> Measurement:
-    """A row of `queries.ROWS` as a record; DatabaseError if it is spoilt."""
+    """A row of `queries.ROWS` as a record; DatabaseError, with a way out, if it is spoilt."""
+    try:
+        return _checked(row)
+    except DatabaseError as e:
+        raise DatabaseError(
+            f"measurement {row.id} is spoilt ({e}); 'tilewright db recover' puts the file aside and keeps every row "
+            "that is whole"
+        ) from e
+
+
+def _checked(row: Any) -> Measurement:
+    """The same, saying only what is wrong."""
     try:
         status, sizes, samples = Status(row.status), as_sizes(row.sizes), tuple(json.loads(row.samples))
     except (TypeError, ValueError) as e:
@@ -106,8 +117,11 @@ def as_measurement(row: Any) -> Measurement:
 def as_sizes(text: str) -> tuple[int, ...]:
     """The sizes of a stored program; DatabaseError if they are spoilt."""
     try:
-        return tuple(json.loads(text))
-    except (TypeError, ValueError) as e:
+        sizes = tuple(json.loads(text))
+        if any(type(n) is not int for n in sizes):
+            raise ValueError(f"{text} has other values than whole numbers")
+        return sizes
+    except (TypeError, ValueError, RecursionError) as e:
         raise DatabaseError(f"a stored program has sizes of the wrong type: {e}") from e
 
 
@@ -163,7 +177,7 @@ def _orphans(c: Connection) -> Iterator[str]:
 
 def _row_problem(row: Any, spaces: dict[str, Space]) -> str | None:
     try:
-        m = as_measurement(row)
+        m = _checked(row)
         whole = m.digest == row.digest
     except (DatabaseError, ValueError, TypeError) as e:
         return str(e)

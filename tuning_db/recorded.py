@@ -21,7 +21,7 @@ from typing import Any
 
 from tilewright.errors import DatabaseError
 from tilewright.tuning_db.exchange import from_json
-from tilewright.tuning_db.records import RECORDED, Measurement, Space, Status, Value
+from tilewright.tuning_db.records import RECORDED, Measurement, Space, Status, Value, is_time
 from tilewright.tuning_db.writing import Record
 
 VERSION = "1.0.0"
@@ -130,7 +130,7 @@ def _of_cache(values: Mapping[str, Any], origin: Origin) -> Iterator[Record]:
             samples=tuple(t / 1e3 for t in samples),
             message=time if isinstance(time, str) else "",
             build_seconds=_seconds(entry.get("compile_time")),
-            created=str(entry.get("timestamp") or _BEGINNING).replace(" ", "T"),
+            created=_created(entry.get("timestamp")),
         )
 
 
@@ -150,8 +150,12 @@ def _of_t4(values: Mapping[str, Any], origin: Origin) -> Iterator[Record]:
         raise DatabaseError("T4 results name neither device nor kernel: give both")
     if space is not None:
         yield space
-    for result in values["results"]:
-        yield _of_result(frame, result)
+    for number, result in enumerate(values["results"], 1):
+        try:
+            yield _of_result(frame, result)
+        except (DatabaseError, KeyError, TypeError, ValueError, AttributeError) as e:
+            why = e if isinstance(e, DatabaseError) else f"it does not have T4's fields ({type(e).__name__}: {e})"
+            raise DatabaseError(f"result {number}: {why}") from e
 
 
 def _of_result(frame: Measurement, result: Mapping[str, Any]) -> Measurement:
@@ -171,7 +175,7 @@ def _of_result(frame: Measurement, result: Mapping[str, Any]) -> Measurement:
         message=str(measured.get("message", "")),
         error=measured.get("error"),
         build_seconds=_seconds(times.get("compilation_time", times.get("compilation"))),
-        created=str(result.get("timestamp") or _BEGINNING).replace(" ", "T"),
+        created=_created(result.get("timestamp")),
     )
 
 
@@ -245,6 +249,12 @@ def _space_of(kernel: str, configurations: Iterable[Mapping[str, Value]]) -> Spa
 
 def _configuration(values: Mapping[str, Value]) -> str:
     return json.dumps(dict(values), sort_keys=True)
+
+
+def _created(timestamp: Any) -> str:
+    """A file's time stamp in our form; the beginning of time where there is none that can be read."""
+    text = str(timestamp).replace(" ", "T")
+    return text if is_time(text) else _BEGINNING
 
 
 def _seconds(milliseconds: Any) -> float | None:

@@ -48,7 +48,7 @@ class Measurement:
     """One configuration of one program, measured once on one device; failures are measurements too.
 
     DatabaseError is raised for values that cannot be: a time that is not a positive finite number, an `ok` without
-    a time, a failure with one, sizes that are not whole numbers.
+    a time, a failure with one, sizes that are not whole numbers, a `created` that is no time stamp.
     """
 
     device: str
@@ -88,9 +88,12 @@ class Measurement:
     def __post_init__(self) -> None:
         problem = self._problem()
         if problem:
-            raise DatabaseError(f"a measurement of {self.family} {self.configuration} cannot be stored: {problem}")
+            what = f"{self.family} {self.configuration}"[:_SHOWN]
+            raise DatabaseError(f"a measurement of {what} cannot be stored: {problem}")
 
     def _problem(self) -> str | None:
+        if not isinstance(self.created, str) or not is_time(self.created):
+            return "it does not say when it was made (2026-01-31T12:00:00.000000+00:00)"
         texts = (self.device, self.driver, self.signature, self.structure, self.program, self.family, self.generator)
         more = (self.message, self.host, self.created, self.run, self.round, self.space)
         if not _are((*texts, *more), str):
@@ -100,12 +103,12 @@ class Measurement:
         if self.status is not Status.OK and self.seconds is not None:
             return f"it is {self.status} but has a time"
         times = self.samples if self.seconds is None else (self.seconds, *self.samples)
-        if not _are(times, (int, float)) or not all(0 < t < _LARGEST for t in times):
+        if not all(is_duration(t) for t in times):
             return "one of its times is not a positive finite number of seconds"
         others = [v for v in (self.error, self.build_seconds) if v is not None]
         if not _are(others, (int, float)) or not all(0 <= v < _LARGEST for v in others):
             return "its error or build time is negative or not finite"
-        if not _are(self.sizes, int) or any(n < 0 for n in self.sizes):
+        if not _are(self.sizes, int) or not all(0 <= n < _LARGEST_SIZE for n in self.sizes):
             return "one of its sizes is not a whole number"
         if not isinstance(self.configuration, str):
             return "its configuration is not a JSON object"
@@ -140,6 +143,13 @@ _SORTED = json.JSONEncoder(sort_keys=True, ensure_ascii=True, allow_nan=False)
 _NAMES = frozenset(f.name for f in fields(Measurement))
 _LARGEST = 1e300
 """Beyond every time and every error."""
+_SHORTEST = 1e-12
+"""Seconds: less than a clock's tick, and no reciprocal of it overflows."""
+_LARGEST_SIZE = 1 << 63
+_SHOWN = 200
+"""Characters of a faulty configuration that are shown."""
+_TIME = re.compile(r"\d{4}-\d\d-\d\dT\d\d:\d\d(:\d\d(\.\d+)?)?(Z|[+-]\d\d:\d\d)?")
+"""What `now` gives, and other texts that sort by time."""
 
 
 def _are(values: Sequence[object], kind: type | tuple[type, ...]) -> bool:
@@ -161,6 +171,17 @@ def configuration_problem(text: str, recorded: bool) -> str | None:
     if not recorded and any(isinstance(v, bool | float) for v in values.values()):  # 8.0 would pass for 8 in a space
         return "its configuration has a value that is neither a whole number nor a text"
     return None
+
+
+def is_duration(seconds: object) -> bool:
+    """True for what may be the time of a run: a finite number of seconds, a picosecond at least."""
+    is_number = isinstance(seconds, (float, int)) and not isinstance(seconds, bool)
+    return is_number and _SHORTEST <= cast(float, seconds) < _LARGEST
+
+
+def is_time(text: str) -> bool:
+    """True for a time stamp that sorts by time among those of `now`."""
+    return _TIME.fullmatch(text) is not None
 
 
 def _is_value(value: object) -> bool:
@@ -321,6 +342,9 @@ __all__ = [
     "Status",
     "Value",
     "Winner",
+    "configuration_problem",
+    "is_duration",
+    "is_time",
     "now",
     "precision_of",
 ]

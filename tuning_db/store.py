@@ -32,6 +32,7 @@ from tilewright.tuning_db.records import (
     Stats,
     Winner,
     configuration_problem,
+    is_duration,
 )
 from tilewright.tuning_db.schema import (
     CONFIGURATIONS,
@@ -132,7 +133,12 @@ class Store:
         The whole file is checked before anything is stored. An import that was interrupted is simply repeated.
         """
         source = Path(path)
-        self._check_programs((m.signature, m.program) for m in exchange.measurements_of(exchange.read_file(source)))
+        given, named = set[str](), set[str]()
+        self._check_programs(_programs(exchange.read_file(source), given, named))
+        with self._connection() as c:
+            missing = sorted(named - given - present(c, SPACES, "digest", named - given))
+        if missing:
+            raise DatabaseError(f"{source} names the space {missing[0][:16]}, of which there is no record")
         return self.add(exchange.read_file(source))
 
     def import_recorded(self, path: str | Path, device: str = "", kernel: str = "") -> int:
@@ -148,10 +154,8 @@ class Store:
         Nothing is lost or changed in either. A merge that was interrupted is simply repeated: only the digests are
         read of what is here already.
         """
-        with other._connection() as c:
-            self._check_programs(reading.programs(c))
-        with other._connection() as c:
-            return self.add(reading.records(c, self._absent))
+        self._check_programs(other._programs())
+        return self.add(other._records(self._absent))
 
     def _absent(self, digests: Sequence[str]) -> set[str]:
         """The digests of which there is no measurement here."""
@@ -282,8 +286,7 @@ class Store:
 
     def records(self) -> Iterator[Record]:
         """Everything that the database holds, a page at a time: runs, spaces, then measurements."""
-        with self._connection() as c:
-            yield from reading.records(c)
+        return self._records(None)
 
     def stats(self) -> Stats:
         """How much there is of what."""
@@ -341,14 +344,21 @@ class Store:
         place = exchange.made_folder(Path(folder))
         with self._connection() as c:
             groups = c.execute(queries.RECORDED).all()
-            for group in groups:
-                rows = list(reading.measurements(c, queries.recorded_rows(group)))
-                space = c.execute(select(SPACES).where(SPACES.c.digest == rows[0].space)).first()
-                name = recorded.file_name(rows[0])
-                exchange.write_json(
-                    place / name, recorded.as_t4(rows, reading.as_space(space) if space is not None else None)
-                )
-        return len(groups)
+        written = 0
+        for group in groups:
+            rows, space = self._recorded(group)
+            if rows:  # nobody has deleted them meanwhile
+                exchange.write_json(place / recorded.file_name(rows[0]), recorded.as_t4(rows, space))
+                written += 1
+        return written
+
+    def _recorded(self, group: Any) -> tuple[list[Measurement], Space | None]:
+        """The measurements of a row of `queries.RECORDED`, and their space."""
+        with self._connection() as c:
+            rows = list(reading.measurements(c, queries.recorded_rows(group)))
+            named = rows[0].space if rows else ""
+            space = c.execute(select(SPACES).where(SPACES.c.digest == named)).first()
+        return rows, reading.as_space(space) if space is not None else None
 
     def export_shipped(self, folder: str | Path) -> int:
         """Write one winners' file per device into a folder, as tilewright ships them; the number of winners."""
@@ -372,6 +382,14 @@ class Store:
         with self._connection() as c:
             spaces = [reading.as_space(row) for row in c.execute(select(SPACES)) if row.digest in named]
         return [*spaces, *rows]
+
+    def _records(self, absent: Callable[[Sequence[str]], Collection[str]] | None) -> Iterator[Record]:
+        with self._connection() as c:
+            yield from reading.records(c, absent)
+
+    def _programs(self) -> Iterator[tuple[str, str]]:
+        with self._connection() as c:
+            yield from reading.programs(c)
 
     def _page(self, after: int) -> list[Any]:
         with self._connection() as c:
@@ -440,25 +458,11 @@ class Store:
     ) -> tuple[Winner, ...]:
         asked = {"structure": structure, "device": device, "generator": generator}
         found: list[Winner] = []
-        for program, signature, sizes, text, driver_id, version in c.execute(queries.SHAPES, asked).all():
-            row = _winner_row(c, program, driver_id, generator)
+        for program in c.execute(queries.SHAPES, asked).all():
+            row = _winner_row(c, program.id, program.driver_id, generator)
             if row is not None:
-                found.append(
-                    Winner(
-                        device=device,
-                        driver=version,
-                        signature=signature,
-                        structure=structure,
-                        sizes=reading.as_sizes(sizes),
-                        program=text,
-                        family=row.family,
-                        configuration=row.parameters,
-                        generator=generator,
-                        seconds=row.seconds,
-                        created=row.created,
-                        exact=version == driver,
-                    )
-                )
+                version, exact = program.version, program.version == driver
+                found.append(_as_winner(row, program, device, version, generator, program.signature, exact))
         return (*found, *self._shipped_for(device).of_structure(generator, structure))
 
     def _ask(self, key: tuple[object, ...], find: Callable[[Connection], _Result]) -> _Result:
@@ -506,6 +510,17 @@ class Store:
 # --- rows to records and back -------------------------------------------------------------------------------------
 
 
+def _programs(records: Iterable[Record], given: set[str], named: set[str]) -> Iterator[tuple[str, str]]:
+    """Signature and text of every measurement's program; which spaces there are, and are named, goes into the sets."""
+    for record in records:
+        if isinstance(record, Space):
+            given.add(record.digest)
+        elif isinstance(record, Measurement):
+            if record.space:
+                named.add(record.space)
+            yield record.signature, record.program
+
+
 def _batches(records: Iterable[Record]) -> Iterator[list[Record]]:
     waiting = iter(records)
     while batch := list(itertools.islice(waiting, BATCH)):
@@ -529,6 +544,8 @@ def _as_winner(row: Any, program: Any, device: str, driver: str, generator: str,
     if not isinstance(program.text, str):
         raise DatabaseError("a stored program is not a text; 'tilewright db verify' lists what is spoilt")
     problem = configuration_problem(row.parameters, generator == RECORDED)
+    if not is_duration(row.seconds):
+        problem = "its time is not a positive finite number of seconds"
     if problem is not None:
         raise DatabaseError(f"a winner cannot be used: {problem}; 'tilewright db verify' lists what is spoilt")
     return Winner(
