@@ -18,7 +18,6 @@ from tilewright.errors import InputError, ModelError, UnsupportedOperatorError
 from tilewright.graph.guards import fitting, one_sentence
 from tilewright.graph.host_values import HostValue, host_value, type_proto
 from tilewright.graph.ir import Attribute, Node, Size, Value, frozen
-from tilewright.ops.quantised_products import ROUNDED
 from tilewright.ops.recurrent import PER_DIRECTION, hidden_size
 
 _KNOWN_DATA = 4096
@@ -249,12 +248,10 @@ def _value(node: Node, name: str, proto: onnx.TypeProto | None) -> Value:
 
 
 def node_proto(node: Node) -> onnx.NodeProto:
-    """The node as ONNX writes it, without attributes of our own."""
+    """The node as ONNX writes it."""
     domain, _, op = node.op.rpartition("::")
     proto = helper.make_node(op, node.inputs, node.outputs, node.name or None, domain=domain)
     for name, value in node.attributes.items():
-        if name == ROUNDED and node.op == "QLinearConv":
-            continue
         if isinstance(value, onnx.AttributeProto):
             proto.attribute.append(value)
             continue

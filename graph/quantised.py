@@ -6,8 +6,7 @@ Integer-Arithmetic-Only Inference, 2018, section 2.2):
 
     sum((a - za) sa * (b - zb) sb) = sa * sb * sum((a - za) * (b - zb))
 
-The integers' sum is exact, so the results are those of the floats up to their rounding; sums of convolutions may be
-rounded as sums of floats are, which lets Winograd's tiles compute them. Conv and MatMul that are
+The integers' sum is exact, so the results are those of the floats up to their rounding. Conv and MatMul that are
 quantised again become QLinearConv and QLinearMatMul; other MatMul and Gemm by weights become MatMulInteger, a bias of
 i32, and one factor. The weights stay in 8 bits then.
 """
@@ -22,7 +21,6 @@ from onnx import TensorProto
 from tilewright.dsl.dtypes import DType
 from tilewright.graph.ir import Graph, Node
 from tilewright.graph.rules import Replacement, Rule, apply, dead_code_removed, fresh, type_of
-from tilewright.ops.quantised_products import ROUNDED
 
 FROM = frozenset({"DequantizeLinear"})
 """Operators whose constants must not be folded before this: weights would be floats then."""
@@ -135,8 +133,7 @@ def _convolution(graph: Graph, quantise: Node) -> Replacement | None:
     bias = _bias(graph, conv.inputs[2], image.scale * weights.scale) if any(conv.inputs[2:]) else ""
     if bias is None:
         return None
-    attributes = {**conv.attributes, ROUNDED: 1}
-    node = replace(conv, op="QLinearConv", attributes=attributes, version=max(conv.version, _QUANTISED_SINCE))
+    node = replace(conv, op="QLinearConv", version=max(conv.version, _QUANTISED_SINCE))
     return _linear(graph, node, quantise, (image, weights), (scale, zero), (bias,) if bias else ())
 
 

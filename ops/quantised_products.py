@@ -34,14 +34,10 @@ def _whole(read: str, zero: str, kind: str) -> str:
     return f"{kind}({number})"
 
 
-ROUNDED = "rounded"
-"""An attribute of our own on QLinearConv: its sum stands for one of floats, and need not be exact if f32 makes it."""
-
-
-def _sum(kind: str, indices: str, a: str, b: str, is_rounded: bool = False) -> str:
-    """The sum of products as an i32, or as an f32 where it may be rounded."""
+def _sum(kind: str, indices: str, a: str, b: str) -> str:
+    """The exact sum of products as an i32, which keeps Winograd's tiles, whose sums are rounded, away from it."""
     total = f"sum({indices}) {a} * {b}"
-    return f"i32({total})" if kind == "f32" and not is_rounded else total
+    return f"i32({total})" if kind == "f32" else total
 
 
 def _sum_type(app: Application, left: tuple[int, int], right: tuple[int, int], axes: tuple[int, ...]) -> str:
@@ -305,7 +301,7 @@ class _Convolution:
         summed = ", ".join((*self.form.summed, *f.taps))
         weights = _whole(f"w[{', '.join((self.form.filter, summed))}]", zero_w, kind)
         out = ", ".join(f"{p}: {n}" for p, n in zip(f.at, self.app.outputs[0].shape[2:], strict=True))
-        total = _sum(kind, summed, image, weights, bool(self.app.integer(ROUNDED, 0)))
+        total = _sum(kind, summed, image, weights)
         return f"t[n, {self.form.filter}, {out}] = {total}"
 
     def _sum_type(self, x_point: int, w_point: int) -> str:
