@@ -17,7 +17,7 @@ import json
 import resource
 import sys
 import time
-from dataclasses import asdict, astuple, dataclass, fields
+from dataclasses import asdict, astuple, dataclass
 from pathlib import Path
 
 import numpy as np
@@ -39,9 +39,6 @@ class Start:
     first_cpu: float
     cpu: float
     peak: int
-
-
-FIGURES = tuple(f.name for f in fields(Start))
 
 
 def started(engine: str, file: str) -> Start:
@@ -69,7 +66,7 @@ def best(engine: str, file: Path, repeats: int, plan: bool) -> Start:
     """The fastest of some processes, and the least memory, after one that fills caches; `plan`: keep no plans."""
     environment = {"TILEWRIGHT_PLANS": "off"} if plan else {}
     kept = [Start(**alone(__file__, engine, file, environment)) for _ in range(repeats + 1)][1:]
-    return Start(*(min(getattr(s, name) for s in kept) for name in FIGURES))
+    return Start(*map(min, zip(*map(astuple, kept), strict=True)))
 
 
 def main() -> None:

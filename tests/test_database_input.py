@@ -81,6 +81,16 @@ def test_an_export_never_overwrites_a_database(store: Store, path: Path, tmp_pat
     assert store.export(target) == 1
 
 
+def test_t4_files_need_a_folder(store: Store, tmp_path: Path) -> None:
+    store.record(measured())
+    taken = tmp_path / "taken"
+    taken.write_text("kept")
+    with pytest.raises(DatabaseError, match="taken for the export cannot be made"):
+        store.export_recorded(taken)
+    assert taken.read_text() == "kept"
+    assert store.export_recorded(tmp_path / "new" / "folder") == 1
+
+
 # --- imports --------------------------------------------------------------------------------------------------------
 
 
@@ -161,6 +171,11 @@ def test_a_t4_time_stamp_that_cannot_be_read_is_left_out(store: Store, tmp_path:
         assert [m.created[:4] for m in fresh.measurements()] == ["2026", "1970"]
 
 
+def test_a_configuration_nested_too_deeply_is_refused() -> None:
+    with pytest.raises(DatabaseError, match="not a JSON object"):
+        measured(configuration="[" * 100_000)
+
+
 # --- rows that were edited ------------------------------------------------------------------------------------------
 
 
@@ -189,6 +204,34 @@ def test_winners_of_near_sizes_that_were_spoilt_are_refused(store: Store, path: 
             with pytest.raises(DatabaseError, match=r"stored program|a winner cannot be used"):
                 ask()
         assert s.verify()
+
+
+@pytest.mark.parametrize(
+    ("edit", "complaint"),
+    [
+        ("programs SET sizes = 'x'", "sizes of the wrong type"),
+        ("programs SET sizes = '3'", "sizes of the wrong type"),
+        ("programs SET text = x'ff00'", "a stored program is not a text"),
+        ("configurations SET parameters = '[]'", "a winner cannot be used: its configuration is not a JSON object"),
+        ("configurations SET parameters = x'00ff'", "a winner cannot be used: its configuration is not a JSON object"),
+    ],
+)
+def test_winners_that_were_spoilt_are_named(store: Store, path: Path, edit: str, complaint: str) -> None:
+    store.record(measured())
+    change(path, f"UPDATE {edit}")
+    with pytest.raises(DatabaseError, match=complaint):
+        store.ls()
+    with pytest.raises(DatabaseError, match=complaint):
+        store.prune(losers_before="9999")
+    assert store.verify()
+
+
+def test_a_spoilt_date_is_not_an_old_one(store: Store, path: Path) -> None:
+    store.record(measured())
+    store.record(measured(4, seconds=2e-3, samples=(2e-3,)))
+    change(path, "UPDATE measurements SET created = x'00ff' WHERE seconds > 1e-3")
+    assert store.prune(losers_before="2000") == 0
+    assert store.verify()
 
 
 @pytest.mark.parametrize("seconds", ["0", "-1e-3", "NULL", "'nan' + 0"])
@@ -229,6 +272,11 @@ def test_a_spoilt_row_is_named_with_a_way_out(store: Store, path: Path, tmp_path
 def test_what_can_be_no_database_is_refused(place: str, complaint: str) -> None:
     with pytest.raises(DatabaseError, match=complaint):
         Store.open(place)
+
+
+def test_a_place_that_cannot_be_looked_at_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(DatabaseError, match="cannot be reached: File name too long"):
+        Store.open(tmp_path / ("x" * 400))
 
 
 def test_a_file_in_place_of_a_folder_is_named(tmp_path: Path) -> None:

@@ -447,56 +447,6 @@ def test_a_folder_or_a_missing_file_to_read_is_refused(tmp_path: Path) -> None:
         Store.open(tmp_path / "none.sqlite", read_only=True)
 
 
-def test_a_place_that_cannot_be_looked_at_is_refused(tmp_path: Path) -> None:
-    with pytest.raises(DatabaseError, match="cannot be reached: File name too long"):
-        Store.open(tmp_path / ("x" * 400))
-
-
-def test_recorded_results_need_a_folder_of_their_own(store: Store, tmp_path: Path) -> None:
-    store.record(measured())
-    taken = tmp_path / "taken"
-    taken.write_text("kept")
-    with pytest.raises(DatabaseError, match="taken for the export cannot be made"):
-        store.export_recorded(taken)
-    assert taken.read_text() == "kept"
-    assert store.export_recorded(tmp_path / "new" / "folder") == 1
-
-
-@pytest.mark.parametrize(
-    ("change", "message"),
-    [
-        ("programs SET sizes = 'x'", "sizes of the wrong type"),
-        ("programs SET sizes = '3'", "sizes of the wrong type"),
-        ("programs SET text = x'ff00'", "a stored program is not a text"),
-        ("configurations SET parameters = '[]'", "a winner cannot be used: its configuration is not a JSON object"),
-        ("configurations SET parameters = x'00ff'", "a winner cannot be used: its configuration is not a JSON object"),
-    ],
-)
-def test_winners_that_were_spoilt_by_hand_are_named(store: Store, tmp_path: Path, change: str, message: str) -> None:
-    store.record(measured())
-    with contextlib.closing(sqlite3.connect(tmp_path / "tuning.sqlite")) as c, c:
-        c.execute(f"UPDATE {change}")
-    with pytest.raises(DatabaseError, match=message):
-        store.ls()
-    with pytest.raises(DatabaseError, match=message):
-        store.prune(losers_before="9999")
-    assert store.verify()
-
-
-def test_a_spoilt_date_is_not_an_old_one(store: Store, tmp_path: Path) -> None:
-    store.record(measured(1e-3))
-    store.record(measured(2e-3, tile=4))
-    with contextlib.closing(sqlite3.connect(tmp_path / "tuning.sqlite")) as c, c:
-        c.execute("UPDATE measurements SET created = x'00ff' WHERE seconds > 1e-3")
-    assert store.prune(losers_before="2000") == 0
-    assert store.verify()
-
-
-def test_a_configuration_nested_too_deeply_is_refused(store: Store) -> None:
-    with pytest.raises(DatabaseError, match="not a JSON object"):
-        store.record(measured(configuration="[" * 100_000))
-
-
 def _spoilt(path: Path, how: str) -> None:
     with Store.open(path) as s:
         for tile in range(200):
