@@ -18,7 +18,6 @@ from tilewright.errors import InputError, ModelError, UnsupportedOperatorError
 from tilewright.graph.guards import fitting, one_sentence
 from tilewright.graph.host_values import HostValue, host_value, type_proto
 from tilewright.graph.ir import Attribute, Node, Size, Value, frozen
-from tilewright.graph.onnx_import import size_of
 from tilewright.ops.recurrent import PER_DIRECTION, hidden_size
 
 _KNOWN_DATA = 4096
@@ -237,7 +236,7 @@ def _value(node: Node, name: str, proto: onnx.TypeProto | None) -> Value:
     tensor = proto.tensor_type
     shape = None
     if tensor.HasField("shape"):
-        shape = tuple(size_of(d) for d in tensor.shape.dim)
+        shape = tuple(d.dim_value if d.HasField("dim_value") else d.dim_param or None for d in tensor.shape.dim)
     try:
         dtype = DType.from_numpy(helper.tensor_dtype_to_np_dtype(tensor.elem_type))
     except (TypeError, KeyError):

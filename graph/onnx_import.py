@@ -348,7 +348,7 @@ def type_value(name: str, proto: onnx.TypeProto) -> Value:
     """What a type of ONNX's says about a value."""
     tensor = proto.tensor_type
     dtype = element_type(tensor.elem_type) if proto.HasField("tensor_type") else None
-    shape = tuple(size_of(d) for d in tensor.shape.dim) if tensor.HasField("shape") else None
+    shape = tuple(_size(d) for d in tensor.shape.dim) if tensor.HasField("shape") else None
     return Value(name, dtype or DType.F32, shape, None if dtype else type_text(proto))
 
 
@@ -376,8 +376,7 @@ def element_type(code: int) -> DType | None:
         return None
 
 
-def size_of(d: onnx.TensorShapeProto.Dimension) -> Size:
-    """A dimension: its size, the name of a size, or None where it is open."""
+def _size(d: onnx.TensorShapeProto.Dimension) -> Size:
     if d.HasField("dim_value"):
         return int(d.dim_value) if d.dim_value >= 0 else None  # old exporters write -1 for an open size
     return d.dim_param if _is_name(d.dim_param) else None
