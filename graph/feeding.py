@@ -68,18 +68,22 @@ def fed_array(value: Value, given: Any, device: Device) -> Given:
     if array.dtype != expected:
         raise InputError(f"the input {value.name!r} should be {expected}, found {array.dtype}; convert it with astype")
     sizes = value.shape or ()
-    shape = "x".join(str(n or "?") for n in sizes) or "a single number"
-    found = "x".join(map(str, array.shape)) or "a single number"
-    if array.ndim != len(sizes):
-        raise InputError(
-            f"the input {value.name!r} should have {len(sizes)} dimensions ({shape}), found {array.ndim} ({found})"
-        )
-    for d, (wanted, n) in enumerate(zip(sizes, array.shape, strict=True)):
-        if isinstance(wanted, int) and wanted != n:
-            raise InputError(
-                f"the input {value.name!r} should have size {wanted} in dimension {d} ({shape}), found {n} ({found})"
-            )
+    if len(sizes) != array.ndim or any(isinstance(n, int) and n != m for n, m in zip(sizes, array.shape, strict=True)):
+        raise _misfit(value.name, sizes, array.shape)
     return array
+
+
+def _misfit(name: str, sizes: Sequence[int | str | None], given: Sequence[int]) -> InputError:
+    """What is wrong with an array's sizes, which are not those that the network declares."""
+    shape = "x".join(str(n or "?") for n in sizes) or "a single number"
+    found = "x".join(map(str, given)) or "a single number"
+    if len(given) != len(sizes):
+        return InputError(
+            f"the input {name!r} should have {len(sizes)} dimensions ({shape}), found {len(given)} ({found})"
+        )
+    pairs = enumerate(zip(sizes, given, strict=True))
+    d, wanted, n = next((d, wanted, n) for d, (wanted, n) in pairs if isinstance(wanted, int) and wanted != n)
+    return InputError(f"the input {name!r} should have size {wanted} in dimension {d} ({shape}), found {n} ({found})")
 
 
 def check_named_sizes(inputs: Sequence[Value], arrays: Mapping[str, Given]) -> None:

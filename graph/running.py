@@ -12,10 +12,12 @@ import numpy as np
 
 from tilewright.errors import DeviceError
 from tilewright.graph.recipe import BufferSpec, Recipe, Role, StepLaunch
-from tilewright.runtime import BoundLaunch, Buffer, Context, Mark
+from tilewright.runtime import BoundLaunch, Buffer, Context, Launches, Mark
 
 MOST_LAUNCHES_AHEAD = 512
 """How far `Plan.run_on_device` runs ahead of the device: a driver whose queue is full keeps all of Python waiting."""
+LAUNCHES_PER_MARK = 128
+"""Launches after which a mark is set to wait for; short runs share one, since setting it costs what a launch does."""
 
 Feeds = Mapping[str, "np.ndarray[Any, Any] | Buffer"]
 
@@ -62,6 +64,7 @@ class Prepared:
         results = {s.name: s for s in recipe.buffers.values() if s.role is Role.OUTPUT}
         self.checks = recipe.checks
         """Positions to be looked at: those among the inputs by the caller, ahead of a run, all others by the run."""
+        self._results = results
         self._extents = {c.value: results[c.value] for c in self.checks.made}
         self.outputs = {name: s for name, s in results.items() if name not in self._extents}
         self.arena_bytes = sum(recipe.arenas.sizes)
@@ -70,13 +73,16 @@ class Prepared:
         """Buffers that are written once: constants as they are or packed, and filled scratch."""
         self._buffers = buffers
         self._ctx = ctx
-        self._bound = tuple(bound)
+        self._bound = Launches(bound)
         self._places = {name: _places(recipe.launches, bound, name) for name in (*self.inputs, *results)}
         self._set: dict[str, Any] = {}
         """What the arguments of each input and output are set to: OpenCL's memory objects."""
         self._own: deque[_OwnInputs] = deque(maxlen=2)
         """Where arrays are copied to while the device is at work on an earlier run; used longest ago first."""
-        self._under_way: deque[Mark] = deque()
+        self._under_way: deque[tuple[Mark, int]] = deque()
+        """Marks that were not waited for, and how many launches had been enqueued before each."""
+        self._enqueued = self._marked = self._waited = 0
+        """Launches so far; those before the last mark, and before the last one that was waited for."""
         self._lock = threading.Lock()
 
     @property
@@ -135,14 +141,24 @@ class Prepared:
             for name, array in arrays.items():
                 self._ctx.transfers.upload(own.buffers[name], array, own.last_use)
             self._ctx.enqueue(self._bound)
-            own.last_use = self._ctx.transfers.mark()
-            self._under_way.append(own.last_use)
-            if len(self._under_way) > max(2, MOST_LAUNCHES_AHEAD // max(1, len(self._bound))):
-                self._ctx.transfers.wait(self._under_way.popleft())
+            self._enqueued += len(self._bound)
+            if arrays or self._enqueued - self._marked >= LAUNCHES_PER_MARK:
+                own.last_use = self._ctx.transfers.mark()
+                self._follow(own.last_use)
+            else:
+                self._ctx.transfers.flush()
             wanted = [(outputs[name], spec.shape, spec.dtype) for name, spec in self._extents.items()]
             extents = self._ctx.transfers.receive(wanted) if wanted else []
         self.checks.verify_made(dict(zip(self._extents, extents, strict=True)))
         return {name: buffer for name, buffer in outputs.items() if name not in self._extents}
+
+    def _follow(self, mark: Mark) -> None:
+        """Wait for the oldest marks where the device is too far behind this new one."""
+        self._under_way.append((mark, self._enqueued))
+        self._marked = self._enqueued
+        while len(self._under_way) > 2 and self._enqueued - self._waited > MOST_LAUNCHES_AHEAD:
+            oldest, self._waited = self._under_way.popleft()
+            self._ctx.transfers.wait(oldest)
 
     def time(self, feeds: Feeds, repeats: int, warmup: int = 1) -> list[float]:
         """Seconds per run without moving inputs and outputs."""
@@ -191,8 +207,7 @@ class Prepared:
 
     def _allocated(self) -> dict[str, Buffer]:
         """Memory for everything that a run gives."""
-        specs = {**self.outputs, **self._extents}
-        return {name: self._ctx.allocate(spec.nbytes) for name, spec in specs.items()}
+        return {name: self._ctx.allocate(spec.nbytes) for name, spec in self._results.items()}
 
     def _own_inputs(self, names: Collection[str]) -> _OwnInputs:
         """Memory for inputs that no run under way reads, or that of the run before the last."""

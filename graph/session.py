@@ -9,6 +9,7 @@ from __future__ import annotations
 import threading
 from collections import Counter, OrderedDict
 from collections.abc import Mapping, Sequence
+from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -97,11 +98,11 @@ class InferenceSession:
                 self._model = None
             return self._whole
 
-    @property
+    @cached_property
     def _is_one_part(self) -> bool:
         return self._is_kept or self._network.is_one_part
 
-    @property
+    @cached_property
     def _steering(self) -> tuple[str, ...]:
         """The inputs whose elements decide sizes."""
         return () if self._is_kept else self._network.steering

@@ -13,7 +13,7 @@ from tilewright.runtime.arrays import Array, asarray, element_type
 from tilewright.runtime.builds import Builds, building
 from tilewright.runtime.cache import CacheUsage, ProgramCache
 from tilewright.runtime.discovery import Device, devices, select_device
-from tilewright.runtime.execution import BoundLaunch, Context, context
+from tilewright.runtime.execution import BoundLaunch, Context, Launches, context
 from tilewright.runtime.pool import Buffer
 from tilewright.runtime.programs import Module
 from tilewright.runtime.transfers import Mark
@@ -31,6 +31,7 @@ __all__ = [
     "Context",
     "Device",
     "Diagnosis",
+    "Launches",
     "Mark",
     "Module",
     "ProgramCache",

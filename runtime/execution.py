@@ -10,7 +10,7 @@ import hashlib
 import math
 import threading
 from collections import OrderedDict
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
 from enum import Enum
@@ -71,6 +71,14 @@ class BoundLaunch:
     def is_empty(self) -> bool:
         """True if there are no work-items; nothing is enqueued then."""
         return 0 in self.global_size
+
+
+class Launches(tuple[BoundLaunch, ...]):
+    """Launches in order, with what the launcher is handed for them made ready: for what is enqueued many times."""
+
+    def __init__(self, launches: Iterable[BoundLaunch]) -> None:
+        self.started = tuple(launch for launch in self if not launch.is_empty)
+        self.calls = tuple(launch.call for launch in self.started)
 
 
 def context(device: Device) -> Context:
@@ -289,12 +297,12 @@ class Context:
     def enqueue(self, launches: Sequence[BoundLaunch]) -> None:
         """Start launches in order and return at once; KernelError naming the one that cannot start."""
         border.refuse_after_fork()
-        started = [launch for launch in launches if 0 not in launch.global_size]
+        ready = launches if isinstance(launches, Launches) else Launches(launches)
         try:
             with self._lock:
-                self._launcher.start([launch.call for launch in started])
+                self._launcher.start(ready.calls)
         except LaunchRefused as error:
-            raise self._launch_error(error, started[error.position]) from error
+            raise self._launch_error(error, ready.started[error.position]) from error
 
     def _launch_error(self, error: Exception, launch: BoundLaunch) -> KernelError:
         """The error of a launch, with the context marked as lost where it is."""

@@ -171,11 +171,8 @@ class Pool:
 
     def _collect(self) -> None:
         """Sort returned blocks into the free lists, and let go of those above the limit or not to be used again."""
-        while True:
-            try:
-                handle, block, reuse = self._returned.popleft()
-            except IndexError:
-                return
+        while self._returned:  # taken from here only, with the lock held
+            handle, block, reuse = self._returned.popleft()
             if not reuse or self._kept + block > self.limit:
                 handle.release()
                 self._allocated -= block

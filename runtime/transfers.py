@@ -127,6 +127,11 @@ class Transfers:
             self._queue.flush()
         return Mark(event)
 
+    def flush(self) -> None:
+        """Have the device begin what is enqueued, if it has not."""
+        with self._guard("start the work on the device"):
+            self._queue.flush()
+
     def wait(self, mark: Mark) -> None:
         """Wait until the device has done what is before a mark; other threads go on meanwhile."""
         with self._guard("finish the work on the device"):

@@ -638,6 +638,20 @@ def test_runs_wait_when_they_are_far_ahead(session: InferenceSession, monkeypatc
     np.testing.assert_array_equal(y, session.run(None, x)[0])
 
 
+def test_short_runs_share_a_mark(session: InferenceSession, device: Device, monkeypatch: pytest.MonkeyPatch) -> None:
+    launches = len(session.plan(batch=2).launches)
+    marks: list[object] = []
+    mark = Transfers.mark
+    monkeypatch.setattr(Transfers, "mark", lambda self: marks.append(None) or mark(self))
+    monkeypatch.setattr(running, "LAUNCHES_PER_MARK", 3 * launches)
+    x = random(2, 3, 6, 8)
+    resident = {"x": asarray(x, device)}
+    for _ in range(9):
+        (y,) = session.run_on_device(None, resident)
+    assert len(marks) == 3
+    np.testing.assert_array_equal(y, session.run(None, {"x": x})[0])
+
+
 def test_wrong_arrays_are_named(session: InferenceSession, device: Device) -> None:
     for array, message in (
         (random(2, 3, 6, 8).astype(np.float64), "the input 'x' should be float32, found float64"),
