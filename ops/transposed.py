@@ -1,16 +1,16 @@
 """Transposed convolution, the gradient of a convolution with respect to its input, and sums of columns (Col2Im).
 
-Output position p = s*q + f (stride s, phase f) reads x[h] with weight r where p + pad = s*h + r. With weights sorted by
-phase, v[j, f] = w[s*j + f + pad], that is h = q - j: a convolution for every phase, all in one program. Outputs that
-the stride does not divide are cut out of larger ones. Where the kernel is dilated as well, h = (p + pad - d*r) / s is
-read where it is a whole number.
+Output position p reads x[h] with weight r where p + pad = s*h + r (stride s). Outputs with the same remainder of
+p + pad by s, a phase, have the same weights: r = s*j + (p + pad) % s and h = (p + pad) / s - j for every j. So there
+are s ordinary convolutions along an axis, each with every s-th weight, and all of them are one program: p is seen as
+(q, phase), and no weight is multiplied with zeros. The phases' inputs are a step apart where p + pad passes a multiple
+of s (`Phases`). Outputs that the stride does not divide are cut out of larger ones. Where the kernel is dilated as
+well, h = (p + pad - d*r) / s is read where it is a whole number.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass
-
-import numpy as np
 
 from tilewright.errors import UnsupportedError
 from tilewright.ops.expansion import Expanding, Inner
@@ -19,27 +19,59 @@ from tilewright.ops.operator import Application, Expansion, Operand, operator
 
 @dataclass(frozen=True)
 class Phases:
-    """One axis: which weights each phase has."""
+    """One axis: its outputs p as ``start + p = (q * halves + half) * each + phase``.
+
+    All outputs with one q and `half` begin at the same input: ``q + half + first``, and the weights of tap j are
+    ``stride * j + each * (halves - 1 - half) + phase``.
+    """
 
     stride: int
     dilation: int
+    taps: int
+    """Weights of the phase that has most of them; those beyond the kernel are zeros."""
     first: int
-    """The smallest j of any phase."""
-    weights: np.ndarray
-    """(j, phase): position in the original weights, -1 where there is none."""
+    start: int
+    """Outputs computed in front of the first one."""
+    halves: int
+    """2 if the second half of the phases begins one input later than the first, else 1."""
+    count: int
+    """Values of q."""
 
-    def reach(self, place: str, tap: str) -> str:
+    @staticmethod
+    def of(kernel: int, stride: int, dilation: int, begin: int, out: int) -> Phases:
+        """The axis of a kernel with `begin` outputs cut off in front of `out`."""
+        first, start = divmod(begin, stride)
+        halves = 1
+        if 2 * start == stride:
+            start, halves = 0, 2
+        return Phases(stride, dilation, -(-kernel // stride), first, start, halves, -(-(start + out) // stride))
+
+    @property
+    def each(self) -> int:
+        """Phases of a half."""
+        return self.stride // self.halves
+
+    @property
+    def computed(self) -> int:
+        """Outputs that are computed."""
+        return self.count * self.stride
+
+    def sizes(self) -> tuple[int, ...]:
+        """What the outputs are seen as; phases and halves only where there are several."""
+        return self.count, *(n for n in (self.halves, self.each) if n > 1)
+
+    def at(self, d: int) -> str:
+        """The indices of `sizes`."""
+        return ", ".join([f"q{d}", *([f"u{d}"] if self.halves > 1 else []), *([f"f{d}"] if self.each > 1 else [])])
+
+    def reach(self, d: int) -> str:
         """The input position of a tap."""
-        return f"{place} - ({self.dilation} * {tap}) - ({self.first})"
+        return f"q{d}{f' + u{d}' if self.halves > 1 else ''} - {self.dilation} * j{d} + ({self.first})"
 
-
-def _phases(kernel: int, stride: int, dilation: int, begin: int) -> Phases:
-    if stride == 1:  # x[p + pad - d*r]
-        return Phases(1, dilation, -begin, np.arange(kernel)[:, None])
-    first = -((stride - 1 + begin) // stride)
-    last = (kernel - 1 - begin) // stride
-    at = stride * np.arange(first, last + 1)[:, None] + np.arange(stride)[None, :] + begin
-    return Phases(stride, 1, first, np.where((at >= 0) & (at < kernel), at, -1))
+    def weight(self, d: int) -> str:
+        """The weight of a tap."""
+        half = f" + {self.each} - {self.each} * u{d}" if self.halves > 1 else ""
+        return f"{self.stride} * j{d}{half}{f' + f{d}' if self.each > 1 else ''}"
 
 
 def _begins(
@@ -120,42 +152,25 @@ def transposed_convolution(app: Application) -> Expansion:
 
 def _by_phases(made: Transposed) -> Expansion:
     work, y = Expanding(made.app), made.app.outputs[0]
-    steps = zip(made.kernel, made.strides, made.dilations, made.begins, strict=True)
-    axes = [_phases(k, s, d, b) for k, s, d, b in steps]
-    count = range(len(axes))
-    taps = ", ".join(f"j{d}" for d in count)
-    reach = ", ".join(a.reach(f"q{d}", f"j{d}") for d, a in enumerate(axes))
-    read = ", ".join(f"j{d}, f{d}" for d in count)
-    at = ", ".join(f"q{d}, f{d}" for d in count)
-    body = (
-        f"y[n, g, o, {at}] = (sum(c, {taps}) x[n, g, c, {reach}] * v[g, o, c, {read}]){' + b[g, o]' * bool(made.bias)}"
-    )
-    operands = {"x": made.image, "v": _by_phase(made, work, axes)} | made.bias
-    pairs = tuple(n for o, s in zip(y.shape[2:], made.strides, strict=True) for n in (-(-o // s), s))
-    rounded = tuple(q * s for q, s in zip(pairs[::2], pairs[1::2], strict=True))
-    if rounded == y.shape[2:]:
-        work.link(body, operands, 0, y.dtype, made.shape(*pairs))
+    steps = zip(made.kernel, made.strides, made.dilations, made.begins, y.shape[2:], strict=True)
+    axes = [Phases.of(*step) for step in steps]
+    taps = ", ".join(f"j{d}: {a.taps}" for d, a in enumerate(axes))
+    reach = ", ".join(a.reach(d) for d, a in enumerate(axes))
+    weight = ", ".join(a.weight(d) for d, a in enumerate(axes))
+    at = ", ".join(a.at(d) for d, a in enumerate(axes))
+    total = f"sum(c, {taps}) x[n, g, c, {reach}] * w[g, c, o, {weight}]"
+    body = f"y[n, g, o, {at}] = ({total}){' + b[g, o]' * bool(made.bias)}"
+    operands = {"x": made.image, "w": made.grouped} | made.bias
+    shape = made.shape(*(n for a in axes for n in a.sizes()))
+    computed = tuple(a.computed for a in axes)
+    if computed == y.shape[2:]:
+        work.link(body, operands, 0, y.dtype, shape)
         return work.finished()
-    whole = work.link(body, operands, "rounded up", y.dtype, made.shape(*pairs)).seen(*y.shape[:2], *rounded)
-    index = ", ".join(f"p{d}" for d in count)
-    work.link(f"y[n, o, {index}] = x[n, o, {', '.join(f'p{d} + 0' for d in count)}]", {"x": whole}, 0, y.dtype, y.shape)
+    whole = work.link(body, operands, "all phases", y.dtype, shape).seen(*y.shape[:2], *computed)
+    index = ", ".join(f"p{d}" for d in range(len(axes)))
+    places = ", ".join(f"p{d} + {a.start}" for d, a in enumerate(axes))
+    work.link(f"y[n, o, {index}] = x[n, o, {places}]", {"x": whole}, 0, y.dtype, y.shape)
     return work.finished()
-
-
-def _by_phase(made: Transposed, work: Expanding, axes: list[Phases]) -> Inner:
-    """Weights (group, filter, channel, then j and phase per axis)."""
-    known = made.weights.value
-    if known is not None:
-        return work.constant("v", _sorted(known.reshape(made.grouped.shape).swapaxes(1, 2), axes))
-    index = ", ".join(f"j{d}, f{d}" for d in range(len(axes)))
-    places = []
-    for d, (axis, begin) in enumerate(zip(axes, made.begins, strict=True)):
-        phased = f"{axis.stride} * (j{d} + {axis.first}) + f{d} + {begin}" if axis.stride > 1 else f"j{d} + f{d}"
-        places.append(phased)
-    groups, channels, filters = made.grouped.shape[:3]
-    shape = (groups, filters, channels, *(n for a in axes for n in a.weights.shape))
-    body = f"y[g, o, c, {index}] = w[g, c, o, {', '.join(places)}]"
-    return work.link(body, {"w": made.grouped}, "v", made.weights.dtype, shape)
 
 
 def _by_quotients(made: Transposed) -> Expansion:
@@ -198,14 +213,3 @@ def sum_of_columns(app: Application) -> Expansion:
     columns = Inner(0, x.dtype, (x.shape[0], y.shape[1], *block, *windows))
     work.link(body, {"x": columns}, 0, y.dtype, y.shape)
     return work.finished()
-
-
-def _sorted(weights: np.ndarray, axes: list[Phases]) -> np.ndarray:
-    """Weights (group, filter, channel, kernel...) with each kernel axis as (j, phase), zero where there is none."""
-    result = weights
-    for d, axis in enumerate(axes):
-        at = 3 + 2 * d
-        moved = np.take(result, np.maximum(axis.weights, 0), axis=at)
-        mask = (axis.weights >= 0).reshape((1,) * at + axis.weights.shape + (1,) * (moved.ndim - at - 2))
-        result = np.where(mask, moved, 0).astype(weights.dtype)
-    return np.ascontiguousarray(result)
