@@ -390,10 +390,12 @@ def constant_order(stage: Program, t: Tensor, output: Tensor, target: Target) ->
     others = {name for r in found if r.tensor != t.name for a in r.index for name in a.names}
     outs = {i.name for i in statement.indices if i.extent > 1}
     reduces = len(own - {i.name for i in statement.indices}) > 0
-    if len(stage.statements) > 1 or (reduces and own & outs - others):
-        return plain
-    stride = {i.name: s for i, s in zip(statement.indices, output.strides, strict=True)}
     first = next(r for r in found if r.tensor == t.name)
+    if len(stage.statements) > 1:
+        return plain
+    if reduces and own & outs - others:
+        return _within_groups(first, outs & others, outs - others) if target.shape is Shape.CPU else plain
+    stride = {i.name: s for i, s in zip(statement.indices, output.strides, strict=True)}
     if target.shape is Shape.CPU and _multiplies_a_vector(statement, first):
         return tuple(sorted(plain, key=lambda d: not outs & set(first.index[d].names)))
 
@@ -402,6 +404,19 @@ def constant_order(stage: Program, t: Tensor, output: Tensor, target: Target) ->
         return (-min(inside) if inside else -(1 << 62), d)
 
     return tuple(sorted(plain, key=place))
+
+
+def _within_groups(factor: Read, shared: set[str], own: set[str]) -> tuple[int, ...]:
+    """The order of dimensions of a factor that is another one for each group: groups, depth, its own output indices.
+
+    The outputs of a group are then contiguous at every depth, so that windows load them as vectors. Without groups it
+    is as it was: products repack their factors.
+    """
+    names = [set(position.names) for position in factor.index]
+    plain = tuple(range(len(names)))
+    if not any(n & shared for n in names):
+        return plain
+    return tuple(sorted(plain, key=lambda d: (not names[d] & shared, bool(names[d] & own), d)))
 
 
 def _multiplies_a_vector(statement: Statement, matrix: Read) -> bool:

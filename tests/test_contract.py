@@ -160,6 +160,33 @@ def test_convolution_of_any_stride_dilation_padding_groups_and_layout(
     check(ctx, program, shape, arrays, np.maximum(expected, 0).reshape(program.outputs[0].shape), seed)
 
 
+@pytest.mark.parametrize("images", ["last", "first", "large"])
+def test_groups_that_share_cache_lines_are_walked_first(ctx: Context, device: Device, images: str) -> None:
+    """Where neighbouring groups read neighbouring channels, and all their weights stay in the cache."""
+    if device.kind != "cpu":
+        pytest.skip("kernels for CPUs are for CPUs")
+    groups, channels = (64, 96) if images == "large" else (3, 19)
+    sizes = {"x": (2, groups, channels, 7, 5), "w": (groups, channels, channels, 3, 3), "b": (groups, channels)}
+    names = ("sh", "sw", "dh", "dw", "top", "left", "bottom", "right")
+    program = parse_op(CONVOLUTION).specialise(
+        sizes, parameters=dict(zip(names, (2, 2, 1, 1, 1, 1, 1, 1), strict=True))
+    )
+    if images != "first":
+        inputs = tuple(replace(t, strides=last(t.shape)) if t.name == "x" else t for t in program.inputs)
+        outputs = tuple(replace(t, strides=last(t.shape)) for t in program.outputs)
+        program = replace(program, inputs=inputs, outputs=outputs)
+    configuration = CONTRACT.default(program, device.target)
+    assert configuration["order"] == ("g" if images == "last" else "m")
+    if images == "large":
+        return
+    rng = np.random.default_rng(12)
+    arrays = {name: normal(rng, *size) for name, size in sizes.items()}
+    found = run(ctx, CONTRACT, program, device.target, configuration, arrays)["y"]
+    x, w = arrays["x"].reshape(2, -1, 7, 5), arrays["w"].reshape(-1, channels, 3, 3)
+    expected = convolution(x, w, (2, 2), (1, 1, 1, 1), (1, 1), groups) + arrays["b"].reshape(1, -1, 1, 1)
+    np.testing.assert_allclose(found, np.maximum(expected, 0).reshape(found.shape), rtol=0, atol=1e-4)
+
+
 def last(shape: tuple[int, ...]) -> tuple[int, ...]:
     """Strides of N,G,C,H,W with channels innermost."""
     _, g, c, h, w = shape

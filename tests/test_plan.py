@@ -201,6 +201,16 @@ def test_depthwise_weights_and_channel_constants_follow_the_activations() -> Non
     assert factors.strides == channels_last_strides((1, 3, 6, 8))
 
 
+def test_weights_within_groups_have_their_outputs_innermost_on_cpus() -> None:
+    """Groups, depth, outputs of a group: (3, 2 of 4, 3x3) here, so that a tap's weights are one vector."""
+    network = check(
+        "g (float[2, 12, 6, 8] x) => (float[2, 6, 6, 8] y) { y = Conv <pads = [1, 1, 1, 1], group = 3> (x, w) }",
+        {"x": random(2, 12, 6, 8)}, w=random(6, 4, 3, 3),
+    )  # fmt: skip
+    weights = next(t for t in network.calls[0].program.inputs if t.shape == (3, 2, 4, 3, 3))
+    assert weights.strides == (72, 1, 18, 6, 2)
+
+
 def test_joins_are_written_in_place() -> None:
     network = check(
         f"""g ({IMAGE}) => (float[2, 9, 6, 8] y) {{

@@ -124,6 +124,7 @@ def _default_split(c: Contraction, target: Target, configuration: Configuration)
 
 
 _SPLIT = "parts of the depth that are summed side by side (split-k); more than 1 for few tiles of great depth"
+_ORDER = "which blocks neighbouring work-items walk: rows (B's panel stays), columns, or groups (what lies between)"
 _VIEW = "which operand's own indices are computed in vectors (0 = the expected better)"
 
 
@@ -178,9 +179,7 @@ def _cpu_space(views: tuple[Contraction, ...], target: Target) -> Space:
             ),
             Parameter("prefetch", (0, 1), "ask for B's next panel ahead of time; 1 where B does not stay in the cache"),
             Parameter("interior", (0, 1), "a loop without range checks for tiles inside the image"),
-            Parameter(
-                "order", ("m", "n"), "which blocks neighbouring work-items walk: rows (B's panel stays) or columns"
-            ),
+            Parameter("order", ("m", "n", "g") if views[0].g > 1 else ("m", "n"), _ORDER),
         ),
         (
             Constraint("the register tile needs more vector registers than there are", fits),
@@ -213,20 +212,35 @@ def _cpu_default(c: Contraction, target: Target) -> Configuration:
     in_place = c.m <= 2 * rows and _reads_b_in_place(c, vectors * lanes)
     inner = c.depth[-1].extent if c.depth else 1
     pack = c.a.read is None or c.a.read.dtype.itemsize < c.dtype.itemsize  # f16 is widened once, not per column tile
+    by_groups = not pack and _shares_lines(c) and c.g * c.k * c.n * c.dtype.itemsize <= target.l2_bytes
     return Configuration.of(
         {
             "view": 0,
             "item_m": rows,
             "item_n": vectors,
-            "tiles_m": _tiles(c, rows, vectors * lanes, target),
+            "tiles_m": 1 if by_groups else _tiles(c, rows, vectors * lanes, target),
             "unroll_k": 4,
             "pack_a": int(pack),
             "pack_b": int(not in_place),
             "prefetch": int(not in_place and _streams(c, rows, target)),
             "interior": int(checked and not pack and inner < 32),
-            "order": "m",
+            "order": "g" if by_groups else "m",
         }
     )
+
+
+def _shares_lines(c: Contraction) -> bool:
+    """Whether what the groups read of A lies side by side, for instance channels of one pixel.
+
+    Going through all rows of one group first would then fetch every cache line again for the next group. Measured on
+    two EPYC cores, strided 3x3 convolutions of 32 groups of 16 channels: 2.1 instead of 3.8 ms (Intel), 2.5 instead of
+    5.6 (PoCL).
+    """
+    if c.a.read is None:
+        return False
+    address = c.access(c.a.read).address
+    groups, rows = ([abs(address.coefficient(i.name)) for i in part] for part in (c.groups, c.rows))
+    return bool(groups and rows) and 0 < min(groups) < min(rows)
 
 
 def _streams(c: Contraction, rows: int, target: Target) -> bool:

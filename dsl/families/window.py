@@ -13,7 +13,8 @@ The taps along the tile are written out in the order of the memory they read, so
 all outputs of the tile that use it, and few registers are live.
 
 On GPUs channels-last windows have a kernel of their own (`window_strips.py`). Convolutions within groups of few
-channels are taken too: on CPUs those of groups narrower than a vector, which would leave a contraction's lanes idle.
+channels are taken too: on CPUs those of groups no wider than a vector, where a contraction has few lanes busy, or loads
+each input once per tap, while the taps of a tile share it here.
 """
 
 from __future__ import annotations
@@ -106,7 +107,7 @@ def _takes_groups(plan: Plan, target: Target) -> bool:
     """Whether a convolution within groups is better computed directly than as so many small products."""
     if not plan.has_narrow_groups:
         return False
-    return target.shape is Shape.GPU or plan.vector.extent < target.lanes(plan.reduces[0].dtype.itemsize)
+    return target.shape is Shape.GPU or plan.vector.extent <= target.lanes(plan.reduces[0].dtype.itemsize)
 
 
 @dataclass(frozen=True)
