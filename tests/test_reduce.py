@@ -95,6 +95,13 @@ def test_a_cpu_walks_over_long_pieces_of_columns() -> None:
     assert 4 * configuration.integer("vectors") * configuration.integer("lanes") >= 1024
 
 
+@pytest.mark.parametrize(("positions", "launches"), [(784, 1), (3136, 2)])
+def test_a_cpu_splits_columns_that_are_worth_another_launch(positions: int, launches: int) -> None:
+    """The mean over an image of 120 channels: 367 KiB, and four times as much."""
+    made = parse_op(MIDDLE).specialise({"x": (1, positions, 120)})
+    assert len(REDUCE.lower(made, CPU, REDUCE.default(made, CPU)).launches) == launches
+
+
 @pytest.mark.parametrize("rows", [8, 9, 21])
 def test_rows_taken_together_cover_all(ctx: Context, rows: int) -> None:
     made = parse_op("op product(a[M,N], x[N]) -> y[M]:\n    y[m] = sum(n) a[m,n] * x[n]").specialise(
