@@ -84,6 +84,11 @@ class Held:
         """True if it lies in the device's memory."""
         return self._array is not None
 
+    @property
+    def on_host(self) -> bool:
+        """True if it lies in the host's memory, so that looking at it waits for nothing."""
+        return self._on_host
+
     def on(self, device: Device) -> Array:
         """The tensor in the memory of the device."""
         if self._array is None:

@@ -303,6 +303,10 @@ class _Reader:
         name = type_name(info.type.tensor_type.elem_type)
         raise ModelError(f"{info.name!r} of {self.place} has element type {name}, which is not supported")
 
+    def typed(self, info: onnx.ValueInfoProto) -> Value:
+        """An input or output of a body, whose type may be left out; what it is then shows when it is there."""
+        return self.value(info) if _has_type(info) else Value(info.name, DType.F32, None)
+
     def array(self, tensor: TensorProto) -> np.ndarray:
         """A constant; its elements may lie elsewhere, in ONNX's order of bytes, little-endian."""
         if element_type(tensor.data_type) is None and not self.hosted:
@@ -335,13 +339,19 @@ class _Reader:
     def body(self, proto: onnx.GraphProto) -> Graph:
         """The graph of an attribute."""
         constants = {t.name: replace(self, weights={}).array(t) for t in proto.initializer}
-        inputs = tuple(self.value(i) for i in proto.input if i.name not in constants)
-        outputs = tuple(self.value(o) for o in proto.output)
+        inputs = tuple(self.typed(i) for i in proto.input if i.name not in constants)
+        outputs = tuple(self.typed(o) for o in proto.output)
         nodes = tuple(self.node(n) for n in proto.node)
         written = {o for n in nodes for o in n.outputs} | constants.keys() | {v.name for v in inputs}
-        types = [type_value(v.name, v.type) for v in proto.value_info if v.type.WhichOneof("value")]
-        values = {v.name: v for v in (*types, *inputs, *outputs) if v.name in written}
+        told = [v for v in (*proto.value_info, *proto.input, *proto.output) if _has_type(v) and v.name in written]
+        values = {v.name: type_value(v.name, v.type) for v in told}
         return Graph(proto.name, 0, inputs, outputs, nodes, constants, values)
+
+
+def _has_type(info: onnx.ValueInfoProto) -> bool:
+    """Whether a file says what kind of value this is, and of a tensor what its elements are."""
+    kind = info.type.WhichOneof("value")
+    return kind is not None and (kind != "tensor_type" or info.type.tensor_type.elem_type != TensorProto.UNDEFINED)
 
 
 def type_value(name: str, proto: onnx.TypeProto) -> Value:

@@ -19,6 +19,7 @@ import onnx
 from tilewright.dsl.dtypes import DType
 from tilewright.errors import InputError, ModelError
 from tilewright.graph import passes
+from tilewright.graph.at_hand import HostWork, deciding_inputs, host_work, is_small_integer
 from tilewright.graph.control import run_control
 from tilewright.graph.guards import one_sentence
 from tilewright.graph.host import NeedsHostError, can_evaluate, evaluate_any, infer
@@ -56,6 +57,8 @@ class _Ready:
     plan: Plan | None = None
     known: Mapping[str, Held] = field(default_factory=dict)
     """Outputs that follow from sizes and steering values."""
+    work: HostWork | None = None
+    """Computes outputs that follow from small integers on the host."""
     inner: Runner | None = None
     """Runs the part where some of it is for the host."""
 
@@ -77,6 +80,7 @@ class Runner:
             for name, body in p.node.bodies.items()
         }
         self._ready: dict[DevicePart, OrderedDict[object, _Ready]] = {}
+        self._deciding = {p: deciding_inputs(p.graph) for p in self.parts if isinstance(p, DevicePart)}
         self._dead = _last_readers(self.parts, graph)
 
     def run(self, given: Mapping[str, Held], watch: Watch | None = None) -> dict[str, Held]:
@@ -101,8 +105,9 @@ class Runner:
         ready = self._ready_for(part, given)
         if ready.inner is not None:
             return ready.inner.run(given, watch)
+        there = {**ready.known, **_worked(ready.work, given, watch)}
         if ready.plan is None:
-            return dict(ready.known)
+            return there
         plan, device = ready.plan, self._planner.device
         plan.checks.verify_fed(lambda name: given[name].host)
         feeds = {name: given[name].on(device).buffer for name in plan.inputs}
@@ -113,10 +118,12 @@ class Runner:
         arrays = {n: Array(b, plan.outputs[n].shape, plan.outputs[n].dtype, device) for n, b in made.items()}
         if watch is not None and watch.timed:
             next(iter(arrays.values())).wait()  # not in the time of the host node that reads them
-        return {**ready.known, **{name: Held(a) for name, a in arrays.items()}}
+        return {**there, **{name: Held(a) for name, a in arrays.items()}}
 
     def _ready_for(self, part: DevicePart, given: Mapping[str, Held]) -> _Ready:
-        key = tuple(_key(given[v.name], v.name in part.steering) for v in part.graph.inputs)
+        deciding = self._deciding[part]
+        at_hand = frozenset(n for n in deciding if given[n].on_host and is_small_integer(given[n].array))
+        key = at_hand, tuple(_key(given[v.name], v.name in part.steering) for v in part.graph.inputs)
         with self._planner.lock:
             kept = self._ready.setdefault(part, OrderedDict())
             ready = kept.get(key)
@@ -125,13 +132,13 @@ class Runner:
                 self._planner.forget_constants()
                 kept, ready = self._ready.setdefault(part, OrderedDict()), None
             if ready is None:
-                ready = kept[key] = self._made(part, given)
+                ready = kept[key] = self._made(part, given, at_hand)
                 while len(kept) > MAX_PLANS:
                     kept.popitem(last=False)
             kept.move_to_end(key)
             return ready
 
-    def _made(self, part: DevicePart, given: Mapping[str, Held]) -> _Ready:
+    def _made(self, part: DevicePart, given: Mapping[str, Held], at_hand: Collection[str]) -> _Ready:
         graph = part.graph
         refuse_changed(graph.constants.values())
         types = {v.name: given[v.name].typed(v.name) for v in graph.inputs}
@@ -144,9 +151,11 @@ class Runner:
         try:
             sized = passes.specialise(replace(graph, inputs=inputs), shapes, steering)
             known = {v.name: Held(sized.constants[v.name]) for v in sized.outputs if v.name in sized.constants}
-            left = tuple(v for v in sized.outputs if v.name not in known)
+            work = host_work(sized, at_hand)
+            done = {*known, *(work.outputs if work else ())}
+            left = tuple(v for v in sized.outputs if v.name not in done)
             sized = dead_code_removed(replace(sized, outputs=left))
-            return _Ready(self._planner.plan(sized) if left else None, known)
+            return _Ready(self._planner.plan(_without_unread(sized)) if left else None, known, work)
         except NeedsHostError as error:
             nodes = _for_the_host(graph, error)
             if not nodes:
@@ -162,14 +171,24 @@ class Runner:
     def _run_node(self, node: Node, values: Mapping[str, Held], watch: Watch | None) -> dict[str, Held]:
         inputs = [values[name] if name else None for name in node.inputs]
         start, rows = time.perf_counter(), len(watch.rows) if watch else 0
+        in_bodies = 0.0
+
+        def body(name: str, given: Sequence[Held]) -> list[Held]:
+            nonlocal in_bodies
+            began = time.perf_counter()
+            results = self._run_body(node, name, given, watch)
+            in_bodies += time.perf_counter() - began
+            return results
+
         if node.op in CONTROL:
-            found = run_control(node, self.graph.opset, inputs, lambda name, v: self._run_body(node, name, v, watch))
+            found = run_control(node, self.graph.opset, inputs, body)
         else:
             found = self._computed(node, [None if held is None else held.host for held in inputs])
         if len(found) < len(node.outputs):
             raise ModelError(f"node {node.label!r} ({node.op}) has {len(node.outputs)} outputs, but gave {len(found)}")
         if watch is not None and watch.timed:
-            watch.rows.insert(rows, _row(node, time.perf_counter() - start))
+            operands = [held for held in (*inputs, *found) if held is not None]
+            watch.rows.insert(rows, _row([node], time.perf_counter() - start - in_bodies, operands))
         return {name: held for name, held in zip(node.outputs, found, strict=False) if name}
 
     def _computed(self, node: Node, inputs: Sequence[HostValue]) -> list[Held]:
@@ -256,6 +275,23 @@ def _all_sources(node: Node) -> set[str]:
     return set(node.sources).union(*inner)
 
 
+def _worked(work: HostWork | None, given: Mapping[str, Held], watch: Watch | None) -> dict[str, Held]:
+    """What the host computes of a device part."""
+    if work is None:
+        return {}
+    start = time.perf_counter()
+    made = {name: Held(array) for name, array in work(lambda name: given[name].host).items()}
+    if watch is not None and watch.timed:
+        watch.rows.append(_row(work.nodes, time.perf_counter() - start, list(made.values())))
+    return made
+
+
+def _without_unread(graph: Graph) -> Graph:
+    """Without the inputs that nothing reads, which need not come to the device."""
+    read = graph.consumers.keys() | graph.output_names
+    return replace(graph, inputs=tuple(v for v in graph.inputs if v.name in read))
+
+
 def _key(held: Held, steers: bool) -> object:
     """What a plan depends on: type and sizes, and the elements of what steers."""
     array = held.array
@@ -275,6 +311,10 @@ def _last_readers(parts: Sequence[Part], graph: Graph) -> list[tuple[str, ...]]:
     return dead[::-1]
 
 
-def _row(node: Node, seconds: float) -> ProfileRow:
-    """A host node in a profile; its time includes that of its bodies, whose rows follow."""
-    return ProfileRow(f"{node.op} {node.label}", "", "host", "", "host", seconds * 1e6, 0.0, 0.0)
+def _row(nodes: Sequence[Node], seconds: float, operands: Sequence[Held]) -> ProfileRow:
+    """Nodes on the host in a profile; the rows of bodies follow, and their time is not in it."""
+    arrays = [held.array for held in operands if held.array is not None]
+    named = ((language_type(a.dtype), a.dtype) for a in arrays)
+    types = tuple(dict.fromkeys(dtype.value if dtype else str(other) for dtype, other in named))
+    text = f"{'+'.join(n.op for n in nodes)} {nodes[0].label}"
+    return ProfileRow(text, "", "host", "", "host", seconds * 1e6, 0.0, 0.0, types)

@@ -24,7 +24,7 @@ Feeds = Mapping[str, "np.ndarray[Any, Any] | Buffer"]
 
 @dataclass(frozen=True)
 class ProfileRow:
-    """What one launch of a run took."""
+    """What one launch of a run took, or one node on the host, whose family is "host"."""
 
     op: str
     """The network's operators that it computes, and the names of the first and last of their nodes."""
@@ -38,6 +38,8 @@ class ProfileRow:
     """Of the stage that the launch belongs to: its arithmetic over the time of all its launches."""
     gbytes_per_second: float
     """Likewise for the bytes that the stage reads and writes at least."""
+    types: tuple[str, ...] = ()
+    """Of a host node: the element types of the tensors that it reads and writes."""
 
 
 @dataclass(eq=False)

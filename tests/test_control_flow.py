@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 import numpy as np
+import onnx
 import pytest
 from networks import by_onnxruntime, model, random
 
@@ -77,6 +78,59 @@ def test_branches_of_branches(device: Device) -> None:
     }"""
     for c, d in ((True, True), (True, False), (False, True)):
         agrees(device, text, {"x": random(4), "c": np.array(c), "d": np.array(d)})
+
+
+NESTED = """g (float[1, n] x, int64 rate) => (float[a, b] y, float[d, e] z) {
+    c = Equal(rate, wanted)
+    y, z = If (c) <
+        then_branch = t () => (float[a, b] o, float[d, e] p) {
+            h = Exp(x)
+            size = Size(h)
+            is_four = Equal(size, four)
+            o, p = If (is_four) <
+                then_branch = tt () => (float[a, b] q, float[d, e] r) { q = Squeeze(h, first) r = Identity(x) },
+                else_branch = tf () => (float[a, b] u, float[d, e] v) { u = Identity(h) v = Unsqueeze(h, first) }
+            >
+        },
+        else_branch = f () => (float[a, b] k, float[d, e] l) { k = Identity(x) m = Neg(x) l = Identity(m) }
+    >
+}"""
+
+
+def without_types(graph: onnx.GraphProto) -> None:
+    """Take the types of what bodies give away, as exporters leave them out."""
+    for body in (a.g for n in graph.node for a in n.attribute if a.type == onnx.AttributeProto.GRAPH):
+        without_types(body)
+        for output in body.output:
+            output.ClearField("type")
+
+
+@pytest.mark.parametrize("rate", [8, 16])
+@pytest.mark.parametrize("size", [4, 6])
+def test_branches_whose_results_have_no_types(device: Device, rate: int, size: int) -> None:
+    """They are no reason to compute anything on the host: the inner If is decided by sizes, the outer by the host."""
+    proto = model(NESTED, wanted=np.array(16), four=np.array(4), first=np.array([0]))
+    without_types(proto.graph)
+    session = InferenceSession(proto, device, store=False)
+    feeds = {"x": random(1, size), "rate": np.array(rate)}
+    for ours, theirs in zip(session.run(None, feeds), by_onnxruntime(proto, feeds), strict=True):
+        same(ours, theirs)
+    assert [r.op.split()[0] for r in session.profile(feeds) if r.family == "host"] == ["Equal", "If"]
+
+
+@pytest.mark.parametrize("condition", [True, False])
+def test_results_without_types_may_be_sequences(device: Device, condition: bool) -> None:
+    text = """g (float[3] x, bool c) => (seq(float[3]) s) {
+        both = SequenceConstruct(x, x)
+        s = If (c) <
+            then_branch = t () => (seq(float[3]) o) { o = Identity(both) },
+            else_branch = f () => (seq(float[3]) p) { e = Exp(x) p = SequenceInsert(both, e) }
+        >
+    }"""
+    proto = model(text)
+    without_types(proto.graph)
+    (found,) = InferenceSession(proto, device, store=False).run(None, {"x": random(3), "c": np.array(condition)})
+    same(found, by_onnxruntime(model(text), {"x": random(3), "c": np.array(condition)})[0])
 
 
 LOOP = """g (float[2, 3] x, int64 m, bool go) => (float[2, 3] y, float[k, 2, 3] z) {
