@@ -65,13 +65,13 @@ def _exported(name: str) -> Path:
 def _filled(name: str, folder: Path) -> Path:
     file = _kept(name, "filled")
     if not file.is_file():
-        model = _script(folder).materialize(str(folder / GRAPHS / f"{name}.onnx"))
+        model = script(folder).materialize(str(folder / GRAPHS / f"{name}.onnx"))
         assert isinstance(model, onnx.ModelProto)
         write_atomically(file, model.SerializeToString())
     return file
 
 
-def _script(folder: Path) -> ModuleType:
+def script(folder: Path) -> ModuleType:
     """The folder's own script, which puts weights into its files."""
     spec = importlib.util.spec_from_file_location("materialize", folder / "materialize.py")
     if spec is None or spec.loader is None or not (folder / "materialize.py").is_file():
