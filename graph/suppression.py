@@ -26,12 +26,12 @@ def non_max_suppression(node: Node, inputs: Sequence[HostValue]) -> HostValue:
     boxes, scores = inputs[:2]
     most, overlap, lowest = (_scalar(inputs, n) for n in (2, 3, 4))
     corners = _corners(boxes, node.integer("center_point_box", 0) == 1)
-    found: list[tuple[int, int, int]] = []
+    found = [np.zeros((0, 3), np.int64)]
     for batch in range(scores.shape[0]):
         for kind in range(scores.shape[1]):
             chosen = _suppressed(corners[batch], scores[batch, kind], int(most or 0), overlap or 0, lowest)
-            found += [(batch, kind, box) for box in chosen.tolist()]
-    return np.array(found, np.int64).reshape(-1, 3)
+            found.append(np.stack((np.full_like(chosen, batch), np.full_like(chosen, kind), chosen), 1))
+    return np.concatenate(found)
 
 
 def _scalar(inputs: Sequence[HostValue], position: int) -> float | None:
@@ -69,11 +69,19 @@ def _suppressed(corners: np.ndarray, scores: np.ndarray, most: int, overlap: flo
 
 
 def _apart(boxes: np.ndarray) -> list[np.ndarray]:
-    """Positions of boxes in groups that have no point in common, those of one group in rising order."""
+    """Positions of boxes in groups that have no point in common, those of one group in rising order.
+
+    Small groups are put together, up to a block: comparing boxes that are apart changes nothing and costs less than
+    another round.
+    """
     rows, columns = _stretches(boxes[0], boxes[2]), _stretches(boxes[1], boxes[3])
     numbers = rows * (columns.max() + 1) + columns
     order = np.argsort(numbers, kind="stable")
-    return np.split(order, np.flatnonzero(np.diff(numbers[order])) + 1)
+    ends = [0]
+    for end in (np.flatnonzero(np.diff(numbers[order])) + 1).tolist():
+        if end - ends[-1] >= BLOCK:
+            ends.append(end)
+    return [np.sort(group) for group in np.split(order, ends[1:])]
 
 
 def _stretches(low: np.ndarray, high: np.ndarray) -> np.ndarray:
@@ -91,15 +99,27 @@ def _greedy(boxes: np.ndarray, most: int, overlap: np.floating) -> np.ndarray:
     left, chosen = np.arange(boxes.shape[1]), np.zeros(0, np.int64)
     while left.size and chosen.size < most:
         covered: np.ndarray = _overlaps(boxes[:, :BLOCK, None], boxes[:, None, :]) > overlap
-        stays = np.ones(len(covered), bool)
-        for n in range(len(covered)):
-            if stays[n]:
-                stays[n + 1 :] &= ~covered[n, n + 1 : len(covered)]
+        stays = _standing(covered[:, : len(covered)])
         chosen = np.concatenate((chosen, left[: len(covered)][stays]))
         free = np.logical_not(covered[stays]).all(0)
         free[: len(covered)] = False
         boxes, left = boxes[:, free], left[free]
     return chosen[:most]
+
+
+def _standing(covered: np.ndarray) -> list[int]:
+    """Numbers of those that stay of a few boxes in falling order of scores; ``covered[i, j]`` if i covers j.
+
+    A row is one integer with a bit for each box: Python takes a tenth of a microsecond for what takes NumPy one.
+    """
+    rows = np.packbits(covered, 1, bitorder="little")
+    data, width = rows.tobytes(), rows.shape[1]
+    stays, gone = [], 0
+    for n in range(len(rows)):
+        if not gone >> n & 1:
+            stays.append(n)
+            gone |= int.from_bytes(data[n * width : (n + 1) * width], "little")
+    return stays
 
 
 def _overlaps(a: np.ndarray, b: np.ndarray) -> np.ndarray:

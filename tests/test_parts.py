@@ -180,15 +180,19 @@ def test_sequences_go_in_and_out(device: Device) -> None:
         session.run(None, feeds | {"s": [np.arange(3)]})
 
 
-def test_boxes_are_suppressed_as_onnxruntime_does(device: Device) -> None:
+@pytest.mark.parametrize(("count", "place"), [(40, 4), (300, 4), (300, 40)])
+def test_boxes_are_suppressed_as_onnxruntime_does(device: Device, count: int, place: int) -> None:
+    """Few boxes, many, and many of which most are apart."""
     text = """g (float[b, n, 4] x, float[b, c, n] s) => (int64[k, 3] y) {
         y = NonMaxSuppression <center_point_box = 1> (x, s, most, overlap, lowest)
     }"""
     rng = np.random.default_rng(0)
-    boxes = rng.uniform(1, 4, (2, 40, 4)).astype(np.float32)
+    boxes = np.concatenate((rng.uniform(1, place, (2, count, 2)), rng.uniform(1, 4, (2, count, 2))), -1).astype(
+        np.float32
+    )
     for most, overlap, lowest in ((5, 0.3, 0.4), (100, 0.0, -1.0), (0, 0.5, 0.0), (100, 0.9, 2.0)):
         constants = {"most": np.array(most), "overlap": np.float32([overlap]), "lowest": np.float32(lowest)}
-        scores = rng.uniform(0, 1, (2, 3, 40)).astype(np.float32)
+        scores = rng.uniform(0, 1, (2, 3, count)).astype(np.float32)
         proto = model(text, **{n: np.asarray(a) for n, a in constants.items()})
         (found,) = InferenceSession(proto, device, store=False).run(None, {"x": boxes, "s": scores})
         (expected,) = by_onnxruntime(proto, {"x": boxes, "s": scores})
