@@ -435,3 +435,17 @@ def test_window_convolves_within_groups_no_wider_than_a_vector(ctx: Context, str
     made = grouped((2, 5, channels, channels, 7, 9, 3), "f32", stride)
     assert fitting(made, cpu)[0] is WINDOW
     check(ctx, WINDOW, made, Shape.CPU, count=2)
+
+
+@pytest.mark.parametrize("cached", [True, False])
+def test_window_walks_over_groups_within_a_tile_while_their_weights_stay_in_the_cache(
+    ctx: Context, cached: bool
+) -> None:
+    cpu = shaped(ctx.device.target, Shape.CPU)
+    cpu = cpu if cached else replace(cpu, l2_bytes=1024)
+    made = grouped((2, 5, 4, 3, 7, 9, 3), "f32", 1)
+    (launch,) = WINDOW.lower(made, cpu, WINDOW.default(made, cpu)).launches
+    assert ("for (int i_g = " in launch.source) == cached
+    arrays = values(made, 3)
+    found = run(ctx, WINDOW, made, cpu, WINDOW.default(made, cpu), arrays)
+    compare(found["y"], reference(made, arrays)["y"], relative(made, made.outputs[0]), f"in the cache: {cached}")

@@ -12,6 +12,7 @@ from tilewright.dsl.affine import Affine
 from tilewright.dsl.families.reduce import accumulator
 from tilewright.dsl.families.settle import Check, checks_of, settle
 from tilewright.dsl.families.shared import (
+    Dimension,
     banner,
     ceil_div,
     cpu_geometry,
@@ -285,9 +286,11 @@ class _Kernel:
         extent = plan.vector.extent
         block = min(self.configuration.integer("block"), extent) if plan.tile is not None else extent
         blocks = ceil_div(extent, block) if plan.tile is not None else 1
-        rows = math.prod(d.extent for d in plan.outer)
+        within = self._within_a_tile()
+        outer = [d for d in plan.outer if d not in within]
+        rows = math.prod(d.extent for d in outer)
         budget = max(1, (self.configuration.integer("grain") << 10) // plan.item_bytes)
-        one = self.span * (block if plan.tile is not None else 1)
+        one = self.span * (block if plan.tile is not None else 1) * math.prod(d.extent for d in within)
         run = max(1, min(self.tiles, budget // one))
         slabs = max(1, min(rows, budget // (one * self.tiles)))
         runs, slab_count = ceil_div(self.tiles, run), ceil_div(rows, slabs)
@@ -301,10 +304,26 @@ class _Kernel:
             end = f"{v}_first + {block}" if whole else f"min({v}_first + {block}, ({ctype}){extent})"
             body.line(f"const {ctype} {v}_end = {end};")
         with share(body, ctype, "flat", "slab", slabs, rows):
-            decode(body, "flat", [(self.names[d.name], d.extent) for d in plan.outer], ctype)
-            with share(body, ctype, "tile", "part", run, self.tiles):
+            decode(body, "flat", [(self.names[d.name], d.extent) for d in outer], ctype)
+            with share(body, ctype, "tile", "part", run, self.tiles), ExitStack() as stack:
+                for d in within:
+                    stack.enter_context(body.loop(self.names[d.name], d.extent, ctype=ctype))
                 self.row("tile")
         return slab_count * runs * blocks
+
+    def _within_a_tile(self) -> tuple[Dimension, ...]:
+        """The groups of channels, if their weights stay in the cache while a CPU walks over all groups of each tile.
+
+        The channels of a pixel are then read and written as one run; one group after the other, each of the lines that
+        hold them would be fetched several times.
+        """
+        plan = self.plan
+        if plan.side is None or plan.tile is None or not plan.has_narrow_groups:
+            return ()
+        tile, tensors = plan.tile.name, plan.program.tensors
+        still = {r.tensor for e in plan.reduces for r in reads(e.body) if not any(a.coefficient(tile) for a in r.index)}
+        weights = sum(tensors[name].size * tensors[name].dtype.itemsize for name in still)
+        return (plan.side,) if 2 * weights <= self.target.l2_bytes else ()
 
     def gpu(self) -> int:
         """One work-item per run of vectors along which the window slides; returns the number of work-items."""

@@ -87,7 +87,7 @@ def _constraints(plan: Plan) -> tuple[Constraint, ...]:
 
 def _even(extent: int, most: int) -> int:
     """The tile of at most `most` outputs that computes the fewest outputs twice, the larger of equals."""
-    allowed = [n for n in (1, 2, 3, 4, 5, 6, 7, 8) if n <= min(most, extent)]
+    allowed = [n for n in TILES if n <= min(most, extent)]
     return min(allowed, key=lambda n: (ceil_div(extent, n) * n * (1 + 0.5 / n), -n))
 
 
@@ -121,6 +121,9 @@ def _cpu_default(plan: Plan, target: Target) -> Configuration:
         values["vectors"] = 2 if wide else 1
         values["pixels"] = _even(plan.tile.extent, min(4 if wide else 8, max(1, room // values["vectors"])))
         values["block"] = _block(plan)
+        if plan.has_narrow_groups and plan.step == 1 and lanes == target.lanes(size):
+            # Each weight serves all outputs of the tile, which is as long as there are registers.
+            values["pixels"] = _even(plan.tile.extent, max(1, target.vector_registers - 2))
     else:
         most = min(4, room, plan.vector.extent // lanes)
         values["vectors"] = max(n for n in (1, 2, 4) if n <= max(1, most))
