@@ -7,7 +7,7 @@ optionals      the value itself, or None
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 import numpy as np
@@ -17,7 +17,7 @@ from onnx import helper
 from tilewright.dsl.dtypes import DType
 from tilewright.errors import InputError
 from tilewright.graph.ir import Value
-from tilewright.runtime import Array, Device, asarray
+from tilewright.runtime import Array, Device, asarray, context
 
 HostValue = Any
 """A NumPy array, a list of such values, or None."""
@@ -69,8 +69,7 @@ class Held:
     def host(self) -> HostValue:
         """The value on the host."""
         if not self._on_host and self._array is not None:
-            self._host = self._array.numpy()
-            self._on_host = True
+            self.put_on_host(self._array.numpy())
         return self._host
 
     @property
@@ -89,6 +88,10 @@ class Held:
         """True if it lies in the host's memory, so that looking at it waits for nothing."""
         return self._on_host
 
+    def put_on_host(self, copy: HostValue) -> None:
+        """Keep a copy that was made on the host."""
+        self._host, self._on_host = copy, True
+
     def on(self, device: Device) -> Array:
         """The tensor in the memory of the device."""
         if self._array is None:
@@ -100,6 +103,19 @@ class Held:
         array = self.array
         dtype = None if array is None else language_type(array.dtype)
         return None if array is None or dtype is None else Value(name, dtype, tuple(array.shape))
+
+
+def fetch(held: Iterable[Held | None]) -> None:
+    """Copy to the host what of these lies on the device alone, and wait once for all of it."""
+    missing = {id(h): h for h in held if h is not None and not h.on_host}
+    by_device: dict[Device, list[tuple[Held, Array]]] = {}
+    for h in missing.values():
+        if isinstance(h.array, Array):
+            by_device.setdefault(h.array.device, []).append((h, h.array))
+    for device, pairs in by_device.items():
+        found = context(device).transfers.receive([(a.buffer, a.shape, a.dtype) for _, a in pairs])
+        for (h, _), array in zip(pairs, found, strict=True):
+            h.put_on_host(array)
 
 
 def checked(value: Value, given: Any) -> HostValue:
@@ -141,4 +157,4 @@ def _called(given: Any) -> str:
     return f"an array of {given.dtype}" if hasattr(given, "dtype") else type(given).__name__
 
 
-__all__ = ["Held", "HostValue", "checked", "host_value", "language_type", "type_proto"]
+__all__ = ["Held", "HostValue", "checked", "fetch", "host_value", "language_type", "type_proto"]

@@ -24,7 +24,7 @@ from tilewright.graph.control import run_control
 from tilewright.graph.guards import one_sentence
 from tilewright.graph.host import NeedsHostError, can_evaluate, evaluate_any, infer
 from tilewright.graph.host_operators import host_operator
-from tilewright.graph.host_values import Held, HostValue, language_type
+from tilewright.graph.host_values import Held, HostValue, fetch, language_type
 from tilewright.graph.ir import CONTROL, Graph, Node, Value
 from tilewright.graph.mapped import owned, refuse_changed
 from tilewright.graph.parts import DevicePart, HostNode, Part, beyond_limit, cut
@@ -183,6 +183,7 @@ class Runner:
         if node.op in CONTROL:
             found = run_control(node, self.graph.opset, inputs, body)
         else:
+            fetch(inputs)
             found = self._computed(node, [None if held is None else held.host for held in inputs])
         if len(found) < len(node.outputs):
             raise ModelError(f"node {node.label!r} ({node.op}) has {len(node.outputs)} outputs, but gave {len(found)}")

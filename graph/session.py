@@ -128,8 +128,7 @@ class InferenceSession:
         given = self._checked(input_feed)
         plan = self._plan_for(given)
         if plan is None:
-            held = self._run_parts(given)
-            return [_own(held[name].host) for name in wanted]
+            return _fetched(self._run_parts(given), wanted)
         plan.checks.verify_fed(given.__getitem__)
         results = plan.run(_feeds(given), wanted)
         # a network may name one of its inputs as an output
@@ -352,6 +351,14 @@ def _database(store: Store | str | bool | None) -> tuple[Path | None, bool]:
 def _feeds(given: Mapping[str, Given]) -> Feeds:
     """What a plan is run with."""
     return {name: a.buffer if isinstance(a, Array) else a for name, a in given.items()}
+
+
+def _fetched(held: Mapping[str, Held], wanted: Sequence[str]) -> list[HostValue]:
+    """Results of a network in several parts, on the host."""
+    from tilewright.graph.host_values import fetch
+
+    fetch(held[name] for name in wanted)
+    return [_own(held[name].host) for name in wanted]
 
 
 def _own(value: HostValue) -> HostValue:

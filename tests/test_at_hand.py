@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -14,7 +14,8 @@ from tilewright.graph.bodies import with_simple_bodies
 from tilewright.graph.onnx_import import import_model
 from tilewright.graph.passes import simplify
 from tilewright.graph.session import InferenceSession
-from tilewright.runtime import Array, Device, asarray
+from tilewright.runtime import Device, asarray
+from tilewright.runtime.transfers import Transfers
 
 CHOICE = """
     y = If (c) <
@@ -33,16 +34,16 @@ def on_host(session: InferenceSession, feeds: Mapping[str, Any]) -> list[str]:
     return [row.op.split()[0] for row in session.profile(feeds) if row.family == "host"]
 
 
-def counted_reads(monkeypatch: pytest.MonkeyPatch) -> list[tuple[int, ...]]:
-    """The sizes of what is read from the device from now on."""
-    reads: list[tuple[int, ...]] = []
-    read = Array.numpy
+def counted_reads(monkeypatch: pytest.MonkeyPatch) -> list[list[tuple[int, ...]]]:
+    """The sizes of what is read from the device from now on, those of one wait together."""
+    reads: list[list[tuple[int, ...]]] = []
+    receive = Transfers.receive
 
-    def numpy(array: Array) -> np.ndarray:
-        reads.append(array.shape)
-        return read(array)
+    def received(self: Transfers, parts: Sequence[Any], *rest: int) -> list[np.ndarray]:
+        reads.append([tuple(shape) for _, shape, _ in parts])
+        return receive(self, parts, *rest)
 
-    monkeypatch.setattr(Array, "numpy", numpy)
+    monkeypatch.setattr(Transfers, "receive", received)
     return reads
 
 
@@ -54,7 +55,7 @@ def test_a_condition_of_a_number_that_is_fed(device: Device, rate: int, monkeypa
     assert on_host(session, feeds) == ["Equal", "If"]
     reads = counted_reads(monkeypatch)
     (found,) = session.run(None, feeds)
-    assert reads == [(7,)]
+    assert reads == [[(7,)]]
     np.testing.assert_allclose(found, by_onnxruntime(proto, feeds)[0], rtol=1e-5)
 
 
@@ -153,8 +154,26 @@ def test_conditions_of_loops_read_nothing(device: Device, monkeypatch: pytest.Mo
     session.run(None, feeds)
     reads = counted_reads(monkeypatch)
     (found,) = session.run(None, feeds)
-    assert reads == [(2, 3)]
+    assert reads == [[(2, 3)]]
     np.testing.assert_allclose(found, by_onnxruntime(proto, feeds)[0], rtol=1e-5, atol=1e-6)
+
+
+def test_what_is_read_is_waited_for_once(device: Device, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Inputs of a host node, and results of the network."""
+    text = """g (float[n, 4] b, float[n] s, float[n] w) => (int64[k, 3] y, float[n] z, float[n] e) {
+        scores = Exp(s) boxes = Abs(b) z = Neg(w) e = Identity(scores)
+        many = Unsqueeze(scores, ends) all = Unsqueeze(boxes, first)
+        y = NonMaxSuppression(all, many, most)
+    }"""
+    proto = model(text, ends=np.array([0, 1]), first=np.array([0]), most=np.array([5]))
+    session = InferenceSession(proto, device, store=False)
+    feeds = {"b": random(6, 4), "s": random(6), "w": random(6)}
+    session.run(None, feeds)
+    reads = counted_reads(monkeypatch)
+    found = session.run(None, feeds)
+    assert reads == [[(1, 6, 4), (1, 1, 6)], [(6,), (6,)]]
+    for ours, theirs in zip(found, by_onnxruntime(proto, feeds), strict=True):
+        np.testing.assert_allclose(ours, theirs, rtol=1e-5)
 
 
 def test_inputs_from_which_such_outputs_follow() -> None:
