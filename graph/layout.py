@@ -77,7 +77,7 @@ def _outputs_of_their_own(steps: Steps) -> Steps:
     made = {steps.written(s): s for s in steps.steps}
     added: list[Step] = []
     renames: dict[str, str] = {}
-    constants = dict(graph.constants)
+    constants, values = dict(graph.constants), dict(graph.values)
     homes = {v.name: v.name for v in graph.outputs if isinstance(made.get(v.name), Item | JoinStep)}
     for value in graph.outputs:
         step = made.get(value.name)
@@ -90,13 +90,15 @@ def _outputs_of_their_own(steps: Steps) -> Steps:
                 homes[step.source] = value.name
                 continue
             renames[value.name] = source = f"{value.name}\0view"
+            values[source] = replace(value, name=source)
         if value.name in graph.constants:
             source = f"{value.name}\0constant"
             constants[source] = graph.constants[value.name]
         added.append(_copy_item(steps, source, value.name, value.dtype, value.sizes))
         homes[value.name] = value.name
     kept = steps.steps if not renames else tuple(_renamed(s, renames, steps) for s in steps.steps)
-    return replace(steps, graph=replace(graph, constants=constants), steps=(*kept, *added), homes=homes)
+    graph = replace(graph, constants=constants, values=values)
+    return replace(steps, graph=graph, steps=(*kept, *added), homes=homes)
 
 
 def _renamed(step: Step, renames: Mapping[str, str], steps: Steps) -> Step:

@@ -309,6 +309,11 @@ def test_outputs_that_are_views_constants_or_inputs_of_others() -> None:
     assert copies(network) == 3
 
 
+def test_outputs_that_are_views_may_be_joined() -> None:
+    check("g (float[4, 6] x) => (float[1, 6] a, float[4, 6] y) { a, b = Split(x, sizes) y = Concat <axis = 0> (b, a) }",
+          {"x": random(4, 6)}, sizes=np.array([1, 3]))  # fmt: skip
+
+
 def test_an_output_that_is_a_flat_view_is_written_directly() -> None:
     network = check(f"g ({IMAGE}) => (float[2, 3] y) {{ p = GlobalAveragePool(x)\n y = Flatten(p) }}", X)
     assert copies(network) == 0
