@@ -241,6 +241,27 @@ def test_transposed_convolutions_of_other_ranks(shape: tuple[int, ...], dilation
     check(device, "ConvTranspose", inputs, opset=17, strides=[2] * rank, dilations=[dilation] * rank)
 
 
+@pytest.mark.parametrize(
+    ("kernel", "stride", "pad", "output_padding"),
+    [
+        (4, 2, 1, 0),  # the phases fall into two halves that read one input further on
+        (8, 4, 2, 0),  # halves of two phases each
+        (8, 4, 2, 3),
+        (6, 4, 2, 1),  # phases with different numbers of taps
+        (12, 4, 6, 0),  # pads of more than a stride
+        (5, 2, 2, 1),
+        (2, 4, 0, 1),  # a stride larger than the kernel: phases without any tap
+        (9, 3, 1, 0),  # pads that are no half of a stride
+    ],
+)
+def test_phases_of_transposed_convolutions(
+    kernel: int, stride: int, pad: int, output_padding: int, device: Device
+) -> None:
+    inputs = [random(2, 17, 5, 3), random(17, 19, kernel, kernel), random(19)]
+    given = {"strides": [stride] * 2, "pads": [pad] * 4, "output_padding": [output_padding, 0]}
+    check(device, "ConvTranspose", inputs, opset=17, constant=[1], **given)
+
+
 @pytest.mark.parametrize("constant", [True, False])
 def test_transposed_convolutions_of_doubles(constant: bool, device: Device) -> None:
     inputs = [random(1, 2, 3, 4).astype(np.float64), random(2, 3, 2, 2).astype(np.float64)]
