@@ -21,6 +21,18 @@ class Shape(Enum):
 
 
 @dataclass(frozen=True)
+class Handoff:
+    """How work-groups of one launch wait for results of others, which OpenCL 1.2 leaves to drivers, as macros."""
+
+    text: str
+    """``TW_COUNT(counter)`` reads a counter that others change, ``TW_PAUSE()`` lets others run; ``TW_FENCE()`` orders
+    what the work-group wrote before what it does next, and what it reads after what it has seen;
+    ``TW_FENCE_COPIES()`` does so for copies that run by themselves; ``TW_BARRIER(n)`` holds the first n work-items."""
+    some_items: bool
+    """Whether there is ``TW_BARRIER``."""
+
+
+@dataclass(frozen=True)
 class Target:
     """A device as the generator sees it. Fields marked (guess) are not reported by OpenCL and are estimated."""
 
@@ -53,6 +65,8 @@ class Target:
     """(guess) The function for powers of two whose relative error is at most 3e-7 and that is fastest."""
     matrix: MatrixUnit | None = None
     """Matrix instructions and what feeds them; None where there are none."""
+    handoff: Handoff | None = None
+    """What makes one kernel of several launches; None where there is no such thing or starting kernels is cheap."""
     build_options: str = ""
 
     def lanes(self, itemsize: int) -> int:

@@ -5,16 +5,18 @@ Constants are shared by the plans of a session, and what depends on them alone i
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from weakref import WeakValueDictionary
 
+from tilewright.dsl.dtypes import DType
 from tilewright.dsl.lowering import Launch, Scratch
 from tilewright.graph.mapped import let_go, pieces
+from tilewright.graph.megakernels import Started, counters_name, started
 from tilewright.graph.memory import Spot
-from tilewright.graph.recipe import BufferSpec, Recipe, Step, StepLaunch, packed_key
+from tilewright.graph.recipe import BufferSpec, Recipe, Step, packed_key
 from tilewright.graph.running import Prepared
-from tilewright.runtime import BoundLaunch, Buffer, Context, building
+from tilewright.runtime import BoundLaunch, Buffer, Builds, Context, building
 
 PASSING_BYTES = 16 << 20
 """Largest constant whose memory, once it is packed, serves the next one: new pages cost more than the copy."""
@@ -49,20 +51,27 @@ def prepared(recipe: Recipe, ctx: Context, shared: SharedConstants) -> Prepared:
 
     Raises KernelError or DeviceError if the device cannot do it.
     """
+    run = started(recipe, ctx.device.target)
     with building(ctx) as builds:
-        for source in dict.fromkeys(launch.source for step in recipe.steps for launch in step.launches):
-            builds.add(source)
-    return Prepared(recipe, *bound_launches(recipe, ctx, shared), ctx)
+        build_all(recipe, run, builds)
+    return Prepared(recipe, run, *bound_launches(recipe, run, ctx, shared), ctx)
+
+
+def build_all(recipe: Recipe, run: Sequence[Started], builds: Builds) -> None:
+    """Hand over the sources of a plan's launches."""
+    ahead = (step.launches[n] for step in recipe.steps for n in step.ahead)
+    for source in dict.fromkeys(launch.source for launch in (*ahead, *(s.launch for s in run))):
+        builds.add(source)
 
 
 def bound_launches(
-    recipe: Recipe, ctx: Context, shared: SharedConstants
+    recipe: Recipe, run: Sequence[Started], ctx: Context, shared: SharedConstants
 ) -> tuple[list[BoundLaunch], dict[str, Buffer]]:
     """The launches of every run with their arguments, and the buffers that stay, by name; for sources that are built.
 
     Raises what `prepared` does.
     """
-    return _Builder(recipe, ctx, shared).prepare()
+    return _Builder(recipe, run, ctx, shared).prepare()
 
 
 @dataclass
@@ -70,6 +79,7 @@ class _Builder:
     """Memory and launches of one plan."""
 
     recipe: Recipe
+    run: Sequence[Started]
     ctx: Context
     shared: SharedConstants
     buffers: dict[str, Buffer] = field(default_factory=dict)
@@ -91,7 +101,10 @@ class _Builder:
             self._constants_of(step)
         self.buffers = {name: b for name, b in self.buffers.items() if name in self.used}
         self._place_temporaries()
-        bound = [self._bound(p) for p in launches]
+        for number in {p.counters for p in self.run} - {0}:
+            zeros = Scratch("counters", DType.I32, number, 0.0)
+            self.buffers[counters_name(number)] = self._filled(zeros)
+        bound = [self._bound(p) for p in self.run]
         self.ctx.finish()
         self.passing.clear()
         self.ahead.clear()
@@ -99,7 +112,7 @@ class _Builder:
             self.ctx.trim()
         return bound, self.buffers
 
-    def _bound(self, p: StepLaunch) -> BoundLaunch:
+    def _bound(self, p: Started) -> BoundLaunch:
         """A launch with its arguments; runs set those that are inputs or outputs of the network."""
         return self.ctx.bind(p.launch, {a: self.buffers.get(b) for a, b in p.arguments.items()})
 
@@ -196,4 +209,4 @@ class _Builder:
             self.buffers |= dict.fromkeys(b.heirs, self.buffers[b.name])
 
 
-__all__ = ["SharedConstants", "bound_launches", "prepared"]
+__all__ = ["SharedConstants", "bound_launches", "build_all", "prepared"]

@@ -8,10 +8,11 @@ list of launches. Which configuration a call runs with: `planned.py`; where memo
 from __future__ import annotations
 
 from tilewright.dsl.program import Program
-from tilewright.graph.building import SharedConstants, bound_launches
+from tilewright.graph.building import SharedConstants, bound_launches, build_all
 from tilewright.graph.calls import Network, Role, network_of
 from tilewright.graph.checks import Checks
 from tilewright.graph.footprint import place, temporaries
+from tilewright.graph.megakernels import Started, started
 from tilewright.graph.packing import packed_in_runs
 from tilewright.graph.plan_coding import Bytes, with_stable_keys
 from tilewright.graph.planned import PlannedCall, PlannedLaunch, launches_of_runs, planned_calls, step_of
@@ -29,10 +30,11 @@ class Plan(Prepared):
         network: Network,
         calls: tuple[PlannedCall, ...],
         recipe: Recipe,
+        run: tuple[Started, ...],
         ctx: Context,
         shared: SharedConstants,
     ) -> None:
-        super().__init__(recipe, *bound_launches(recipe, ctx, shared), ctx)
+        super().__init__(recipe, run, *bound_launches(recipe, run, ctx, shared), ctx)
         self.network = network
         self.calls = calls
 
@@ -63,11 +65,14 @@ def build_plan(
     """
     ctx = context(device)
     with building(ctx) as builds:
-        calls = packed_in_runs(network, planned_calls(network, device, store, builds), device)
+        early = builds if device.target.handoff is None else None
+        calls = packed_in_runs(network, planned_calls(network, device, store, early), device)
         recipe = recipe_of(network, calls, ctx, checks or Checks())
         if content is not None:
             recipe = with_stable_keys(recipe, content)
-    return Plan(network, calls, recipe, ctx, shared or SharedConstants())
+        run = started(recipe, device.target)
+        build_all(recipe, run, builds)
+    return Plan(network, calls, recipe, run, ctx, shared or SharedConstants())
 
 
 def recipe_of(network: Network, calls: tuple[PlannedCall, ...], ctx: Context, checks: Checks) -> Recipe:

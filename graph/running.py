@@ -6,13 +6,15 @@ import threading
 from collections import deque
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 import numpy as np
 
 from tilewright.errors import DeviceError
+from tilewright.graph.megakernels import Started
 from tilewright.graph.recipe import BufferSpec, Recipe, Role, StepLaunch
-from tilewright.runtime import BoundLaunch, Buffer, Context, Launches, Mark
+from tilewright.runtime import BoundLaunch, Buffer, Context, Launches, Mark, building
 
 MOST_LAUNCHES_AHEAD = 512
 """How far `Plan.run_on_device` runs ahead of the device: a driver whose queue is full keeps all of Python waiting."""
@@ -58,7 +60,12 @@ class Prepared:
     """
 
     def __init__(
-        self, recipe: Recipe, bound: Sequence[BoundLaunch], buffers: Mapping[str, Buffer], ctx: Context
+        self,
+        recipe: Recipe,
+        run: Sequence[Started],
+        bound: Sequence[BoundLaunch],
+        buffers: Mapping[str, Buffer],
+        ctx: Context,
     ) -> None:
         self.recipe = recipe
         self.device = ctx.device
@@ -76,7 +83,7 @@ class Prepared:
         self._buffers = buffers
         self._ctx = ctx
         self._bound = Launches(bound)
-        self._places = {name: _places(recipe.launches, bound, name) for name in (*self.inputs, *results)}
+        self._places = {name: _places(run, bound, name) for name in (*self.inputs, *results)}
         self._set: dict[str, Any] = {}
         """What the arguments of each input and output are set to: OpenCL's memory objects."""
         self._own: deque[_OwnInputs] = deque(maxlen=2)
@@ -174,9 +181,10 @@ class Prepared:
         """Seconds of each call by itself, in `repeats` samples; 0.0 where nothing is launched."""
         with self._lock:
             held = self._load(feeds, self._allocated())
+            every = self._each(held)
             times = []
             for step in self.recipe.steps:  # in order: a later one may overwrite what an earlier one reads
-                bound = [b for b, p in zip(self._bound, self.recipe.launches, strict=True) if p.step is step]
+                bound = [b for b, p in zip(every, self.recipe.launches, strict=True) if p.step is step]
                 times.append(self._ctx.time(bound, repeats) if bound else [0.0] * repeats)
             del held
             return times
@@ -185,9 +193,10 @@ class Prepared:
         """What each launch of one run takes."""
         with self._lock:
             held = self._load(feeds, self._allocated())
-            self._ctx.enqueue(self._bound)
+            every = self._each(held)
+            self._ctx.enqueue(every)
             self._ctx.finish()
-            seconds = self._ctx.profile(self._bound)
+            seconds = self._ctx.profile(every)
             del held
         totals: dict[int, float] = {}
         for p, s in zip(self.recipe.launches, seconds, strict=True):
@@ -195,10 +204,11 @@ class Prepared:
         return [_row(p, s, totals[id(p.step)]) for p, s in zip(self.recipe.launches, seconds, strict=True)]
 
     def describe(self) -> str:
-        """What a run does, for people: memory, then one line per launch."""
+        """What a run does, for people: memory, then one line per launch of the recipe."""
         launches = self.recipe.launches
+        joined = f" in {len(self._bound)} kernels" if len(self._bound) < len(launches) else ""
         lines = [
-            f"{len(launches)} launches on {self.device.name}, {self.arena_bytes / 2**20:.1f} MiB arena, "
+            f"{len(launches)} launches{joined} on {self.device.name}, {self.arena_bytes / 2**20:.1f} MiB arena, "
             f"{self.constant_bytes / 2**20:.1f} MiB constants"
         ]
         for label in (p.step.label for p in launches):
@@ -241,6 +251,26 @@ class Prepared:
             self._ctx.write(inputs[name], array)
         return {**inputs, **outputs}
 
+    def _each(self, given: Mapping[str, Buffer]) -> Sequence[BoundLaunch]:
+        """The recipe's launches one by one, whatever a run joins, with inputs and outputs in these buffers."""
+        if len(self._bound) == len(self.recipe.launches):
+            return self._bound
+        for name, buffer in given.items():
+            for bound, position in _places(self.recipe.launches, self._apart, name):
+                self._ctx.rebind(bound, position, buffer)
+        return self._apart
+
+    @cached_property
+    def _apart(self) -> tuple[BoundLaunch, ...]:
+        """The recipe's launches one by one, for profiles; built when the first is asked for."""
+        with building(self._ctx) as builds:
+            for p in self.recipe.launches:
+                builds.add(p.launch.source)
+        return tuple(
+            self._ctx.bind(p.launch, {a: self._buffers.get(b) for a, b in p.arguments.items()})
+            for p in self.recipe.launches
+        )
+
     def _connect(self, feeds: Feeds, outputs: Mapping[str, Buffer]) -> dict[str, Buffer]:
         """The inputs' buffers, the caller's or new ones, to which and to the outputs' the launches are bound now."""
         inputs = {}
@@ -267,7 +297,7 @@ class Prepared:
 
 
 def _places(
-    launches: Sequence[StepLaunch], bound: Sequence[BoundLaunch], name: str
+    launches: Sequence[Started | StepLaunch], bound: Sequence[BoundLaunch], name: str
 ) -> tuple[tuple[BoundLaunch, int], ...]:
     """Every argument that is the buffer `name`."""
     return tuple(

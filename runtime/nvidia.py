@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from tilewright.dsl.dtypes import DType
 from tilewright.dsl.matrix import AsyncCopy, Fragment, MatrixInstruction, MatrixLoad, MatrixUnit
+from tilewright.dsl.target import Handoff
 from tilewright.runtime.nvidia_wgmma import warpgroup_unit
 
 _ACCUMULATORS = Fragment(((0, 1), (8, 0)), ((0, 2), (0, 4), (1, 0), (2, 0), (4, 0)))
@@ -87,6 +88,28 @@ _COPY = AsyncCopy(
     '#define TW_COMMIT() asm volatile("cp.async.commit_group;" ::: "memory")\n'
     '#define TW_WAIT(n) asm volatile("cp.async.wait_group %0;" :: "n"(n) : "memory")\n'
 )
+
+
+_HANDOFF = Handoff(
+    """static inline uint tw_count(volatile __global uint* counter) {
+    uint count;
+    asm volatile("ld.relaxed.gpu.global.u32 %0, [%1];" : "=r"(count) : "l"(counter) : "memory");
+    return count;
+}
+#define TW_COUNT(counter) tw_count(counter)
+#define TW_PAUSE() asm volatile("nanosleep.u32 20;" ::: "memory")
+#define TW_FENCE() asm volatile("fence.acq_rel.gpu;" ::: "memory")
+#define TW_FENCE_COPIES() asm volatile("fence.proxy.async.global;" ::: "memory")
+#define TW_BARRIER(items) asm volatile("bar.sync 1, %0;" :: "n"(items) : "memory")
+""",
+    some_items=True,
+)
+"""PTX ISA 8.5: chapter 8 (memory consistency model), 9.7.12 (barriers and fences)."""
+
+
+def handoff(capability: tuple[int, int]) -> Handoff | None:
+    """How work-groups wait for each other; None before 7.0, whose PTX has no such loads and fences."""
+    return _HANDOFF if capability >= (7, 0) else None
 
 
 def matrix_unit(capability: tuple[int, int]) -> MatrixUnit | None:

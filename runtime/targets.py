@@ -7,9 +7,9 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from tilewright.dsl.matrix import MatrixUnit
-from tilewright.dsl.target import Shape, Target
+from tilewright.dsl.target import Handoff, Shape, Target
 from tilewright.runtime import halves
-from tilewright.runtime.nvidia import matrix_unit
+from tilewright.runtime.nvidia import handoff, matrix_unit
 from tilewright.runtime.prelude import prefetching, prelude
 from tilewright.runtime.processor import Processor, processor
 
@@ -101,6 +101,7 @@ def target_of(device: pyopencl.Device, driver: Driver, kind: str) -> Target:
         # NVIDIA's exp2 scales its argument around the instruction, for results below the normal numbers.
         exp2="native_exp2" if driver.name == "nvidia" else "exp2",
         matrix=_matrix_unit(device),
+        handoff=_handoff(device),
         # No fast-math: NaN, infinities and signed zeros follow IEEE 754. Contraction of a*b+c is on by default.
         # PoCL writes the number of warnings to stderr, hence -w.
         build_options="-cl-std=CL1.2 -w" if _is_pocl(driver) else "-cl-std=CL1.2",
@@ -149,6 +150,11 @@ def _local_memory(device: pyopencl.Device) -> int:
 def _matrix_unit(device: pyopencl.Device) -> MatrixUnit | None:
     capability = compute_capability(device)
     return None if capability is None else matrix_unit(capability)
+
+
+def _handoff(device: pyopencl.Device) -> Handoff | None:
+    capability = compute_capability(device)
+    return None if capability is None else handoff(capability)
 
 
 def _sub_group(device: pyopencl.Device, driver: Driver, extensions: set[str]) -> int:
