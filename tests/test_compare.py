@@ -37,12 +37,12 @@ def file(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture
 def peer_is_wrong(monkeypatch: pytest.MonkeyPatch) -> None:
     """onnxruntime with a fault in the softmax, which later values take over."""
-    right = compare._by_onnxruntime
+    right = compare.by_onnxruntime
 
     def wrong(proto: onnx.ModelProto, names: Sequence[str], feeds: Any) -> dict[str, Any]:
         return {n: a + np.float32(0.01) if n in {"s", "y"} else a for n, a in right(proto, names, feeds).items()}
 
-    monkeypatch.setattr(compare, "_by_onnxruntime", wrong)
+    monkeypatch.setattr(compare, "by_onnxruntime", wrong)
 
 
 @pytest.mark.parametrize("chunk", [1, 2, 32])
@@ -95,13 +95,13 @@ def test_what_onnxruntime_cannot_run(file: Path, monkeypatch: pytest.MonkeyPatch
         changed.ir_version = 10_000
         return right(changed, names, feeds)
 
-    right = compare._by_onnxruntime
-    monkeypatch.setattr(compare, "_by_onnxruntime", newer)
+    right = compare.by_onnxruntime
+    monkeypatch.setattr(compare, "by_onnxruntime", newer)
     with pytest.raises(ModelError, match="onnxruntime cannot run the network"):
         compare.compare_values(file, [])
 
 
-LIMITS = compare._Limits(None, "fp32")
+LIMITS = compare.Limits(None, "fp32")
 F = np.float32
 
 

@@ -15,11 +15,14 @@ from tilewright.output import console, print_table, write_json
 
 if TYPE_CHECKING:
     from tilewright.compare import Difference, ValueComparison
+    from tilewright.decisions import DecisionComparison
     from tilewright.graph.placement import PlacedNode
 
 FAILED_CHECK = 1
 SHOWN_BEFORE = 3
 """Values shown ahead of the first one that differs."""
+FIGURES = ("difference", "relative", "allowed")
+COLUMNS = ("node", "op", "value", "shape", "type", *FIGURES, "")
 
 
 @click.command()
@@ -82,6 +85,11 @@ def _print_operators(nodes: Sequence[PlacedNode]) -> None:
 )
 @click.option("--chunk", type=click.IntRange(1), default=32, show_default=True, help="Values compared in one run.")
 @click.option("--all", "every", is_flag=True, help="Show every value that was compared.")
+@click.option(
+    "--decisions",
+    is_flag=True,
+    help="Compare decisions (ranks, boxes that stay, thresholds) on equal numbers, all else after equal decisions.",
+)
 @json_option
 def compare(
     model: Path,
@@ -92,12 +100,16 @@ def compare(
     tolerance: float | None,
     chunk: int,
     every: bool,
+    decisions: bool,
     as_json: bool,
 ) -> int:
     """Compare the network MODEL with onnxruntime, value by value; status 1 if they differ.
 
-    Values are compared in the order of the file until one differs beyond the tolerance.
+    Values are compared in the order of the file until one differs beyond the tolerance. Where scores nearly tie, two
+    right runs differ: --decisions tells that from a fault.
     """
+    if decisions:
+        return _decisions(model, inputs, batch, precision, selector, tolerance, every, as_json)
     from rich.progress import Progress
 
     from tilewright.compare import compare_values
@@ -121,6 +133,49 @@ def compare(
     return 0 if result.first is None else FAILED_CHECK
 
 
+def _decisions(
+    model: Path,
+    inputs: tuple[str, ...],
+    batch: int,
+    precision: str | None,
+    selector: str | None,
+    tolerance: float | None,
+    every: bool,
+    as_json: bool,
+) -> int:
+    from tilewright.decisions import compare_decisions
+
+    result = compare_decisions(
+        model, inputs, device=selector, precision=precision or "fp32", batch=batch, tolerance=tolerance
+    )
+    if as_json:
+        write_json({"first": result.first, **vars(result)})
+    else:
+        _print_decisions(result, every)
+    return 0 if result.first is None else FAILED_CHECK
+
+
+def _print_decisions(result: DecisionComparison, every: bool) -> None:
+    compared = [*result.decisions, *result.values]
+    listed = compared if every else [d for d in compared if d.reason or d.value in {o.value for o in result.outputs}]
+    print_table(COLUMNS, [_row(d) for d in listed], numbers=FIGURES)
+    where = f"{result.device} beside {result.peer}"
+    for d in result.outputs:
+        if d.reason:
+            click.echo(f"output {d.value!r} of runs that decide for themselves: {d.reason}")
+    if not result.is_undisturbed:
+        click.echo(
+            "the outputs changed in the last digits when values between became outputs, which are not fused away"
+        )
+    if result.first is None:
+        read = len(result.values)
+        click.echo(f"all {len(result.decisions)} results of decisions are equal, and all {read} values agree, {where}")
+    else:
+        d = result.first
+        kind = "decided otherwise" if d in result.decisions else "after equal decisions"
+        click.echo(f"{d.value!r}, written by {d.node!r} ({d.op}), {kind}: {d.reason}, {where}")
+
+
 def _print_comparison(result: ValueComparison, every: bool) -> None:
     listed = [*result.values, *result.outputs]
     first = result.first
@@ -129,8 +184,7 @@ def _print_comparison(result: ValueComparison, every: bool) -> None:
         listed = [*listed[max(at - SHOWN_BEFORE, 0) : at], *(d for d in listed[at:] if d.reason)]
     elif not every:
         listed = list(result.outputs)
-    columns = ("node", "op", "value", "shape", "type", "difference", "relative", "allowed", "")
-    print_table(columns, [_row(d) for d in listed], numbers=("difference", "relative", "allowed"))
+    print_table(COLUMNS, [_row(d) for d in listed], numbers=FIGURES)
     where = f"{result.device} beside {result.peer}"
     if first is None:
         count = len(result.values) + len(result.outputs)

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import importlib.util
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -91,34 +92,33 @@ def compare_values(
     The comparison ends with the first run in which a value differs. Raises InputError without onnxruntime, ModelError
     if that cannot run the file, and what sessions raise.
     """
-    if importlib.util.find_spec("onnxruntime") is None:
-        raise InputError("compare needs onnxruntime; install it with: pip install onnxruntime")
+    needs_onnxruntime()
     session = InferenceSession(model, device, precision=precision)
     feeds = network_feeds(session.get_inputs(), [parse_given(text) for text in inputs], batch)
     proto = onnx.load(model)
     writers = {o: n for n in proto.graph.node for o in n.output if o}
-    limits = _Limits(tolerance, precision)
+    limits = Limits(tolerance, precision)
 
     def compared(names: Sequence[str], ours: Results, theirs: Results) -> tuple[Difference, ...]:
-        return tuple(_difference(name, writers.get(name), ours[name], theirs[name], limits) for name in names)
+        return tuple(difference(name, writers.get(name), ours[name], theirs[name], limits) for name in names)
 
     own = [v.name for v in proto.graph.output]
     ours = dict(zip(own, session.run(own, feeds), strict=True))
-    outputs = compared(own, ours, _by_onnxruntime(proto, own, feeds))
+    outputs = compared(own, ours, by_onnxruntime(proto, own, feeds))
     between = [name for name in writers if name not in own]
     values: list[Difference] = []
     for names in _chunks(between, chunk):
-        theirs = _by_onnxruntime(proto, names, feeds)
+        theirs = by_onnxruntime(proto, names, feeds)
         shown = [
             name for name in names if isinstance(theirs[name], np.ndarray)
         ]  # sequences cannot be declared by value
-        part = InferenceSession(_with_outputs(proto, shown, theirs), session.device, precision=precision)
+        part = InferenceSession(with_outputs(proto, shown, theirs), session.device, precision=precision)
         values += compared(shown, dict(zip(shown, part.run(shown, feeds), strict=True)), theirs)
         if progress is not None:
             progress(len(values), len(between))
         if any(d.reason for d in values):
             break
-    return ValueComparison(str(model), session.device.name, _peer(), outputs, tuple(values), len(between))
+    return ValueComparison(str(model), session.device.name, peer(), outputs, tuple(values), len(between))
 
 
 def _chunks(names: Sequence[str], size: int) -> Iterator[Sequence[str]]:
@@ -126,29 +126,51 @@ def _chunks(names: Sequence[str], size: int) -> Iterator[Sequence[str]]:
         yield names[at : at + size]
 
 
-def _peer() -> str:
+def peer() -> str:
+    """What is compared with, and its version."""
     import onnxruntime
 
     return f"onnxruntime {onnxruntime.__version__}"
 
 
-def _by_onnxruntime(proto: onnx.ModelProto, names: Sequence[str], feeds: Results) -> dict[str, Any]:
+def by_onnxruntime(proto: onnx.ModelProto, names: Sequence[str], feeds: Results) -> dict[str, Any]:
     """The named values as onnxruntime computes them, node by node without its own rewriting."""
+    with _its_errors():
+        session = _onnxruntime_session(with_outputs(proto, names, None))
+        return dict(zip(names, session.run(list(names), dict(feeds)), strict=True))
+
+
+def types_by_onnxruntime(proto: onnx.ModelProto, names: Sequence[str]) -> dict[str, str]:
+    """The named values' types as onnxruntime infers and writes them, such as tensor(float)."""
+    with _its_errors():
+        return {v.name: v.type for v in _onnxruntime_session(with_outputs(proto, names, None)).get_outputs()}
+
+
+def _onnxruntime_session(proto: onnx.ModelProto) -> Any:
     import onnxruntime
 
     onnxruntime.disable_telemetry_events()
     onnxruntime.set_default_logger_severity(3)
     options = onnxruntime.SessionOptions()
     options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL
+    return onnxruntime.InferenceSession(proto.SerializeToString(), options, providers=["CPUExecutionProvider"])
+
+
+@contextmanager
+def _its_errors() -> Iterator[None]:
     try:
-        content = _with_outputs(proto, names, None).SerializeToString()
-        session = onnxruntime.InferenceSession(content, options, providers=["CPUExecutionProvider"])
-        return dict(zip(names, session.run(list(names), dict(feeds)), strict=True))
+        yield
     except Exception as error:  # its exceptions share no base class
         raise ModelError(f"onnxruntime cannot run the network: {' '.join(str(error).split())}") from error
 
 
-def _with_outputs(proto: onnx.ModelProto, names: Sequence[str], found: Results | None) -> onnx.ModelProto:
+def needs_onnxruntime() -> None:
+    """InputError where onnxruntime is not installed."""
+    if importlib.util.find_spec("onnxruntime") is None:
+        raise InputError("compare needs onnxruntime; install it with: pip install onnxruntime")
+
+
+def with_outputs(proto: onnx.ModelProto, names: Sequence[str], found: Results | None) -> onnx.ModelProto:
     """The network with these values as its outputs, typed as they were found; onnxruntime needs no types."""
     changed = onnx.ModelProto()
     changed.CopyFrom(proto)
@@ -169,7 +191,9 @@ def _with_outputs(proto: onnx.ModelProto, names: Sequence[str], found: Results |
 
 
 @dataclass(frozen=True)
-class _Limits:
+class Limits:
+    """How much values may differ: as given, or by element type and the session's precision."""
+
     given: float | None
     precision: str
 
@@ -180,7 +204,8 @@ class _Limits:
         return max(TOLERANCES.get(dtype, TOLERANCE), TOLERANCES.get(_ROUNDED.get(self.precision, ""), 0.0))
 
 
-def _difference(name: str, writer: onnx.NodeProto | None, ours: Any, theirs: Any, limits: _Limits) -> Difference:
+def difference(name: str, writer: onnx.NodeProto | None, ours: Any, theirs: Any, limits: Limits) -> Difference:
+    """A value of both sides, an array or a list of arrays, compared; ``writer`` is the node it comes from."""
     node = (writer.name or writer.output[0]) if writer else "an input"
     largest, relative, tolerance, reason = _measured(ours, theirs, limits)
     found = np.asarray(theirs) if isinstance(theirs, np.ndarray) else None
@@ -188,7 +213,7 @@ def _difference(name: str, writer: onnx.NodeProto | None, ours: Any, theirs: Any
     return Difference(name, node, writer.op_type if writer else "", shape, dtype, largest, relative, tolerance, reason)
 
 
-def _measured(ours: Any, theirs: Any, limits: _Limits) -> tuple[float, float, float, str | None]:
+def _measured(ours: Any, theirs: Any, limits: Limits) -> tuple[float, float, float, str | None]:
     """Largest difference, the same relatively, the tolerance, and what is wrong."""
     nan = float("nan")
     if isinstance(ours, list) or isinstance(theirs, list):
@@ -227,4 +252,16 @@ def _sizes(shape: Sequence[int]) -> str:
     return "×".join(map(str, shape)) or "of a single number"
 
 
-__all__ = ["CHUNK", "Difference", "ValueComparison", "compare_values"]
+__all__ = [
+    "CHUNK",
+    "Difference",
+    "Limits",
+    "ValueComparison",
+    "by_onnxruntime",
+    "compare_values",
+    "difference",
+    "needs_onnxruntime",
+    "peer",
+    "types_by_onnxruntime",
+    "with_outputs",
+]
