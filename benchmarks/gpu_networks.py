@@ -112,7 +112,7 @@ def network_row(result: Comparison, session: tw.InferenceSession, batch: int, da
         {name: timing(seconds) for name, seconds in result.seconds.items()},
         {name: timing(seconds) for name, seconds in result.device_seconds.items()},
         result.bytes,
-        len(plan.launches),
+        plan.kernels,
         dict(Counter(call.choice.origin for call in plan.calls)),
         result.difference,
         date,

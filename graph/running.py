@@ -100,6 +100,11 @@ class Prepared:
         return self._ctx.lost
 
     @property
+    def kernels(self) -> int:
+        """Kernels that a run starts; fewer than the recipe's launches where some are joined."""
+        return len(self._bound)
+
+    @property
     def constant_bytes(self) -> int:
         """Memory for constants."""
         return sum(b.nbytes for b in self.constants)
@@ -206,7 +211,7 @@ class Prepared:
     def describe(self) -> str:
         """What a run does, for people: memory, then one line per launch of the recipe."""
         launches = self.recipe.launches
-        joined = f" in {len(self._bound)} kernels" if len(self._bound) < len(launches) else ""
+        joined = f" in {self.kernels} kernels" if self.kernels < len(launches) else ""
         lines = [
             f"{len(launches)} launches{joined} on {self.device.name}, {self.arena_bytes / 2**20:.1f} MiB arena, "
             f"{self.constant_bytes / 2**20:.1f} MiB constants"
