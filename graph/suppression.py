@@ -14,8 +14,10 @@ import numpy as np
 from tilewright.graph.host_values import HostValue
 from tilewright.graph.ir import Node
 
-BLOCK = 48
+BLOCK = 128
 """Boxes that are compared with all others at once: as many as leave the comparison in a processor's cache."""
+SMALL = 48
+"""Boxes of groups that are put together, where another round costs more than comparing boxes that are apart."""
 
 
 def non_max_suppression(node: Node, inputs: Sequence[HostValue]) -> HostValue:
@@ -63,7 +65,8 @@ def _suppressed(corners: np.ndarray, scores: np.ndarray, most: int, overlap: flo
     groups = [np.arange(order.size)]
     if overlap >= 0 and np.isfinite(boxes).all():
         groups = _apart(boxes)
-    chosen = [g if g.size == 1 else g[_greedy(boxes[:, g], most, np.float32(overlap))] for g in groups]
+    with np.errstate(all="ignore"):  # boxes without an area, and some that are no numbers
+        chosen = [g if g.size == 1 else g[_greedy(boxes.take(g, 1), most, np.float32(overlap))] for g in groups]
     kept: np.ndarray = order[np.sort(np.concatenate(chosen))][:most]
     return kept
 
@@ -71,15 +74,14 @@ def _suppressed(corners: np.ndarray, scores: np.ndarray, most: int, overlap: flo
 def _apart(boxes: np.ndarray) -> list[np.ndarray]:
     """Positions of boxes in groups that have no point in common, those of one group in rising order.
 
-    Small groups are put together, up to a block: comparing boxes that are apart changes nothing and costs less than
-    another round.
+    Small groups are put together: comparing boxes that are apart changes nothing and costs less than another round.
     """
     rows, columns = _stretches(boxes[0], boxes[2]), _stretches(boxes[1], boxes[3])
     numbers = rows * (columns.max() + 1) + columns
     order = np.argsort(numbers, kind="stable")
     ends = [0]
     for end in (np.flatnonzero(np.diff(numbers[order])) + 1).tolist():
-        if end - ends[-1] >= BLOCK:
+        if end - ends[-1] >= SMALL:
             ends.append(end)
     return [np.sort(group) for group in np.split(order, ends[1:])]
 
@@ -95,41 +97,62 @@ def _stretches(low: np.ndarray, high: np.ndarray) -> np.ndarray:
 
 
 def _greedy(boxes: np.ndarray, most: int, overlap: np.floating) -> np.ndarray:
-    """Positions of those that stay of boxes in falling order of scores. Rows: corners and area."""
-    left, chosen = np.arange(boxes.shape[1]), np.zeros(0, np.int64)
-    while left.size and chosen.size < most:
-        covered: np.ndarray = _overlaps(boxes[:, :BLOCK, None], boxes[:, None, :]) > overlap
-        stays = _standing(covered[:, : len(covered)])
-        chosen = np.concatenate((chosen, left[: len(covered)][stays]))
-        free = np.logical_not(covered[stays]).all(0)
-        free[: len(covered)] = False
-        boxes, left = boxes[:, free], left[free]
-    return chosen[:most]
+    """Positions of those that stay of boxes in falling order of scores. Rows: corners and area.
 
-
-def _standing(covered: np.ndarray) -> list[int]:
-    """Numbers of those that stay of a few boxes in falling order of scores; ``covered[i, j]`` if i covers j.
-
-    A row is one integer with a bit for each box: Python takes a tenth of a microsecond for what takes NumPy one.
+    The best that are left are decided among themselves; only those that stay are compared with the others.
     """
-    rows = np.packbits(covered, 1, bitorder="little")
-    data, width = rows.tobytes(), rows.shape[1]
-    stays, gone = [], 0
-    for n in range(len(rows)):
+    left = np.arange(boxes.shape[1])
+    room = np.empty((3, min(BLOCK, left.size) * left.size), boxes.dtype)
+    chosen, count = [left[:0]], 0
+    while left.size and count < most:
+        block, boxes = boxes[:, :BLOCK], boxes[:, BLOCK:]
+        stays = _standing(_overlaps(block, block, room) > overlap)
+        chosen.append(left[:BLOCK][stays])
+        count += chosen[-1].size
+        if not boxes.size:
+            break
+        free = np.logical_not((_overlaps(block[:, stays], boxes, room) > overlap).any(0))
+        boxes, left = boxes.compress(free, 1), left[BLOCK:][free]
+    return np.concatenate(chosen)[:most]
+
+
+def _standing(covered: np.ndarray) -> np.ndarray:
+    """Which of a few boxes in falling order of scores stay; ``covered[i, j]`` if i covers j. The diagonal is cleared.
+
+    A row is one integer with a bit for each box, and those of boxes that cover no other are left out: Python takes a
+    tenth of a microsecond for what takes NumPy one.
+    """
+    covered.reshape(-1)[:: len(covered) + 1] = False
+    covering = np.flatnonzero(covered.any(1))
+    rows = np.packbits(covered[covering], 1, bitorder="little")
+    data, width, gone = rows.tobytes(), rows.shape[1], 0
+    for at, n in enumerate(covering.tolist()):
         if not gone >> n & 1:
-            stays.append(n)
-            gone |= int.from_bytes(data[n * width : (n + 1) * width], "little")
+            gone |= int.from_bytes(data[at * width : (at + 1) * width], "little")
+    bits = np.frombuffer(gone.to_bytes(width, "little"), np.uint8)
+    stays: np.ndarray = np.unpackbits(bits, count=len(covered), bitorder="little") == 0
     return stays
 
 
-def _overlaps(a: np.ndarray, b: np.ndarray) -> np.ndarray:
-    """Intersection over union of boxes; NaN where neither has an area."""
-    height = np.minimum(a[2], b[2]) - np.maximum(a[0], b[0])
-    width = np.minimum(a[3], b[3]) - np.maximum(a[1], b[1])
-    common = np.maximum(height, 0) * np.maximum(width, 0)
-    with np.errstate(all="ignore"):
-        ratio: np.ndarray = common / (a[4] + b[4] - common)
-    return ratio
+def _overlaps(a: np.ndarray, b: np.ndarray, room: np.ndarray) -> np.ndarray:
+    """Intersection over union of each pair of boxes; NaN where neither has an area.
+
+    The three rows of ``room`` have at least as many elements as there are pairs, and the result lies in the first one:
+    memory that is asked for anew for every step would cost as much as the steps.
+    """
+    a, pairs = a[:, :, None], (a.shape[1], b.shape[1])
+    common: np.ndarray
+    common, width, other = (row[: pairs[0] * pairs[1]].reshape(pairs) for row in room)
+    np.minimum(a[2], b[2], out=common)
+    common -= np.maximum(a[0], b[0], out=other)
+    np.minimum(a[3], b[3], out=width)
+    width -= np.maximum(a[1], b[1], out=other)
+    np.maximum(common, 0, out=common)
+    common *= np.maximum(width, 0, out=width)
+    np.add(a[4], b[4], out=other)
+    other -= common
+    common /= other
+    return common
 
 
 __all__ = ["non_max_suppression"]

@@ -63,7 +63,9 @@ def test_suppression_is_the_greedy_choice(spread: int, size: float) -> None:
         (0, 5, 0.5),
         (1, 5, 0.5),
         (150, 500, 0.3),
+        (300, 500, 0.5),
         (150, 20, 0.5),
+        (300, 140, 0.9),
         (150, 500, 0.0),
         (90, 0, 0.5),
     ):
