@@ -204,4 +204,4 @@ def verify(graph: Graph) -> None:
             known.add(name)
     for value in graph.outputs:
         if value.name not in known:
-            raise ValueError(f"output {value.name!r} is never written")
+            raise ValueError(f"nothing writes its output {value.name!r}")

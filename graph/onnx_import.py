@@ -22,7 +22,7 @@ from tilewright.dsl.dtypes import DType
 from tilewright.errors import ModelError, UnsupportedOperatorError
 from tilewright.graph import contributed
 from tilewright.graph.guards import one_sentence, refuse_odd, type_name
-from tilewright.graph.ir import CONTROL, Attribute, Graph, Node, Size, Value, frozen
+from tilewright.graph.ir import CONTROL, Attribute, Graph, Node, Size, Value, frozen, verify
 from tilewright.graph.weights import Bytes, read_file, take_out
 from tilewright.ops import OPERATORS
 
@@ -81,9 +81,10 @@ def import_model(model: Model, hosted: bool = False, content: Bytes | None = Non
         proto = contributed.expanded(proto, types)
     proto = _expand_functions(proto)
     graph = _convert(proto, place, weights, hosted, _inferred(proto) if types is None else types)
-    unwritten = graph.output_names - graph.producers.keys() - graph.constants.keys() - graph.input_names
-    if unwritten:  # functions that leave their outputs out pass ONNX's checker
-        raise ModelError(f"{place} is not a valid ONNX model: nothing writes its output {min(unwritten)!r}")
+    try:
+        verify(graph)  # functions that write none of their outputs pass ONNX's checker
+    except ValueError as error:
+        raise ModelError(f"{place} is not a valid ONNX model: {error}") from None
     problems = [] if hosted else unsupported_nodes(graph)
     if problems:
         raise unsupported(place, problems)

@@ -495,5 +495,5 @@ def test_verify_finds_disorder() -> None:
         verify(graph.replace_nodes(graph.nodes[::-1]))
     with pytest.raises(ValueError, match=r"exists already"):
         verify(graph.replace_nodes(graph.nodes + graph.nodes[:1]))
-    with pytest.raises(ValueError, match=r"never written"):
+    with pytest.raises(ValueError, match=r"nothing writes its output"):
         verify(graph.replace_nodes(graph.nodes[:1]))
