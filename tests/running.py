@@ -5,6 +5,7 @@ from __future__ import annotations
 import random
 from collections.abc import Mapping
 from dataclasses import replace
+from functools import cache
 
 import numpy as np
 from numpy.lib.stride_tricks import as_strided
@@ -14,7 +15,7 @@ from tilewright.dsl.families import Family
 from tilewright.dsl.program import Program, Tensor, walk
 from tilewright.dsl.space import Configuration
 from tilewright.dsl.target import Shape, Target
-from tilewright.runtime import Buffer, Context
+from tilewright.runtime import Buffer, Context, Device
 
 GUARD = 64
 """Elements on either side of every tensor that no kernel may change."""
@@ -27,6 +28,25 @@ def shaped(target: Target, shape: Shape) -> Target:
     if shape is target.shape:
         return target
     return replace(target, shape=shape, sub_group=1, max_work_group=min(target.max_work_group, 1024))
+
+
+def compiling(ctx: Context, target: Target) -> Context:
+    """The context that a test's kernels are compiled in; on PoCL one that takes a fraction of the time.
+
+    PoCL compiles a kernel a second time, for any work-group, when it is asked for the binary, and up to 30 s over the
+    loops with barriers of kernels for GPUs. So no binaries are kept of kernels that run once, and those of the shape
+    that its device has not, which nobody runs there, are not optimised (Intel's driver optimises them).
+    """
+    device = ctx.device
+    return _compiling_once(device, target.shape is device.target.shape) if device.name == "pocl" else ctx
+
+
+@cache
+def _compiling_once(device: Device, optimised: bool) -> Context:
+    options = device.target.build_options if optimised else f"{device.target.build_options} -cl-opt-disable"
+    made = Context(replace(device, target=replace(device.target, build_options=options)))
+    made.keeps_binaries = False
+    return made
 
 
 def run(
@@ -42,6 +62,7 @@ def run(
     Every tensor is moved by GUARD elements into its buffer, so that reads and writes before its start show as well.
     What a launch can compute in place is computed in place.
     """
+    ctx = compiling(ctx, target)
     moved = replace(
         program,
         inputs=tuple(_moved(t) for t in program.inputs),
