@@ -15,13 +15,12 @@ CONTRIBUTED = Table()
 def activated(n: Spelled, target: str, source: str, parameters: list[float]) -> str:
     """A statement for the activation that a fused operator has; without one the value itself."""
     kind = str(n.attributes.get("activation", "")) or "Identity"
-    if kind in {"Identity", "Relu", "Sigmoid", "Tanh"}:
+    if kind in {"Identity", "Relu", "Sigmoid", "Softplus", "Softsign", "Tanh"}:
         return f"{target} = {kind} ({source})"
-    if kind == "LeakyRelu" and parameters:
-        return f"{target} = LeakyRelu <alpha = {floating(parameters[0])}> ({source})"
-    if kind == "HardSigmoid" and len(parameters) == 2:
-        alpha, beta = map(floating, parameters)
-        return f"{target} = HardSigmoid <alpha = {alpha}, beta = {beta}> ({source})"
+    names = {"HardSigmoid": ("alpha", "beta"), "Selu": ("alpha", "gamma")}.get(kind, ("alpha",))
+    if kind in {"Elu", "HardSigmoid", "LeakyRelu", "Selu", "ThresholdedRelu"} and len(parameters) == len(names):
+        given = ", ".join(f"{name} = {floating(value)}" for name, value in zip(names, parameters, strict=True))
+        return f"{target} = {kind} <{given}> ({source})"
     if kind == "Clip" and len(parameters) == 2:
         limits = [constant(f"{target}_{end}", value) for end, value in zip(("low", "high"), parameters, strict=True)]
         typed = [f"{target}_{end}_typed = CastLike ({target}_{end}, {source})" for end in ("low", "high")]
@@ -29,9 +28,12 @@ def activated(n: Spelled, target: str, source: str, parameters: list[float]) -> 
     raise UnsupportedError(f"its activation {kind!r} is not supported")
 
 
-def _turned(target: str, source: str, turned: int) -> str:
-    """The last two dimensions of an operand of any rank changed, or not."""
-    return f'{target} = Einsum <equation = "...ij->...ji"> ({source})' if turned else f"{target} = Identity ({source})"
+def _turned(target: str, source: str, turned: int, rows_first: int) -> str:
+    """An operand of any rank as MatMul reads it: its rows may be its first dimension, and its last two be changed."""
+    if not (turned or rows_first):
+        return f"{target} = Identity ({source})"
+    equation = f"{'i...j' if rows_first else '...ij'}->{'...ji' if turned else '...ij'}"
+    return f'{target} = Einsum <equation = "{equation}"> ({source})'
 
 
 @CONTRIBUTED.enter("FusedMatMul", "TransposeMatMul", inputs="a b")
@@ -41,8 +43,10 @@ def _matmul(n: Spelled) -> str:
 
 def multiplied(n: Spelled, target: str) -> list[str]:
     """Statements for the product of `a` and `b`, either of which may be turned, times a factor."""
-    n.refuse("transBatchA", "transBatchB")
-    turned = [_turned(f"{target}_a", "a", n.integer("transA")), _turned(f"{target}_b", "b", n.integer("transB"))]
+    turned = [
+        _turned(f"{target}_{operand}", operand, n.integer(f"trans{upper}"), n.integer(f"transBatch{upper}"))
+        for operand, upper in (("a", "A"), ("b", "B"))
+    ]
     product = f"{target}_m = MatMul ({target}_a, {target}_b)"
     return [*turned, product, scaled(target, f"{target}_m", n.number("alpha", 1.0))]
 
@@ -52,7 +56,8 @@ def _gemm(n: Spelled) -> str:
     alpha, beta = (floating(n.number(name, 1.0)) for name in ("alpha", "beta"))
     turned = f"transA = {n.integer('transA')}, transB = {n.integer('transB')}"
     arguments = ", ".join(i for i in ("a", "b", "c") if n.has(i))
-    parameters = [n.number(f"activation_{p}", 0.0) for p in ("alpha", "beta") if f"activation_{p}" in n.attributes]
+    names = [f"activation_{p}" for p in ("alpha", "beta", "gamma")]
+    parameters = [n.number(name, 0.0) for name in names if name in n.attributes]
     product = f"m = Gemm <alpha = {alpha}, beta = {beta}, {turned}> ({arguments})"
     return f"{product}\n{activated(n, 'y', 'm', parameters)}"
 
