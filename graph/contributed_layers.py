@@ -28,7 +28,7 @@ def activated(n: Spelled, target: str, source: str, parameters: list[float]) -> 
     raise UnsupportedError(f"its activation {kind!r} is not supported")
 
 
-def _turned(target: str, source: str, turned: int, rows_first: int) -> str:
+def _turned(target: str, source: str, turned: int, rows_first: int = 0) -> str:
     """An operand of any rank as MatMul reads it: its rows may be its first dimension, and its last two be changed."""
     if not (turned or rows_first):
         return f"{target} = Identity ({source})"
