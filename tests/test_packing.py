@@ -16,6 +16,7 @@ from tilewright.graph.calls import Network
 from tilewright.graph.checks import Checks
 from tilewright.graph.footprint import footprint
 from tilewright.graph.onnx_import import import_model
+from tilewright.graph.megakernels import started
 from tilewright.graph.packing import packed_in_runs
 from tilewright.graph.plan import Plan, PlannedCall, SharedConstants, recipe_of
 from tilewright.graph.planned import planned_calls
@@ -74,7 +75,7 @@ def test_numbers_of_weights_packed_in_every_run(device: Device) -> None:
     calls = planned_calls(network, device, None)
     repacked = tuple(replace(c, ahead=frozenset()) for c in calls)
     recipes = [(c, recipe_of(network, c, ctx, Checks())) for c in (calls, repacked)]
-    plans = [Plan(network, c, recipe, ctx, SharedConstants()) for c, recipe in recipes]
+    plans = [Plan(network, c, r, started(r, device.target), ctx, SharedConstants()) for c, r in recipes]
     once, always = (plan.run({"x": x})["y"] for plan in plans)
     again = plans[1].run({"x": x})["y"]
     assert len(plans[1].launches) > len(plans[0].launches)
