@@ -15,8 +15,8 @@ from tilewright.graph import packing, passes
 from tilewright.graph.calls import Network
 from tilewright.graph.checks import Checks
 from tilewright.graph.footprint import footprint
-from tilewright.graph.onnx_import import import_model
 from tilewright.graph.megakernels import started
+from tilewright.graph.onnx_import import import_model
 from tilewright.graph.packing import packed_in_runs
 from tilewright.graph.plan import Plan, PlannedCall, SharedConstants, recipe_of
 from tilewright.graph.planned import planned_calls
