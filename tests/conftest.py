@@ -131,6 +131,15 @@ def same_numbers(request: pytest.FixtureRequest) -> Iterator[None]:
     generator.bit_generator.state = state
 
 
+@pytest.fixture
+def no_binaries(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Store no binaries of kernels on PoCL: it compiles them a second time for that, and has a cache of its own."""
+    if "device" in request.fixturenames:
+        chosen: Device = request.getfixturevalue("device")
+        if chosen.name == "pocl":
+            monkeypatch.setattr(context(chosen), "keeps_binaries", False)
+
+
 @pytest.fixture(scope="module")
 def plainly(ctx: Context) -> Iterator[Context]:
     """A context whose compiler does not optimise: it would take minutes over so many barriers."""
