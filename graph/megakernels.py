@@ -15,15 +15,15 @@ MOST_PARTS = 8
 them; more take longer to compile."""
 GROUPS_PER_UNIT = 4
 """(guess) Work-groups that a compute unit holds at a time. More of them would be held up by the registers and the local
-memory of the other parts: on an H100, mobilenet_v2 in f32 took 231 microseconds with this limit, 241 without."""
+memory of the other parts: on an H100, mobilenet_v2 in TF32 took 231 microseconds with this limit, 241 without."""
 OPERATIONS_PER_UNIT = 8 << 20
 """(guess) See `BYTES_PER_UNIT`."""
 BYTES_PER_UNIT = 128 << 10
 """(guess) With `OPERATIONS_PER_UNIT`, what a compute unit does in about the time in which the host starts a kernel.
 
-Longer launches by themselves cost the device less than waiting for the part before: on an H100, vit_b_16 in f16 at batch
-16, whose kernels take 23 microseconds on average, was slower by a fifth where they were joined; at batch 1 it was faster
-by a quarter.
+Longer launches by themselves cost the device less than waiting for the part before: on an H100, vit_b_16 in f16 at
+batch 16, whose kernels take 23 microseconds on average, was slower by a fifth where they were joined; at batch 1 it was
+faster by a quarter.
 """
 MOST_ITEMS = 320
 """Work-items of a work-group: those of 512 would leave 128 registers to each, for all parts of the kernel."""
