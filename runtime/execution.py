@@ -91,6 +91,10 @@ def context(device: Device) -> Context:
         return present
 
 
+FILL = 1 << 30
+"""Bytes filled at once: on an H200 the end of a buffer of 20 GB that was filled as one was found not to hold it."""
+
+
 class Context:
     """Everything one device offers; use `context(device)` to get it."""
 
@@ -175,9 +179,11 @@ class Context:
         border.refuse_after_fork()
         size = buffer.nbytes // dtype.itemsize * dtype.itemsize
         if size:
-            pattern = np.array([value]).astype(dtype.numpy)
+            pattern = bytes_of(np.array([value]).astype(dtype.numpy))
+            fill = border.opencl()._cl._enqueue_fill_buffer
             with self._lock, border.guard(f"fill {size} bytes"):
-                border.opencl()._cl._enqueue_fill_buffer(self._queue, buffer.memory, bytes_of(pattern), 0, size, None)
+                for at in range(0, size, FILL):
+                    fill(self._queue, buffer.memory, pattern, at, min(FILL, size - at), None)
 
     def build(self, source: str, options: str = "") -> Module:
         """Compile OpenCL C, or find it in memory or on disk; KernelError with the trimmed log if that fails.

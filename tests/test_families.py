@@ -12,6 +12,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from oracle import depthwise, max_pool, reference
 from running import compare, laid_out, relative, run, shaped, values
+from targets import CPU
+from wgmma_cases import H100
 
 from tilewright.dsl.families import FAMILIES, Family, by_name, fitting
 from tilewright.dsl.families.map import MAP
@@ -349,6 +351,21 @@ def test_f64_needs_a_device_that_has_it() -> None:
     made = program("op f(x[N]: f64) -> y[N]: f64:\n    y[n] = x[n] + 1", {"x": (4,)})
     with pytest.raises(UnsupportedError, match="no f64; cast to a type the device has"):
         fitting(made, replace(PLAIN_TARGET, has_f64=False))
+
+
+def test_parts_of_a_reduction_with_many_outputs_take_bounded_memory() -> None:
+    """64 images of 197 tokens in 3,072 columns: in 512 parts they would be 80 GB of partial results."""
+    sizes = {"a": (64 * 197, 2048), "b": (2048, 3072)}
+    made = program("op product(a[M,K], b[K,N]) -> y[M,N]:\n    y[m,n] = sum(k) a[m,k] * b[k,n]", sizes)
+    seen = set()
+    for target in (CPU, H100):
+        for family in fitting(made, target):
+            values = {p.name: p.values for p in family.space(made, target).parameters}
+            for name in ("splits", "split_k"):
+                if name in values:
+                    seen.add(family.name)
+                    assert values[name] == (1,), (family.name, name)
+    assert seen >= {"reduce", "contract", "matrix", "wgmma"}
 
 
 def test_families_by_name() -> None:

@@ -9,12 +9,14 @@ as many. Both halves are Programs again: the first is a product with one more gr
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, replace
 from functools import lru_cache
 
 from tilewright.dsl.affine import Affine
 from tilewright.dsl.compose import touches, unused
 from tilewright.dsl.families.contraction import Contraction, views_of
+from tilewright.dsl.families.shared import MOST_PARTIALS
 from tilewright.dsl.lowering import Lowering, Scratch
 from tilewright.dsl.program import (
     Index,
@@ -45,9 +47,10 @@ class Halves:
 
 def split_values(c: Contraction) -> tuple[int, ...]:
     """The numbers of parts that divide the depth evenly, 1 first."""
-    index = _longest(c.reduce)
+    index, outputs = _longest(c.reduce), math.prod(i.extent for i in c.statement.indices)
+    most = min(MOST_PARTS, MOST_PARTIALS // max(outputs, 1))
     parts = [1]
-    while parts[-1] < MOST_PARTS and index.extent % (2 * parts[-1]) == 0 and c.k // (2 * parts[-1]) >= LEAST_DEPTH:
+    while 2 * parts[-1] <= most and index.extent % (2 * parts[-1]) == 0 and c.k // (2 * parts[-1]) >= LEAST_DEPTH:
         parts.append(2 * parts[-1])
     return tuple(parts)
 

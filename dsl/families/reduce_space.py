@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from tilewright.dsl.families.reduce import WRITTEN_OUT, Plan, accumulator
-from tilewright.dsl.families.shared import aligned_widths, ceil_div, power_below
+from tilewright.dsl.families.shared import MOST_PARTIALS, aligned_widths, ceil_div, power_below
 from tilewright.dsl.space import Configuration, Constraint, Parameter, Space
 from tilewright.dsl.target import Shape, Target
 
@@ -53,7 +53,7 @@ def _cpu_space(plan: Plan) -> Space:
         Parameter("grain", GRAINS, "KiB of memory per work-item; 16 to 64"),
         Parameter(
             "splits",
-            _splits(plan.split.extent),
+            _splits(plan, plan.split.extent),
             "parts of the reduction that run apart; more than 1 if outputs are few",
             "split",
             reduced,
@@ -117,8 +117,8 @@ def _cpu_space(plan: Plan) -> Space:
     return Space(tuple(parameters), tuple(constraints))
 
 
-def _splits(extent: int, values: tuple[int, ...] = SPLITS) -> tuple[int, ...]:
-    return tuple(n for n in values if n == 1 or n * 4 <= extent)
+def _splits(plan: Plan, extent: int, values: tuple[int, ...] = SPLITS) -> tuple[int, ...]:
+    return tuple(n for n in values if n == 1 or (n * 4 <= extent and n * plan.outputs <= MOST_PARTIALS))
 
 
 def _cpu_default(plan: Plan, target: Target) -> Configuration:
@@ -145,7 +145,7 @@ def _cpu_default(plan: Plan, target: Target) -> Configuration:
     if runs < busy:
         # Each part should still be worth a work-item: 32 KiB or more.
         wanted = min(ceil_div(2 * busy, runs), max(1, total // runs >> 15))
-        splits = max(n for n in _splits(plan.split.extent) if n <= wanted)
+        splits = max(n for n in _splits(plan, plan.split.extent) if n <= wanted)
     values["splits"] = splits
     share = total // busy >> 10
     values["grain"] = max((g for g in GRAINS if g <= min(share, 64)), default=GRAINS[0])
@@ -179,7 +179,7 @@ def _gpu_space(plan: Plan, target: Target) -> Space:
             Parameter("outputs", (1, 2, 4, 8, 16, 32, 64, 128, 256), "outputs (or vectors of them) per work-group"),
             Parameter(
                 "splits",
-                _splits(plan.length, GPU_SPLITS),
+                _splits(plan, plan.length, GPU_SPLITS),
                 "parts of the reduction that run apart; more than 1 if outputs are few",
                 "split",
                 reduced,
@@ -227,7 +227,7 @@ def _gpu_default(plan: Plan, target: Target) -> Configuration:
         wanted = ceil_div(16 * target.compute_units, groups)
         # Each part should be worth the second launch: a few rounds of every item.
         longest = max(1, steps * outputs // (2 * unroll * group))
-        splits = max(n for n in _splits(plan.length, GPU_SPLITS) if n <= max(1, min(wanted, longest)))
+        splits = max(n for n in _splits(plan, plan.length, GPU_SPLITS) if n <= max(1, min(wanted, longest)))
     values = {"lanes": lanes, "unroll": unroll, "work_group": group, "outputs": outputs, "splits": splits}
     return Configuration.of(values)
 

@@ -77,6 +77,10 @@ def power_above(n: int) -> int:
     return 1 << (n - 1).bit_length()
 
 
+MOST_PARTIALS = 1 << 26
+"""Most partial results of a reduction in parts: far fewer keep a device busy, and each is written and read again."""
+
+
 def computes_indices(program: Program) -> str | None:
     """A refusal if an index is not linear in loop indices or too large for 32 bits, or a reduction is a prefix."""
     if all(is_linear(s.value) for s in program.statements):
