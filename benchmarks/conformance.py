@@ -37,7 +37,7 @@ from tilewright.runtime import Device
 
 KINDS = ("node", "simple", "pytorch-converted", "pytorch-operator", "real")
 EXPECTED = Path(__file__).parents[1] / "tests" / "conformance_expected.json"
-SECONDS = 120
+SECONDS = 600
 """After which a case counts as hanging."""
 
 PASSED = "passed"

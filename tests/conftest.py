@@ -131,10 +131,13 @@ def same_numbers(request: pytest.FixtureRequest) -> Iterator[None]:
     generator.bit_generator.state = state
 
 
-@pytest.fixture
-def no_binaries(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Store no binaries of kernels on PoCL: it compiles them a second time for that, and has a cache of its own."""
-    if "device" in request.fixturenames:
+@pytest.fixture(autouse=True)
+def few_binaries(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Store no binaries of kernels on PoCL but in tests marked `binaries`.
+
+    PoCL compiles kernels a second time for that, and has a cache of its own.
+    """
+    if "device" in request.fixturenames and request.node.get_closest_marker("binaries") is None:
         chosen: Device = request.getfixturevalue("device")
         if chosen.name == "pocl":
             monkeypatch.setattr(context(chosen), "keeps_binaries", False)

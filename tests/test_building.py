@@ -20,6 +20,8 @@ from tilewright.runtime.builds import PER_HELPER, Helper, helpers_allowed
 from tilewright.runtime.compiler import serve
 from tilewright.runtime.execution import Built
 
+pytestmark = pytest.mark.binaries
+
 KERNEL = "__kernel void k{n}(__global float* y) {{ y[get_global_id(0)] = {n}.0f; }} // {salt}"
 WRONG = "__kernel void wrong(__global float* y) {{ y[0] = ; }} // {salt}"
 

@@ -102,6 +102,7 @@ def test_t4_files_need_a_folder(store: Store, tmp_path: Path) -> None:
         ('{"format": "tilewright-tuning", "version": "2"}\n', "format version '2', but this tilewright reads 1 to 2"),
         ('{"format": "tilewright-tuning", "version": 0}\n', "format version 0, but this tilewright reads 1 to 2"),
         (f"{HEADER}\n{line(created='yesterday')}\n", "line 2: .* does not say when it was made"),
+        (f"{HEADER}\n{line(created='2026-13-31T12:00:00')}\n", "line 2: .* does not say when it was made"),
         (f"{HEADER}\n{line(seconds=1e-300)}\n", "line 2: .* not a positive finite number of seconds"),
         (f"{HEADER}\n{line(sizes=[1 << 63])}\n", "line 2: .* sizes is not a whole number"),
         (f"{HEADER}\n{line(configuration='[' * 100_000)}\n", "line 2: .* not a JSON object"),
@@ -154,9 +155,11 @@ def _t4(store: Store, folder: Path, alter: Callable[[dict[str, Any]], object]) -
     return file
 
 
-@pytest.mark.parametrize("field", ["configuration", "times", "measurements"])
-def test_a_t4_result_that_is_wrong_is_named(store: Store, tmp_path: Path, field: str) -> None:
-    file = _t4(store, tmp_path / "t4", lambda result: result.update({field: 3}))
+@pytest.mark.parametrize(
+    ("field", "value"), [("configuration", 3), ("configuration", []), ("times", 3), ("measurements", 3)]
+)
+def test_a_t4_result_that_is_wrong_is_named(store: Store, tmp_path: Path, field: str, value: object) -> None:
+    file = _t4(store, tmp_path / "t4", lambda result: result.update({field: value}))
     with Store.open("sqlite://") as fresh:
         with pytest.raises(DatabaseError, match="result 2: it does not have T4's fields"):
             fresh.import_recorded(file)

@@ -80,7 +80,6 @@ def check(name: str, opset: int, batches: tuple[int, ...], device: Device) -> No
         assert np.abs(result - expected).max() <= TOLERANCE * np.abs(expected).max()
 
 
-@pytest.mark.usefixtures("no_binaries")
 @pytest.mark.parametrize("name", REDUCED)
 def test_network(name: str, device: Device) -> None:
     chosen = REDUCED[name][device.name != "intel-cpu"]

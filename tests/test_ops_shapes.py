@@ -12,7 +12,6 @@ from tilewright.ops.matmul import Term, _order
 from tilewright.runtime import Device
 
 RNG = np.random.default_rng(11)
-pytestmark = pytest.mark.usefixtures("no_binaries")
 INT64 = onnx.TensorProto.INT64
 
 

@@ -15,7 +15,6 @@ from tilewright.ops.operator import OPERATORS, Application, Operand
 from tilewright.runtime import Device
 
 RNG = np.random.default_rng(5)
-pytestmark = pytest.mark.usefixtures("no_binaries")
 SIGNED = [np.int8, np.int16, np.int32, np.int64]
 INTEGERS = [*SIGNED, np.uint8, np.uint16, np.uint32, np.uint64]
 FLOATS = [np.float16, ml_dtypes.bfloat16, np.float32, np.float64]

@@ -26,6 +26,8 @@ from tilewright.runtime import Device, asarray
 from tilewright.runtime.cache import FileCache
 from tilewright.tuning_db import Measurement, Status, Store, now
 
+pytestmark = pytest.mark.binaries
+
 TEXT = """g (float[N,3,9,11] x) => (float[N,5] y) {
     c = Conv<pads=[1,1,1,1]>(x, w)  r = Relu(c)  p = GlobalAveragePool(r)  f = Flatten(p)  t = Tanh(f)  y = Gemm(t, v)
 }"""

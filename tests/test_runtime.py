@@ -36,6 +36,8 @@ from tilewright.runtime import programs as programs_module
 from tilewright.runtime.pool import GRANULE, Pool, block_size
 from tilewright.runtime.targets import builds_at_once, driver_of
 
+pytestmark = pytest.mark.binaries
+
 SAXPY = """
 __kernel void saxpy(__global const float* x, __global float* y) {
     size_t i = get_global_id(0);

@@ -248,6 +248,8 @@ def _space_of(kernel: str, configurations: Iterable[Mapping[str, Value]]) -> Spa
 
 
 def _configuration(values: Mapping[str, Value]) -> str:
+    if not isinstance(values, dict):
+        raise TypeError(f"the configuration {values!r} is no object")
     return json.dumps(dict(values), sort_keys=True)
 
 

@@ -181,7 +181,13 @@ def is_duration(seconds: object) -> bool:
 
 def is_time(text: str) -> bool:
     """True for a time stamp that sorts by time among those of `now`."""
-    return _TIME.fullmatch(text) is not None
+    if _TIME.fullmatch(text) is None:
+        return False
+    try:
+        datetime.fromisoformat(text)
+    except ValueError:
+        return False  # a 13th month, or a 25th hour
+    return True
 
 
 def _is_value(value: object) -> bool:
