@@ -76,6 +76,34 @@ class ValueComparison:
         return next((d for d in (*self.values, *self.outputs) if d.reason), None)
 
 
+@dataclass(frozen=True)
+class Beside:
+    """A network opened here, and what it takes to compare its values with onnxruntime's."""
+
+    session: InferenceSession
+    feeds: dict[str, Any]
+    proto: onnx.ModelProto
+    writers: dict[str, onnx.NodeProto]
+    """The node that makes each value, in the order of the file."""
+    limits: Limits
+
+    def compared(self, names: Sequence[str], ours: Results, theirs: Results) -> tuple[Difference, ...]:
+        """How far each of the named values is from onnxruntime's."""
+        return tuple(difference(n, self.writers.get(n), ours[n], theirs[n], self.limits) for n in names)
+
+
+def opened(
+    model: Path, inputs: Sequence[str], *, device: str | None, precision: str, batch: int, tolerance: float | None
+) -> Beside:
+    """A network and its inputs, given as for ``--input``; InputError without onnxruntime, and what sessions raise."""
+    needs_onnxruntime()
+    session = InferenceSession(model, device, precision=precision)
+    feeds = network_feeds(session.get_inputs(), [parse_given(text) for text in inputs], batch)
+    proto = onnx.load(model)
+    writers = {o: n for n in proto.graph.node for o in n.output if o}
+    return Beside(session, feeds, proto, writers, Limits(tolerance, precision))
+
+
 def compare_values(
     model: Path,
     inputs: Sequence[str],
@@ -92,20 +120,12 @@ def compare_values(
     The comparison ends with the first run in which a value differs. Raises InputError without onnxruntime, ModelError
     if that cannot run the file, and what sessions raise.
     """
-    needs_onnxruntime()
-    session = InferenceSession(model, device, precision=precision)
-    feeds = network_feeds(session.get_inputs(), [parse_given(text) for text in inputs], batch)
-    proto = onnx.load(model)
-    writers = {o: n for n in proto.graph.node for o in n.output if o}
-    limits = Limits(tolerance, precision)
-
-    def compared(names: Sequence[str], ours: Results, theirs: Results) -> tuple[Difference, ...]:
-        return tuple(difference(name, writers.get(name), ours[name], theirs[name], limits) for name in names)
-
+    beside = opened(model, inputs, device=device, precision=precision, batch=batch, tolerance=tolerance)
+    session, feeds, proto = beside.session, beside.feeds, beside.proto
     own = [v.name for v in proto.graph.output]
     ours = dict(zip(own, session.run(own, feeds), strict=True))
-    outputs = compared(own, ours, by_onnxruntime(proto, own, feeds))
-    between = [name for name in writers if name not in own]
+    outputs = beside.compared(own, ours, by_onnxruntime(proto, own, feeds))
+    between = [name for name in beside.writers if name not in own]
     values: list[Difference] = []
     for names in _chunks(between, chunk):
         theirs = by_onnxruntime(proto, names, feeds)
@@ -113,7 +133,7 @@ def compare_values(
             name for name in names if isinstance(theirs[name], np.ndarray)
         ]  # sequences cannot be declared by value
         part = InferenceSession(with_outputs(proto, shown, theirs), session.device, precision=precision)
-        values += compared(shown, dict(zip(shown, part.run(shown, feeds), strict=True)), theirs)
+        values += beside.compared(shown, dict(zip(shown, part.run(shown, feeds), strict=True)), theirs)
         if progress is not None:
             progress(len(values), len(between))
         if any(d.reason for d in values):

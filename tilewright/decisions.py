@@ -25,15 +25,12 @@ from onnx import helper
 
 from tilewright.compare import (
     Difference,
-    Limits,
     by_onnxruntime,
-    difference,
-    needs_onnxruntime,
+    opened,
     peer,
     types_by_onnxruntime,
     with_outputs,
 )
-from tilewright.feeds import network_feeds, parse_given
 from tilewright.graph.session import InferenceSession
 
 STEPS = frozenset({"Ceil", "Floor", "Round", "Sign"})
@@ -79,13 +76,10 @@ def compare_decisions(
 
     Raises InputError without onnxruntime, ModelError if that cannot run the file, and what sessions raise.
     """
-    needs_onnxruntime()
-    session = InferenceSession(model, device, precision=precision)
-    feeds = network_feeds(session.get_inputs(), [parse_given(text) for text in inputs], batch)
-    proto = onnx.load(model)
+    beside = opened(model, inputs, device=device, precision=precision, batch=batch, tolerance=tolerance)
+    session, feeds, proto, writers = beside.session, beside.feeds, beside.proto, beside.writers
     nodes = tuple(deciding(proto))
     own = [v.name for v in proto.graph.output]
-    writers = {o: n for n in proto.graph.node for o in n.output if o}
     decided = [o for n in nodes for o in n.output if o]
     read = list(dict.fromkeys(name for n in nodes for name in _read(n) if name in writers and name not in decided))
     shown = list(dict.fromkeys([*read, *decided, *own]))
@@ -100,18 +94,14 @@ def compare_decisions(
     wanted = [name for name in dict.fromkeys([*read, *own]) if name not in decided]
     given = {**feeds, **{name: ours[name] for name in decided}}
     forced = by_onnxruntime(_without(proto, nodes, ours), wanted, given)
-    limits = Limits(tolerance, precision)
-
-    def compared(names: Sequence[str], left: dict[str, Any], right: dict[str, Any]) -> tuple[Difference, ...]:
-        return tuple(difference(name, writers.get(name), left[name], right[name], limits) for name in names)
 
     return DecisionComparison(
         str(model),
         session.device.name,
         peer(),
-        compared(own, alone, theirs),
-        compared(decided, ours, {name: again[_PREFIX + name] for name in decided}),
-        compared(wanted, ours, forced),
+        beside.compared(own, alone, theirs),
+        beside.compared(decided, ours, {name: again[_PREFIX + name] for name in decided}),
+        beside.compared(wanted, ours, forced),
         all(np.array_equal(np.asarray(alone[n]), np.asarray(ours[n]), equal_nan=_is_float(ours[n])) for n in own),
     )
 
