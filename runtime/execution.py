@@ -39,6 +39,8 @@ _registry_lock = threading.Lock()
 _compilers: dict[str, threading.Lock] = {}
 """Held while one of these drivers' compilers works, by the driver's name: those that cannot build at once."""
 
+FILL = 1 << 30
+"""(guess) Bytes filled at once: on an H200 a buffer of 20 GB, filled as one, did not hold it at its end later."""
 MODULES_KEPT = 256
 """Programs that stay in memory though nothing uses them, the latest ones: Intel's driver holds 3 MB for each."""
 
@@ -89,10 +91,6 @@ def context(device: Device) -> Context:
         if present is None or present.lost:
             present = _registry[device.name] = Context(device)
         return present
-
-
-FILL = 1 << 30
-"""Bytes filled at once: on an H200 the end of a buffer of 20 GB that was filled as one was found not to hold it."""
 
 
 class Context:

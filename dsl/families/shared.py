@@ -56,6 +56,9 @@ Rounding errors of one long chain grow with its length; blocks keep them near th
 "The accuracy of floating point summation", 1993) for one addition in 256.
 """
 
+MOST_PARTIALS = 1 << 26
+"""Most partial results of a reduction in parts: far fewer keep a device busy, and each is written and read again."""
+
 
 def ceil_div(a: int, b: int) -> int:
     """The quotient rounded up."""
@@ -75,10 +78,6 @@ def power_below(n: int) -> int:
 def power_above(n: int) -> int:
     """The smallest power of two that is at least `n` (n >= 1)."""
     return 1 << (n - 1).bit_length()
-
-
-MOST_PARTIALS = 1 << 26
-"""Most partial results of a reduction in parts: far fewer keep a device busy, and each is written and read again."""
 
 
 def computes_indices(program: Program) -> str | None:

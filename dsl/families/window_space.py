@@ -135,7 +135,7 @@ def _cpu_tile(plan: Plan, target: Target, lanes: int, room: int) -> dict[str, in
     """
     assert plan.tile is not None
     extent, many = plan.tile.extent, max(1, target.vector_registers // 2 // len(plan.reduces))
-    if plan.has_narrow_groups and plan.step == 1 and lanes == target.lanes(plan.reduces[0].dtype.itemsize):
+    if plan.has_narrow_groups and plan.step == 1 and lanes == target.lanes(accumulator(plan.reduces[0]).itemsize):
         # Each weight serves all outputs of the tile, which is as long as there are registers.
         return {"pixels": _even(extent, max(1, target.vector_registers - 2)), "vectors": 1, "block": _block(plan, 128)}
     if plan.taps_along >= LARGE_WINDOW:
