@@ -41,6 +41,8 @@ _compilers: dict[str, threading.Lock] = {}
 
 FILL = 1 << 30
 """(guess) Bytes filled at once: on an H200 a buffer of 20 GB, filled as one, did not hold it at its end later."""
+WIDE_PATTERN = 16
+"""Bytes of the pattern for large fills: NVIDIA's driver loses the device where it has to count 2^31 patterns."""
 MODULES_KEPT = 256
 """Programs that stay in memory though nothing uses them, the latest ones: Intel's driver holds 3 MB for each."""
 
@@ -176,12 +178,16 @@ class Context:
         """Set every element of a buffer, without waiting; bytes that make no whole element at the end stay."""
         border.refuse_after_fork()
         size = buffer.nbytes // dtype.itemsize * dtype.itemsize
-        if size:
-            pattern = bytes_of(np.array([value]).astype(dtype.numpy))
-            fill = border.opencl()._cl._enqueue_fill_buffer
-            with self._lock, border.guard(f"fill {size} bytes"):
-                for at in range(0, size, FILL):
-                    fill(self._queue, buffer.memory, pattern, at, min(FILL, size - at), None)
+        pattern = bytes_of(np.array([value]).astype(dtype.numpy))
+        if size >= FILL:
+            pattern = np.tile(pattern, WIDE_PATTERN // pattern.nbytes)
+        rest = size % pattern.nbytes
+        low = border.opencl()._cl
+        with self._lock, border.guard(f"fill {size} bytes"):
+            for at in range(0, size - rest, FILL):
+                low._enqueue_fill_buffer(self._queue, buffer.memory, pattern, at, min(FILL, size - rest - at), None)
+            if rest:
+                low._enqueue_copy_buffer(self._queue, buffer.memory, buffer.memory, rest, 0, size - rest, None)
 
     def build(self, source: str, options: str = "") -> Module:
         """Compile OpenCL C, or find it in memory or on disk; KernelError with the trimmed log if that fails.
