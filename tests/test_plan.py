@@ -20,7 +20,7 @@ from tilewright.dsl.dtypes import DType
 from tilewright.dsl.parse import parse_op
 from tilewright.dsl.program import Tensor, contiguous_strides
 from tilewright.errors import DeviceError, InputError, ModelError, UnsupportedOperatorError
-from tilewright.graph import passes, running
+from tilewright.graph import megakernels, passes, running
 from tilewright.graph.calls import Network, Role, network_of
 from tilewright.graph.footprint import footprint, place, temporaries
 from tilewright.graph.layout import channels_last_strides
@@ -495,10 +495,17 @@ def test_profile_and_description(device: Device) -> None:
     assert all(s > 0 for s in plan.time({"x": random(4, 9)}, 2))
 
 
+@pytest.fixture
+def one_by_one(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Every launch is started by itself, on devices too where short ones are joined."""
+    monkeypatch.setattr(megakernels, "MOST_PARTS", 1)
+
+
 SMALL = f"g ({IMAGE.replace('2', 'N')}) => (float[N, 5] y) {{ {CONV}\n r = Relu(c)\n f = Flatten(r)\n y = Gemm(f, v) }}"
 WEIGHTS = {"w": random(4, 3, 3, 3), "v": random(192, 5)}
 
 
+@pytest.mark.usefixtures("one_by_one")
 def test_constants_are_prepared_once_and_shared_between_plans(device: Device) -> None:
     network = planned(model(SMALL, **WEIGHTS), X)
     shared = SharedConstants()
@@ -513,6 +520,7 @@ def test_constants_are_prepared_once_and_shared_between_plans(device: Device) ->
         )
 
 
+@pytest.mark.usefixtures("one_by_one")
 def test_a_footprint_is_what_a_plan_takes(device: Device, ctx: Context) -> None:
     rest = "r = MaxPool <kernel_shape = [2, 2]> (c)\n f = Flatten(r)\n y = Gemm(f, v)"
     text = f"g ({IMAGE}) => (float[2, 5] y) {{ {CONV}\n {rest} }}"
@@ -544,6 +552,7 @@ def test_equal_stages_are_lowered_once(device: Device) -> None:
     assert plan.calls[1].lowering is plan.calls[2].lowering
 
 
+@pytest.mark.usefixtures("one_by_one")
 def test_parts_lie_apart_where_the_driver_needs_it(
     device: Device, ctx: Context, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -640,6 +649,7 @@ def test_uploads_overlap_runs_where_the_device_has_memory_of_its_own(
     assert len(session.plan(batch=2)._own) <= 2
 
 
+@pytest.mark.usefixtures("one_by_one")
 def test_runs_wait_when_they_are_far_ahead(session: InferenceSession, monkeypatch: pytest.MonkeyPatch) -> None:
     launches = len(session.plan(batch=2).launches)
     waits: list[object] = []
@@ -653,6 +663,7 @@ def test_runs_wait_when_they_are_far_ahead(session: InferenceSession, monkeypatc
     np.testing.assert_array_equal(y, session.run(None, x)[0])
 
 
+@pytest.mark.usefixtures("one_by_one")
 def test_short_runs_share_a_mark(session: InferenceSession, device: Device, monkeypatch: pytest.MonkeyPatch) -> None:
     launches = len(session.plan(batch=2).launches)
     marks: list[object] = []
