@@ -42,7 +42,7 @@ _compilers: dict[str, threading.Lock] = {}
 FILL = 1 << 30
 """(guess) Bytes filled at once: on an H200 a buffer of 20 GB, filled as one, did not hold it at its end later."""
 WIDE_PATTERN = 16
-"""Bytes of the pattern for large fills: NVIDIA's driver loses the device where it has to count 2^31 patterns."""
+"""Bytes of the pattern for large fills: NVIDIA's driver loses the device 2^31 patterns from the buffer's start."""
 MODULES_KEPT = 256
 """Programs that stay in memory though nothing uses them, the latest ones: Intel's driver holds 3 MB for each."""
 

@@ -18,6 +18,7 @@ import hypothesis
 import pytest
 
 from tilewright.errors import DeviceError
+from tilewright.graph import megakernels
 from tilewright.runtime import Context, Device, context, devices, select_device
 
 hypothesis.settings.register_profile("tilewright", deadline=None, max_examples=20, derandomize=True)
@@ -155,3 +156,9 @@ def plainly(ctx: Context) -> Iterator[Context]:
     yield opened
     if not opened.lost:
         opened.finish()
+
+
+@pytest.fixture
+def one_by_one(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Every launch is started by itself, on devices too where short ones are joined (and given counters)."""
+    monkeypatch.setattr(megakernels, "MOST_PARTS", 1)

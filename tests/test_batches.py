@@ -8,7 +8,7 @@ import pytest
 from networks import by_numpy, by_onnxruntime, copies, model, random
 from targets import CPU, GPU
 
-from tilewright.graph import batches, megakernels, passes, planning
+from tilewright.graph import batches, passes, planning
 from tilewright.graph.batches import Cut, best_cut, cut_in_parts, in_batches
 from tilewright.graph.footprint import footprint
 from tilewright.graph.fusion import fuse
@@ -93,13 +93,13 @@ def test_small_networks_and_small_or_odd_batches_stay_whole(batch: int, size: in
     assert best_cut(stem(batch, size)) is None
 
 
+@pytest.mark.usefixtures("one_by_one")
 def test_sessions_pack_weights_once(device: Device, monkeypatch: pytest.MonkeyPatch) -> None:
     text = """g (float[4,3,6,6] x) => (float[4,14,6,6] y) {
         s = MaxPool<kernel_shape=[1,1]>(x)  a = Conv(s, v)  b = Conv(a, w)  y = Concat<axis=1>(a, b)
     }"""
     x, proto = random(4, 3, 6, 6), model(text, v=random(9, 3, 1, 1), w=random(5, 9, 1, 1))
     monkeypatch.setattr(planning, "in_batches", lambda steps, target: cut_in_parts(steps, Cut(3, 2)))
-    monkeypatch.setattr(megakernels, "MOST_PARTS", 1)  # joined kernels have counters besides
     session = InferenceSession(proto, device=device, store=False)
     np.testing.assert_allclose(session.run(None, {"x": x})[0], by_onnxruntime(proto, {"x": x})[0], atol=1e-4)
     plan = session.plan()

@@ -20,7 +20,7 @@ from tilewright.dsl.dtypes import DType
 from tilewright.dsl.parse import parse_op
 from tilewright.dsl.program import Tensor, contiguous_strides
 from tilewright.errors import DeviceError, InputError, ModelError, UnsupportedOperatorError
-from tilewright.graph import megakernels, passes, running
+from tilewright.graph import passes, running
 from tilewright.graph.calls import Network, Role, network_of
 from tilewright.graph.footprint import footprint, place, temporaries
 from tilewright.graph.layout import channels_last_strides
@@ -493,12 +493,6 @@ def test_profile_and_description(device: Device) -> None:
     assert all(r.op == "softmax softmax" and r.microseconds >= 0 and r.origin == "default" for r in rows)
     assert f"launches on {device.name}" in plan.describe()
     assert all(s > 0 for s in plan.time({"x": random(4, 9)}, 2))
-
-
-@pytest.fixture
-def one_by_one(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Every launch is started by itself, on devices too where short ones are joined."""
-    monkeypatch.setattr(megakernels, "MOST_PARTS", 1)
 
 
 SMALL = f"g ({IMAGE.replace('2', 'N')}) => (float[N, 5] y) {{ {CONV}\n r = Relu(c)\n f = Flatten(r)\n y = Gemm(f, v) }}"
