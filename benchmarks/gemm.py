@@ -4,7 +4,8 @@
 
 tilewright's time is that of the device's work: the operands lie in device memory and each call is followed by waiting
 for the device. NumPy uses the BLAS it was built with and PyTorch (where it is installed) its own, oneDNN or MKL, on all
-cores. The limit is what a kernel of multiply-adds in registers reaches on the same device at the same time.
+cores. The limit is what a kernel of multiply-adds in registers reaches on the same device at the same time. Each turn
+is four calls, the first not counted, a quarter of a second after the last: the others' threads spin that long.
 """
 
 from __future__ import annotations
@@ -32,6 +33,7 @@ op gemm(a[M,K], b[K,N]) -> c[M,N]:
     c[m,n] = sum(k) a[m,k] * b[k,n]
 """
 OURS, LIMIT = "tilewright", "limit"
+BURST, PAUSE = 4, 0.25
 
 
 def multiply_add_limit(device: tw.Device) -> tuple[Callable[[], object], float]:
@@ -67,7 +69,7 @@ def measure(size: int, device: tw.Device, tune: str | None, seconds: float) -> d
     difference = largest_difference([gemm(*on_device).numpy()], [a @ b])
     limit, operations = multiply_add_limit(device)
     functions: dict[str, Callable[[], object]] = {OURS: lambda: gemm(*on_device).wait(), "numpy": lambda: a @ b}
-    times = interleaved({**functions, **_torch(a, b), LIMIT: limit}, seconds)
+    times = interleaved({**functions, **_torch(a, b), LIMIT: limit}, seconds, burst=BURST, pause=PAUSE)
     rates = {
         name: 1e-9 * (operations if name == LIMIT else 2.0 * size**3) / statistics.median(t)
         for name, t in times.items()
@@ -80,7 +82,7 @@ def main() -> None:
     parser.add_argument("sizes", nargs="*", type=int, default=[512, 1024, 2048])
     parser.add_argument("--device", help="a device's name, as in 'tilewright devices'")
     parser.add_argument("--tune", metavar="BUDGET", help="tune each size first, for instance 30s")
-    parser.add_argument("--seconds", type=float, default=3.0, help="time to measure each size (default: %(default)s)")
+    parser.add_argument("--seconds", type=float, default=10.0, help="time to measure each size (default: %(default)s)")
     parser.add_argument("--json", action="store_true", help="print JSON instead of a table")
     options = parser.parse_args()
     device = tw.select_device(options.device)

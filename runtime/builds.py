@@ -2,7 +2,8 @@
 
 Drivers let go of Python's lock while they compile, but Intel's and PoCL's compile one program at a time in a process.
 So a thread builds what it is handed, and where a lot has to be compiled, helper processes (`compiler.py`) compile as
-well and leave their binaries in the cache on disk, from where this process loads them.
+well and leave their binaries in the cache on disk, from where this process loads them. Where a process that runs
+kernels must not ask for binaries (PoCL), helpers do all of that.
 """
 
 from __future__ import annotations
@@ -40,7 +41,11 @@ class Builds:
 
     def __init__(self, ctx: Context) -> None:
         self._ctx = ctx
+        self._helpers = helpers_allowed(ctx)
         self._sources: deque[str] = deque()
+        """What is built in this process."""
+        self._missing: deque[str] = deque() if self._helpers and not ctx.asks_for_binaries else self._sources
+        """What has to be compiled, by whoever comes first unless that is helpers' work."""
         self._changed = threading.Condition()
         self._open = True
         self._seen: set[str] = set()
@@ -59,20 +64,25 @@ class Builds:
             return
         self._to_compile += found is Built.NOWHERE
         with self._changed:
-            self._sources.append(source)
-            self._changed.notify()
+            (self._missing if found is Built.NOWHERE else self._sources).append(source)
+            self._changed.notify_all()
         if not self._threads:
             self._start(self._build)
-        elif self._to_compile >= PER_HELPER * len(self._threads) and len(self._threads) <= helpers_allowed(self._ctx):
+        elif self._to_compile >= PER_HELPER * len(self._threads) and len(self._threads) <= self._helpers:
             self._start(self._compile_elsewhere)
 
     def finish(self) -> None:
         """Wait until everything is built."""
         with self._changed:
+            if len(self._threads) < 2:  # too few to start a helper for
+                self._give_back()
             self._open = False
             self._changed.notify_all()
         for thread in self._threads:
             thread.join()
+        with self._changed:
+            self._give_back()
+        self._build()  # what helpers that ended early have left
         if self._threads:
             forget_again()
 
@@ -81,24 +91,31 @@ class Builds:
         self._threads.append(thread)
         thread.start()
 
-    def _next(self) -> str | None:
+    def _give_back(self) -> None:
+        """Have this process build what helpers were to compile."""
+        if self._missing is not self._sources:
+            self._sources.extend(self._missing)
+            self._missing.clear()
+            self._changed.notify_all()
+
+    def _next(self, sources: deque[str]) -> str | None:
         with self._changed:
-            while not self._sources and self._open:
+            while not sources and self._open:
                 self._changed.wait()
-            return self._sources.popleft() if self._sources else None
+            return sources.popleft() if sources else None
 
     def _build(self) -> None:
-        while (source := self._next()) is not None:
+        while (source := self._next(self._sources)) is not None:
             with contextlib.suppress(TilewrightError):
                 self._ctx.build(source)
 
     def _compile_elsewhere(self) -> None:
         with contextlib.suppress(OSError), Helper(self._ctx.device.name, self._ctx.cache.folder.parent) as helper:
-            while (source := self._next()) is not None:
+            while (source := self._next(self._missing)) is not None:
                 if helper.compile(source) is None:
                     with self._changed:
                         self._sources.append(source)  # whoever is left builds it
-                        self._changed.notify()
+                        self._give_back()
                     return
                 with contextlib.suppress(TilewrightError):
                     self._ctx.build(source)
@@ -115,8 +132,12 @@ def building(ctx: Context) -> Iterator[Builds]:
 
 
 def helpers_allowed(ctx: Context) -> int:
-    """How many processes may compile beside this one: a core each, none where binaries cannot be handed over."""
-    return min(helpers_possible(), MOST_HELPERS) if ctx.keeps_binaries and ctx.cache.is_writable else 0
+    """How many processes may compile: a core each, none where binaries cannot be handed over.
+
+    This process has a core too, unless it leaves compiling to them.
+    """
+    possible = helpers_possible() if ctx.keeps_binaries and ctx.cache.is_writable else 0
+    return min(possible if ctx.asks_for_binaries or not possible else possible + 1, MOST_HELPERS)
 
 
 def helpers_possible() -> int:

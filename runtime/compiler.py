@@ -34,7 +34,9 @@ def main(device: str) -> None:
     """Serve standard input; what drivers print goes to standard error."""
     with os.fdopen(os.dup(sys.stdout.fileno()), "wb") as answers:
         os.dup2(sys.stderr.fileno(), sys.stdout.fileno())
-        serve(sys.stdin.buffer, answers, context(select_device(device)).build)
+        ctx = context(select_device(device))
+        ctx.asks_for_binaries = True
+        serve(sys.stdin.buffer, answers, ctx.build)
 
 
 if __name__ == "__main__":

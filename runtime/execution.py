@@ -25,9 +25,10 @@ from tilewright.runtime import border, timing
 from tilewright.runtime.cache import ProgramCache
 from tilewright.runtime.discovery import Device, handle_of
 from tilewright.runtime.launching import Call, Launcher, LaunchRefused
+from tilewright.runtime.libraries import Libraries
 from tilewright.runtime.pool import Buffer, Pool
 from tilewright.runtime.programs import Module, build_program
-from tilewright.runtime.targets import builds_at_once, driver_of, source_prelude, splits_buffers
+from tilewright.runtime.targets import builds_at_once, driver_of, kernels_kept_loaded, source_prelude, splits_buffers
 from tilewright.runtime.transfers import Transfers, bytes_of, check_range
 
 if TYPE_CHECKING:
@@ -43,6 +44,8 @@ FILL = 1 << 30
 """(guess) Bytes filled at once: on an H200 a buffer of 20 GB, filled as one, did not hold it at its end later."""
 WIDE_PATTERN = 16
 """Bytes of the pattern for large fills: NVIDIA's driver loses the device 2^31 patterns from the buffer's start."""
+HELD_AT_ONCE = 64
+"""Launches after which their kernels are held, before the driver unloads any of them."""
 MODULES_KEPT = 256
 """Programs that stay in memory though nothing uses them, the latest ones: Intel's driver holds 3 MB for each."""
 
@@ -83,6 +86,8 @@ class Launches(tuple[BoundLaunch, ...]):
     def __init__(self, launches: Iterable[BoundLaunch]) -> None:
         self.started = tuple(launch for launch in self if not launch.is_empty)
         self.calls = tuple(launch.call for launch in self.started)
+        self.stay_loaded = False
+        """Whether the driver has been kept from unloading these kernels."""
 
 
 def context(device: Device) -> Context:
@@ -118,6 +123,15 @@ class Context:
         self._compiler: AbstractContextManager[object] = (
             nullcontext() if builds_at_once(driver) else _compilers.setdefault(driver.name, threading.Lock())
         )
+        self._loaded_at_most = kernels_kept_loaded(driver)
+        self._libraries = Libraries()
+        self._bound = 0
+        """Kernels that were bound so far."""
+        self.asks_for_binaries = self._loaded_at_most is None
+        """Whether `build` stores what it compiles, or leaves that to `compiler.py`'s processes, which run no kernels.
+
+        A driver that keeps few kernels loaded never lets go of those that it compiled for being asked.
+        """
         self.splits_buffers = splits_buffers(driver)
         """Whether `view` may be used for parts that overlap."""
         self.pool = Pool(self._context, device.name, device.global_memory, device.max_allocation)
@@ -206,7 +220,7 @@ class Context:
         with turn:
             module = self._modules.get(key)
             if module is None:
-                cache, keep = self.cache, self.keeps_binaries
+                cache, keep = self.cache, self.keeps_binaries and self.asks_for_binaries
                 try:
                     with self._compiler:
                         module = build_program(self._context, self._handle, source, every, key, cache, keep)
@@ -252,6 +266,7 @@ class Context:
         call = self._launcher.call(kernel, size, group)
         used = tuple(buffers[name] for name in launch.arguments)
         bound = BoundLaunch(launch.kernel, size, group, local_memory, kernel, call, used)
+        self._bound += 1
         for position, buffer in enumerate(used):
             if buffer is not None:
                 self.rebind(bound, position, buffer)
@@ -308,11 +323,29 @@ class Context:
         """Start launches in order and return at once; KernelError naming the one that cannot start."""
         border.refuse_after_fork()
         ready = launches if isinstance(launches, Launches) else Launches(launches)
+        with self._lock:
+            if ready is launches and not ready.stay_loaded and self._unloads():
+                self._start_and_hold(ready)
+            else:
+                self._start(ready)
+
+    def _start(self, ready: Launches, start: int = 0, stop: int | None = None) -> None:
         try:
-            with self._lock:
-                self._launcher.start(ready.calls)
+            self._launcher.start(ready.calls if stop is None else ready.calls[start:stop])
         except LaunchRefused as error:
-            raise self._launch_error(error, ready.started[error.position]) from error
+            raise self._launch_error(error, ready.started[start + error.position]) from error
+
+    def _unloads(self) -> bool:
+        """Whether there are more kernels than the driver keeps loaded."""
+        return self._loaded_at_most is not None and self._bound > self._loaded_at_most
+
+    def _start_and_hold(self, ready: Launches) -> None:
+        """Start launches, and keep their kernels loaded from now on: the driver loads a kernel when it first runs."""
+        for at in range(0, len(ready.calls), HELD_AT_ONCE):
+            self._start(ready, at, at + HELD_AT_ONCE)
+            self.finish()
+            self._libraries.hold()
+        ready.stay_loaded = True
 
     def _launch_error(self, error: Exception, launch: BoundLaunch) -> KernelError:
         """The error of a launch, with the context marked as lost where it is."""

@@ -197,3 +197,11 @@ def splits_buffers(driver: Driver) -> bool:
     clReleaseMemObject; sub-buffers that lie apart went through 37,000 rounds of the same.
     """
     return driver.name != "nvidia"
+
+
+def kernels_kept_loaded(driver: Driver) -> int | None:
+    """How many kernels a process has loaded at most before the driver loads others again and again; None: any number.
+
+    PoCL 3.0 counts among them, for ever, each kernel that it compiled because its program's binary was asked for.
+    """
+    return 128 if driver.name == "pocl" else None

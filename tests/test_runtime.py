@@ -454,8 +454,9 @@ def test_a_program_is_built_once(ctx: Context) -> None:
 
 
 def fresh(ctx: Context, folder: Path) -> Context:
-    """A context of the same device with an empty memory and a cache folder of its own."""
+    """A context of the same device with an empty memory and a cache folder of its own, which it fills itself."""
     other = Context(ctx.device)
+    other.asks_for_binaries = True
     other.cache = ProgramCache(folder)
     return other
 
@@ -564,7 +565,7 @@ BUILD_IN_A_PROCESS = """
     from tilewright.runtime import ProgramCache, context, select_device
     from tests.test_runtime import SAXPY, saxpy
     ctx = context(select_device(sys.argv[1]))
-    ctx.cache = ProgramCache(Path(sys.argv[2]))
+    ctx.cache, ctx.asks_for_binaries = ProgramCache(Path(sys.argv[2])), True
     for number in range(4):
         ctx.build(SAXPY, f"-DNUMBER={number}")
     bound, _, y = saxpy(ctx)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import json
 import logging
 import math
 import os
@@ -17,6 +18,7 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import replace
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
 import pytest
@@ -268,6 +270,7 @@ def test_export_and_import_lose_nothing_and_import_twice_adds_nothing(store: Sto
         ('{"format": "tilewright-tuning", "version": 1}\n{"kind": "measurement"}\n', "line 2: .*missing or unknown"),
         ('{"format": "tilewright-tuning", "version": 1}\n{"kind": "\\ud800"}\n', "line 2: not JSON.*surrogates"),
         ('{"format": "tilewright-tuning", "version": 1}\n{"kind": "a\\u0000"}\n', "line 2: not JSON.*character 0"),
+        ('{"format": "tilewright-tuning", "version": 1, "version": 2}\n', "line 1: not JSON.*'version' is given twice"),
         ("", "is empty"),
     ],
 )
@@ -277,6 +280,32 @@ def test_a_bad_file_is_refused_whole_with_its_line(store: Store, tmp_path: Path,
     with pytest.raises(DatabaseError, match=complaint):
         store.import_(file)
     assert store.measurements() == ()
+
+
+@pytest.mark.parametrize(
+    ("field", "value", "complaint"),
+    [
+        ("created", "9999-12-31T00:00:00+00:00", "line 2: it was made in the future.*correct its time"),
+        ("configuration", '{"tile":8,"tile":16}', "line 2: .*names a parameter twice"),
+    ],
+)
+def test_import_refuses_what_would_win_or_mean_two_things(
+    store: Store, tmp_path: Path, field: str, value: str, complaint: str
+) -> None:
+    file = tmp_path / "odd.jsonl"
+    record = {"kind": "measurement", **measured(1e-3).to_record(), field: value}
+    file.write_text('{"format": "tilewright-tuning", "version": 2}\n' + json.dumps(record) + "\n")
+    with pytest.raises(DatabaseError, match=complaint):
+        store.import_(file)
+    assert store.measurements() == ()
+
+
+def test_clocks_may_differ_by_some_hours(store: Store, tmp_path: Path) -> None:
+    later = (datetime.now(UTC) + timedelta(hours=12)).isoformat(timespec="microseconds")
+    store.record(measured(1e-3, created=later))
+    store.export(tmp_path / "out.jsonl")
+    with Store.open(tmp_path / "other.sqlite") as other:
+        assert other.import_(tmp_path / "out.jsonl") == 1
 
 
 def test_a_merge_reads_the_rows_that_are_missing_only(

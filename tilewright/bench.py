@@ -39,12 +39,17 @@ _DEVICE_ROUNDS = 3
 
 
 def in_turns(
-    timers: Mapping[str, Callable[[], float]], seconds: float = 4.0, at_least: int = 5, burst: int = 1
+    timers: Mapping[str, Callable[[], float]],
+    seconds: float = 4.0,
+    at_least: int = 5,
+    burst: int = 1,
+    pause: float = 0.0,
 ) -> dict[str, tuple[float, ...]]:
     """What every call gave, the timers called in turns for about ``seconds`` and ``at_least`` times each.
 
     Two calls of each come first and are not counted. A turn is ``burst`` calls; if that is more than one, the first
-    is not counted, which only brings the function's own data back into the caches.
+    is not counted, which only brings the function's own data back into the caches. ``pause`` seconds lie ahead of
+    each turn, for the threads of libraries that keep a core busy for a while after a call: OpenMP's for up to 0.2 s.
     """
     for _ in range(_WARM_UP):
         for timer in timers.values():
@@ -53,16 +58,22 @@ def in_turns(
     end = time.perf_counter() + seconds
     while time.perf_counter() < end or any(len(t) < at_least for t in found.values()):
         for name, timer in timers.items():
+            time.sleep(pause)
             turn = [timer() for _ in range(burst)]
             found[name] += turn[1:] or turn
     return {name: tuple(t) for name, t in found.items()}
 
 
 def interleaved(
-    functions: Mapping[str, Callable[[], object]], seconds: float = 4.0, at_least: int = 5, burst: int = 1
+    functions: Mapping[str, Callable[[], object]],
+    seconds: float = 4.0,
+    at_least: int = 5,
+    burst: int = 1,
+    pause: float = 0.0,
 ) -> dict[str, tuple[float, ...]]:
     """Wall seconds of every call of functions that return only when their work is done; `in_turns`."""
-    return in_turns({name: _by_clock(function) for name, function in functions.items()}, seconds, at_least, burst)
+    timers = {name: _by_clock(function) for name, function in functions.items()}
+    return in_turns(timers, seconds, at_least, burst, pause)
 
 
 def _by_clock(function: Callable[[], object]) -> Callable[[], float]:

@@ -9,19 +9,22 @@ from __future__ import annotations
 import json
 import os
 import tempfile
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import asdict
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any, TextIO
 
 from tilewright.errors import DatabaseError
-from tilewright.tuning_db.records import Measurement, Run, Space
+from tilewright.tuning_db.records import Measurement, Run, Space, distinct
 from tilewright.tuning_db.writing import Record
 
 FORMAT = "tilewright-tuning"
 VERSION = 2
 """2: spaces, and the space of a measurement."""
+CLOCKS_DIFFER = timedelta(days=1)
+"""How far in the future a measurement may have been made: a later one would win over all that are made until then."""
 _SQLITE = b"SQLite format 3\0"
 """How every file of SQLite's begins."""
 
@@ -100,16 +103,17 @@ def read_file(path: Path) -> Iterator[Record]:
 def parse_lines(lines: Iterable[str], place: str) -> Iterator[Record]:
     """Records from lines of text; ``place`` names them in errors."""
     headed = False
+    latest = (datetime.now(UTC) + CLOCKS_DIFFER).isoformat()
     for number, line in enumerate(lines, 1):
         if not line.strip():
             continue
         try:
-            values = from_json(line)
+            values = from_json(line, distinct)
         except (ValueError, RecursionError) as e:
             raise DatabaseError(f"{place}, line {number}: not JSON ({e}); the file may be cut off") from e
         try:
             if headed:
-                yield _record(values)
+                yield _made_before(latest, _record(values))
             else:
                 _check_header(values)
                 headed = True
@@ -124,9 +128,12 @@ def measurements_of(records: Iterable[Record]) -> Iterator[Measurement]:
     return (r for r in records if isinstance(r, Measurement))
 
 
-def from_json(text: str) -> Any:
-    """What a JSON text means; ValueError if it is none, or holds numbers or characters that no database takes."""
-    values = json.loads(text, parse_constant=_refuse)
+def from_json(text: str, pairs: Callable[[list[tuple[str, Any]]], dict[str, Any]] | None = None) -> Any:
+    """What a JSON text means; ValueError if it is none, or holds numbers or characters that no database takes.
+
+    ``pairs`` makes an object of its names and values, where that takes more than keeping the last of each name.
+    """
+    values = json.loads(text, parse_constant=_refuse, object_pairs_hook=pairs)
     if "\\u" in text:  # escapes may spell half of a character, or the end of a text
         found = json.dumps(values, ensure_ascii=False)
         found.encode()
@@ -137,6 +144,13 @@ def from_json(text: str) -> Any:
 
 def _refuse(constant: str) -> float:
     raise ValueError(f"{constant} is no JSON number")
+
+
+def _made_before(latest: str, record: Record) -> Record:
+    made = record.created if isinstance(record, Measurement) else record.started if isinstance(record, Run) else ""
+    if made > latest:
+        raise DatabaseError(f"it was made in the future ({made}), by a clock that was wrong; correct its time")
+    return record
 
 
 def _check_header(values: Any) -> None:

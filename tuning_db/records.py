@@ -161,16 +161,25 @@ def _are(values: Sequence[object], kind: type | tuple[type, ...]) -> bool:
 def configuration_problem(text: str, recorded: bool) -> str | None:
     """What is wrong with a stored configuration, None if nothing is; ``recorded``: it is not of a kernel of ours."""
     try:
-        values = json.loads(text)
+        values = json.loads(text, object_pairs_hook=distinct)
     except (ValueError, RecursionError):
         values = None
     if not isinstance(values, dict):
-        return "its configuration is not a JSON object"
+        return "its configuration is not a JSON object, or names a parameter twice"
     if not all(_is_value(v) for v in values.values()):
         return "its configuration has a value that is neither a number nor a text"
     if not recorded and any(isinstance(v, bool | float) for v in values.values()):  # 8.0 would pass for 8 in a space
         return "its configuration has a value that is neither a whole number nor a text"
     return None
+
+
+def distinct(pairs: Sequence[tuple[str, Any]]) -> dict[str, Any]:
+    """A JSON object whose names are all different; ValueError if one comes twice."""
+    values = dict(pairs)
+    if len(values) < len(pairs):
+        names = [name for name, _ in pairs]
+        raise ValueError(f"{next(n for n in names if names.count(n) > 1)!r} is given twice")
+    return values
 
 
 def is_duration(seconds: object) -> bool:
@@ -349,6 +358,7 @@ __all__ = [
     "Value",
     "Winner",
     "configuration_problem",
+    "distinct",
     "is_duration",
     "is_time",
     "now",
