@@ -313,3 +313,39 @@ def test_tile_lines_narrow_the_space(device: Device) -> None:
     assert values["item_m"] == (2, 4)
     assert values["tile_k"] == (16,)
     assert space.violated(families.default(CONTRACT, program, shaped(device.target, Shape.GPU))) is None
+
+
+@pytest.mark.parametrize(("k", "transposed"), [(515, False), (1026, False), (515, True)])
+def test_long_rows_are_packed_first(ctx: Context, k: int, transposed: bool) -> None:
+    """Rows that do not divide evenly into tiles, and a depth that does not into what is turned at a time."""
+    if ctx.device.kind != "cpu":
+        pytest.skip("kernels for CPUs are for CPUs")
+    m, n = (67, 8192) if k == 515 else (45, 6144)
+    a, header = ("a[k,m]", "a[K,M]") if transposed else ("a[m,k]", "a[M,K]")
+    program = parse_op(f"op gemm({header}, b[K,N]) -> c[M,N]:\n    c[m,n] = sum(k) {a} * b[k,n]").specialise(
+        {"a": (k, m) if transposed else (m, k), "b": (k, n)}
+    )
+    assert bool(CONTRACT.default(program, ctx.device.target)["pack_a"]) is not transposed
+    rng = np.random.default_rng(k)
+    x, y = normal(rng, m, k), normal(rng, k, n)
+    expected = x.astype(np.float64) @ y.astype(np.float64)
+    check(ctx, program, Shape.CPU, {"a": x.T if transposed else x, "b": y}, expected, k, count=0)
+
+
+@pytest.mark.parametrize("rows", [5, 6, 7, 8, 14])
+@pytest.mark.parametrize("sizes", [(23, 37, 9), (12, 16, 3), (1, 20, 5), (40, 5, 4)])
+def test_rows_are_turned_into_panels_of_any_height(ctx: Context, rows: int, sizes: tuple[int, int, int]) -> None:
+    if ctx.device.kind != "cpu":
+        pytest.skip("kernels for CPUs are for CPUs")
+    m, k, n = sizes
+    program = parse_op("op gemm(a[M,K], b[K,N]) -> c[M,N]:\n    c[m,n] = sum(k) a[m,k] * b[k,n]").specialise(
+        {"a": (m, k), "b": (k, n)}
+    )
+    target = ctx.device.target
+    changed = {"item_m": rows, "item_n": 1, "tiles_m": 2, "pack_a": 1, "pack_b": 1, "unroll_k": 4}
+    configuration = Configuration.of({**dict(CONTRACT.default(program, target)), **changed})
+    rng = np.random.default_rng(rows)
+    x, y = normal(rng, m, k), normal(rng, k, n)
+    found = run(ctx, CONTRACT, program, target, configuration, {"a": x, "b": y})["c"]
+    expected = x.astype(np.float64) @ y.astype(np.float64)
+    np.testing.assert_allclose(found, expected, atol=3e-6 * np.abs(expected).max())

@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 
+from tilewright.dsl.affine import Affine
 from tilewright.dsl.families.contraction import (
     NAMES,
     Contraction,
@@ -28,6 +29,11 @@ CPU_KERNEL = "__attribute__((reqd_work_group_size(1, 1, 1)))\n__kernel void"
 KEEP_LOOP = "#pragma unroll 1"
 """Before the outer depth loops: Intel's compiler otherwise unrolls a 3x3 window whole and takes 30 s over it."""
 
+RUN = 4
+"""Elements along the depth that are turned at a time: as many as the smallest vector has in f32."""
+RUNS = 16
+"""Places of a panel up to which they are turned so; each takes a register."""
+
 
 @dataclass(frozen=True)
 class Panels:
@@ -41,7 +47,7 @@ class Panels:
     across: tuple[Index, ...]
     """The rows of A, or the columns of B."""
     total: int
-    """How many rows or columns there are; places beyond become 0."""
+    """How many rows or columns there are; what is in the places beyond does not matter."""
     count: int
     """Number of panels."""
     width: int
@@ -101,6 +107,9 @@ def _pack_strided(p: Panels, body: Source, step: int) -> None:
 
         return write
 
+    if _runs_along_depth(p, inner):
+        _pack_runs(p, body, inner, step)
+        return
     one = memory_element("from", f"{affine(inner, NAMES)} + lane * {step}", place.tensor.dtype)
     value = f"({p.scalar}){one}"
     if step == 1:
@@ -109,6 +118,41 @@ def _pack_strided(p: Panels, body: Source, step: int) -> None:
             body.line("return;")
     if total % width or step != 1:
         _nest(body, p.c.depth, copy(f"lane < count ? {value} : 0"), p.ctype)
+
+
+def _runs_along_depth(p: Panels, inner: Affine) -> bool:
+    """Whether the operand lies in memory along the last depth index, in the type that it is packed as."""
+    assert p.operand.read is not None
+    last = p.c.depth[-1] if p.c.depth else None
+    long = last is not None and last.extent >= RUN and inner.coefficient(last.name) == 1
+    return long and p.c.access(p.operand.read).tensor.dtype is p.c.dtype and p.width <= RUNS
+
+
+def _pack_runs(p: Panels, body: Source, inner: Affine, step: int) -> None:
+    """Turn tiles of `width` places, `RUN` elements of the depth each; places beyond the last one repeat it."""
+    outer, last = p.c.depth[:-1], p.c.depth[-1]
+    before, _ = parted(inner, [last.name])
+    vector, whole = f"{p.scalar}{RUN}", last.extent - last.extent % RUN
+    for lane in range(p.width):
+        at = f"min(({p.ctype}){lane}, count - 1)" if p.total % p.width else lane
+        body.line(f"__global const {p.scalar}* from{lane} = from + {at} * {step};")
+
+    def write() -> None:
+        body.line(f"const {p.ctype} start = {affine(before, NAMES)};")
+        with body.block(f"for ({p.ctype} k = start; k < start + {whole}; k += {RUN})"):
+            for lane in range(p.width):
+                body.line(f"const {vector} x{lane} = vload{RUN}(0, from{lane} + k);")
+            turned = [f"x{lane}.s{k}" for k in range(RUN) for lane in range(p.width)]
+            for at in range(0, len(turned), RUN):
+                body.line(f"vstore{RUN}(({vector})({', '.join(turned[at : at + RUN])}), 0, to + {at});")
+            body.line(f"to += {len(turned)};")
+        if last.extent > whole:
+            with body.block(f"for ({p.ctype} k = start + {whole}; k < start + {last.extent}; ++k)"):
+                for lane in range(p.width):
+                    body.line(f"to[{lane}] = from{lane}[k];")
+                body.line(f"to += {p.width};")
+
+    _nest(body, outer, write, p.ctype)
 
 
 def _pack_each(p: Panels, body: Source, helpers: dict[str, str]) -> None:
