@@ -5,7 +5,7 @@
 tilewright's time is that of the device's work: the operands lie in device memory and each call is followed by waiting
 for the device. NumPy uses the BLAS it was built with and PyTorch (where it is installed) its own, oneDNN or MKL, on all
 cores. The limit is what a kernel of multiply-adds in registers reaches on the same device at the same time. Each turn
-is four calls, the first not counted, a quarter of a second after the last: the others' threads spin that long.
+is a quarter of a second of calls and four more, of which three are counted: the others' threads spin that long.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ op gemm(a[M,K], b[K,N]) -> c[M,N]:
     c[m,n] = sum(k) a[m,k] * b[k,n]
 """
 OURS, LIMIT = "tilewright", "limit"
-BURST, PAUSE = 4, 0.25
+BURST, SETTLING = 4, 0.25
 
 
 def multiply_add_limit(device: tw.Device) -> tuple[Callable[[], object], float]:
@@ -69,7 +69,7 @@ def measure(size: int, device: tw.Device, tune: str | None, seconds: float) -> d
     difference = largest_difference([gemm(*on_device).numpy()], [a @ b])
     limit, operations = multiply_add_limit(device)
     functions: dict[str, Callable[[], object]] = {OURS: lambda: gemm(*on_device).wait(), "numpy": lambda: a @ b}
-    times = interleaved({**functions, **_torch(a, b), LIMIT: limit}, seconds, burst=BURST, pause=PAUSE)
+    times = interleaved({**functions, **_torch(a, b), LIMIT: limit}, seconds, burst=BURST, settling=SETTLING)
     rates = {
         name: 1e-9 * (operations if name == LIMIT else 2.0 * size**3) / statistics.median(t)
         for name, t in times.items()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import sys
+import time
 from pathlib import Path
 
 import numpy as np
@@ -128,3 +129,18 @@ def test_the_first_of_a_burst_is_not_counted() -> None:
     assert calls == ["a", "b"] * 2 + (["a"] * 3 + ["b"] * 3) * 2
     assert found == {"a": (1.0,) * 4, "b": (2.0,) * 4}
     assert len(interleaved({"f": lambda: None}, 0.0, 5, burst=2)["f"]) == 5
+
+
+def test_calls_while_a_turn_settles_are_not_counted() -> None:
+    count = 0
+
+    def timer() -> float:
+        nonlocal count
+        count += 1
+        time.sleep(0.002)
+        return float(count)
+
+    (found,) = in_turns({"f": timer}, 0.0, 2, burst=2, settling=0.01).values()
+    assert len(found) == 2
+    assert found[0] > 2 + 2, "two warm-up calls, those of the settling and the first of the burst come before"
+    assert found[1] > found[0] + 2

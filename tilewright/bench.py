@@ -43,13 +43,14 @@ def in_turns(
     seconds: float = 4.0,
     at_least: int = 5,
     burst: int = 1,
-    pause: float = 0.0,
+    settling: float = 0.0,
 ) -> dict[str, tuple[float, ...]]:
     """What every call gave, the timers called in turns for about ``seconds`` and ``at_least`` times each.
 
     Two calls of each come first and are not counted. A turn is ``burst`` calls; if that is more than one, the first
-    is not counted, which only brings the function's own data back into the caches. ``pause`` seconds lie ahead of
-    each turn, for the threads of libraries that keep a core busy for a while after a call: OpenMP's for up to 0.2 s.
+    is not counted, which only brings the function's own data back into the caches. Nor are the calls in the first
+    ``settling`` seconds of a turn: threads of other libraries keep a core busy for a while after a call (OpenMP's for
+    up to 0.2 s), and cores that were idle take some calls to wake.
     """
     for _ in range(_WARM_UP):
         for timer in timers.values():
@@ -58,7 +59,9 @@ def in_turns(
     end = time.perf_counter() + seconds
     while time.perf_counter() < end or any(len(t) < at_least for t in found.values()):
         for name, timer in timers.items():
-            time.sleep(pause)
+            settled = time.perf_counter() + settling
+            while time.perf_counter() < settled:
+                timer()
             turn = [timer() for _ in range(burst)]
             found[name] += turn[1:] or turn
     return {name: tuple(t) for name, t in found.items()}
@@ -69,11 +72,11 @@ def interleaved(
     seconds: float = 4.0,
     at_least: int = 5,
     burst: int = 1,
-    pause: float = 0.0,
+    settling: float = 0.0,
 ) -> dict[str, tuple[float, ...]]:
     """Wall seconds of every call of functions that return only when their work is done; `in_turns`."""
     timers = {name: _by_clock(function) for name, function in functions.items()}
-    return in_turns(timers, seconds, at_least, burst, pause)
+    return in_turns(timers, seconds, at_least, burst, settling)
 
 
 def _by_clock(function: Callable[[], object]) -> Callable[[], float]:
