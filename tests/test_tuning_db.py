@@ -300,6 +300,12 @@ def test_import_refuses_what_would_win_or_mean_two_things(
     assert store.measurements() == ()
 
 
+def test_what_is_shipped_is_read_whatever_the_clock_says() -> None:
+    record = {"kind": "measurement", **measured(1e-3, created="2999-01-01T00:00:00+00:00").to_record()}
+    lines = ['{"format": "tilewright-tuning", "version": 2}', json.dumps(record)]
+    assert len(list(exchange.parse_lines(lines, "shipped"))) == 1
+
+
 def test_clocks_may_differ_by_some_hours(store: Store, tmp_path: Path) -> None:
     later = (datetime.now(UTC) + timedelta(hours=12)).isoformat(timespec="microseconds")
     store.record(measured(1e-3, created=later))
