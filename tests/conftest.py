@@ -20,6 +20,7 @@ import pytest
 from tilewright.errors import DeviceError
 from tilewright.graph import megakernels
 from tilewright.runtime import Context, Device, context, devices, select_device
+from tilewright.tuning_db import Store
 
 hypothesis.settings.register_profile("tilewright", deadline=None, max_examples=20, derandomize=True)
 hypothesis.settings.register_profile("long", deadline=None, max_examples=500, derandomize=False)
@@ -130,6 +131,13 @@ def same_numbers(request: pytest.FixtureRequest) -> Iterator[None]:
     state = generator.bit_generator.state
     yield
     generator.bit_generator.state = state
+
+
+@pytest.fixture
+def store(tmp_path: Path) -> Iterator[Store]:
+    """A tuning database of the test's own."""
+    with Store.open(tmp_path / "tuning.sqlite") as opened:
+        yield opened
 
 
 @pytest.fixture(autouse=True)

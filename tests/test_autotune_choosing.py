@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 
@@ -20,12 +19,6 @@ from tilewright.dsl.program import (
 from tilewright.dsl.space import Configuration
 from tilewright.errors import InputError, UnsupportedError
 from tilewright.tuning_db import Store
-
-
-@pytest.fixture
-def store(tmp_path: Path) -> Iterator[Store]:
-    with Store.open(tmp_path / "tuning.sqlite") as s:
-        yield s
 
 
 @pytest.mark.parametrize(

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -35,12 +35,6 @@ SIZES: Mapping[str, Any] = {"global_size": "round_up(ceil_div(n, ITEMS), GROUP)"
 
 def scaled(x: Any, factor: Any, n: Any) -> Any:
     return factor * x
-
-
-@pytest.fixture
-def store(tmp_path: Path) -> Iterator[Store]:
-    with Store.open(tmp_path / "tuning.sqlite") as s:
-        yield s
 
 
 def arguments() -> list[Any]:

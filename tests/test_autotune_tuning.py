@@ -10,7 +10,6 @@ import sys
 import textwrap
 import time
 import zlib
-from collections.abc import Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
@@ -50,12 +49,6 @@ from tilewright.dsl.target import Target
 from tilewright.errors import DatabaseError
 from tilewright.runtime import Device, roofline
 from tilewright.tuning_db import Status, Store
-
-
-@pytest.fixture
-def store(tmp_path: Path) -> Iterator[Store]:
-    with Store.open(tmp_path / "tuning.sqlite") as s:
-        yield s
 
 
 def test_tuning_finds_and_stores_the_winner(store: Store) -> None:

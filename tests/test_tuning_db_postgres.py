@@ -12,8 +12,8 @@ from pathlib import Path
 
 import postgres_server
 import pytest
+from database_cases import WRITER, at, measured, winning
 from sqlalchemy import create_engine
-from test_tuning_db import WRITER, at, measured, winning
 from test_tuning_db_recorded import SPACE
 
 from tilewright.errors import DatabaseError

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from test_tuning_db import DEVICE, DRIVER, GENERATOR, at, measured
+from database_cases import DEVICE, DRIVER, GENERATOR, at, measured
 
 from tilewright.autotune import kernels
 from tilewright.cli import main

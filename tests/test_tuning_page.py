@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator
 from dataclasses import replace
 from html.parser import HTMLParser
 from pathlib import Path
@@ -23,12 +22,6 @@ from tilewright.tuning_page import Page, database_page, render, write_page
 
 NASTY = '<script>alert("$x_{")</script>'
 LIMITS = Limits(FAKE.identity, FAKE.driver, 1e-6, ((1 << 20, 8e9), (1 << 28, 4e9)), {"f32": 1e11}, "2026-01-01")
-
-
-@pytest.fixture
-def store(tmp_path: Path) -> Iterator[Store]:
-    with Store.open(tmp_path / "tuning.sqlite") as s:
-        yield s
 
 
 class Tags(HTMLParser):
