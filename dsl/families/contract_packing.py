@@ -134,8 +134,8 @@ def _pack_runs(p: Panels, body: Source, inner: Affine, step: int) -> None:
     before, _ = parted(inner, [last.name])
     vector, whole = f"{p.scalar}{RUN}", last.extent - last.extent % RUN
     for lane in range(p.width):
-        at = f"min(({p.ctype}){lane}, count - 1)" if p.total % p.width else lane
-        body.line(f"__global const {p.scalar}* from{lane} = from + {at} * {step};")
+        at = f"min(({p.ctype}){lane}, count - 1) * {step}" if p.total % p.width else lane * step
+        body.line(f"__global const {p.scalar}* from{lane} = from + {at};")
 
     def write() -> None:
         body.line(f"const {p.ctype} start = {affine(before, NAMES)};")
