@@ -101,12 +101,6 @@ def accumulated(
     return np.flip(found, along) if reverse else found
 
 
-def skip_slow_compilers(ctx: Context, shape: Shape) -> None:
-    """Skip kernels for GPUs on PoCL, which takes up to 20 s for each; another driver and Oclgrind run them all."""
-    if shape is Shape.GPU and ctx.device.name.startswith("pocl"):
-        pytest.skip("PoCL takes up to 20 s to compile a scan for GPUs; test_long_rows runs some here")
-
-
 def check(
     ctx: Context, made: Program, shape: Shape, seed: int, count: int = 1, expected: np.ndarray | None = None
 ) -> None:
@@ -176,7 +170,6 @@ def test_several_scans_with_arithmetic_around_them(
 )
 @pytest.mark.parametrize("along", [0, 1])
 def test_kinds_and_element_types(ctx: Context, shape: Shape, kind: str, dtype: str, along: int) -> None:
-    skip_slow_compilers(ctx, shape)
     made = scan((19, 260) if along else (130, 19), along, kind, DType(dtype))
     target = shaped(ctx.device.target, shape)
     arrays = values(made, 8)
@@ -193,7 +186,6 @@ def test_kinds_and_element_types(ctx: Context, shape: Shape, kind: str, dtype: s
 @BOTH_SHAPES
 @pytest.mark.parametrize("kind", ["max", "min", "sum"])
 def test_nan_stays_from_where_it_enters(ctx: Context, shape: Shape, kind: str) -> None:
-    skip_slow_compilers(ctx, shape)
     made = scan((3, 301), 1, kind)
     target = shaped(ctx.device.target, shape)
     arrays = values(made, 9)
