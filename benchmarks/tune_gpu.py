@@ -143,7 +143,7 @@ def tuned(
     store: Store,
     measurer: Supervisor,
 ) -> Result:
-    """Tune one combination; KeyboardInterrupt if it was stopped."""
+    """Tune one combination; KeyboardInterrupt if it was stopped, TilewrightError if there was time for nothing."""
     report = tune(
         [s.program for s in stages],
         device,
@@ -155,6 +155,8 @@ def tuned(
     )
     if report.interrupted:
         raise KeyboardInterrupt
+    if not report.after:
+        raise tw.TilewrightError(f"no kernel was measured in {report.seconds:.0f} s; it needs a longer budget")
     times = 1e3 * report.before, 1e3 * report.after
     return Result(combination, len(stages), *times, report.evaluations, dict(report.statuses), report.seconds)
 
