@@ -11,8 +11,8 @@ import re
 import sys
 from pathlib import Path
 
-MOST_HELD = 4096
-"""Libraries that are held; each has five mappings, of which Linux allows a process 65,530."""
+MOST_HELD = 1024
+"""Libraries that are held: each has five mappings to look through, and Linux allows a process 65,530."""
 
 _MAPS = Path("/proc/self/maps")
 _KERNEL = re.compile(r" (/\S.*/\d+-\d+-\d+[^/\n]*/[^/\n]+\.so)$", re.MULTILINE)
@@ -29,8 +29,8 @@ class Libraries:
         return len(self._held)
 
     def hold(self) -> None:
-        """Hold those that are loaded now."""
-        if not sys.platform.startswith("linux"):
+        """Hold those that are loaded now, `MOST_HELD` in all."""
+        if len(self._held) >= MOST_HELD or not sys.platform.startswith("linux"):
             return
         for path in kernels_in(_MAPS.read_text(encoding="utf-8", errors="surrogateescape")):
             if path not in self._held and len(self._held) < MOST_HELD:

@@ -108,6 +108,16 @@ def test_kernels_stay_loaded_on_pocl(ctx: Context) -> None:
     assert HELD_AT_ONCE < 128
 
 
+def test_no_more_than_so_many_are_held(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("tilewright.runtime.libraries.MOST_HELD", 0)
+    monkeypatch.setattr(
+        "tilewright.runtime.libraries.kernels_in", lambda maps: pytest.fail("looked through for nothing")
+    )
+    libraries = Libraries()
+    libraries.hold()
+    assert len(libraries) == 0
+
+
 def test_binaries_are_left_to_helpers_where_asking_has_a_price(ctx: Context, tmp_path: Path) -> None:
     other = Context(ctx.device)
     other.cache = ProgramCache(tmp_path)
