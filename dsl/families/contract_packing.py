@@ -129,12 +129,15 @@ def _runs_along_depth(p: Panels, inner: Affine) -> bool:
 
 
 def _pack_runs(p: Panels, body: Source, inner: Affine, step: int) -> None:
-    """Turn tiles of `width` places, `RUN` elements of the depth each; places beyond the last one repeat it."""
+    """Turn tiles of `width` places, `RUN` elements of the depth each.
+
+    Places beyond the last one repeat it, those of panels that lie beyond it altogether too: their `count` is negative.
+    """
     outer, last = p.c.depth[:-1], p.c.depth[-1]
     before, _ = parted(inner, [last.name])
     vector, whole = f"{p.scalar}{RUN}", last.extent - last.extent % RUN
     for lane in range(p.width):
-        at = f"min(({p.ctype}){lane}, count - 1) * {step}" if p.total % p.width else lane * step
+        at = f"min(({p.ctype}){lane}, count - 1) * {step}" if p.total < p.count * p.width else lane * step
         body.line(f"__global const {p.scalar}* from{lane} = from + {at};")
 
     def write() -> None:
