@@ -67,22 +67,18 @@ class Builds:
             (self._missing if found is Built.NOWHERE else self._sources).append(source)
             self._changed.notify_all()
         if not self._threads:
-            self._start(self._build)
+            self._start(lambda: self._build(self._sources))
         elif self._to_compile >= PER_HELPER * len(self._threads) and len(self._threads) <= self._helpers:
             self._start(self._compile_elsewhere)
 
     def finish(self) -> None:
         """Wait until everything is built."""
         with self._changed:
-            if len(self._threads) < 2:  # too few to start a helper for
-                self._give_back()
             self._open = False
             self._changed.notify_all()
         for thread in self._threads:
             thread.join()
-        with self._changed:
-            self._give_back()
-        self._build()  # what helpers that ended early have left
+        self._build(self._missing)  # what was too little to start a helper for, or was left by one that died
         if self._threads:
             forget_again()
 
@@ -91,21 +87,14 @@ class Builds:
         self._threads.append(thread)
         thread.start()
 
-    def _give_back(self) -> None:
-        """Have this process build what helpers were to compile."""
-        if self._missing is not self._sources:
-            self._sources.extend(self._missing)
-            self._missing.clear()
-            self._changed.notify_all()
-
     def _next(self, sources: deque[str]) -> str | None:
         with self._changed:
             while not sources and self._open:
                 self._changed.wait()
             return sources.popleft() if sources else None
 
-    def _build(self) -> None:
-        while (source := self._next(self._sources)) is not None:
+    def _build(self, sources: deque[str]) -> None:
+        while (source := self._next(sources)) is not None:
             with contextlib.suppress(TilewrightError):
                 self._ctx.build(source)
 
@@ -114,8 +103,8 @@ class Builds:
             while (source := self._next(self._missing)) is not None:
                 if helper.compile(source) is None:
                     with self._changed:
-                        self._sources.append(source)  # whoever is left builds it
-                        self._give_back()
+                        self._missing.append(source)  # whoever is left builds it
+                        self._changed.notify_all()
                     return
                 with contextlib.suppress(TilewrightError):
                     self._ctx.build(source)

@@ -324,20 +324,17 @@ class Context:
         border.refuse_after_fork()
         ready = launches if isinstance(launches, Launches) else Launches(launches)
         with self._lock:
-            if ready is launches and not ready.stay_loaded and self._unloads():
+            most = self._loaded_at_most
+            if most is not None and self._bound > most and ready is launches and not ready.stay_loaded:
                 self._start_and_hold(ready)
             else:
                 self._start(ready)
 
     def _start(self, ready: Launches, start: int = 0, stop: int | None = None) -> None:
         try:
-            self._launcher.start(ready.calls if stop is None else ready.calls[start:stop])
+            self._launcher.start(ready.calls[start:stop])
         except LaunchRefused as error:
             raise self._launch_error(error, ready.started[start + error.position]) from error
-
-    def _unloads(self) -> bool:
-        """Whether there are more kernels than the driver keeps loaded."""
-        return self._loaded_at_most is not None and self._bound > self._loaded_at_most
 
     def _start_and_hold(self, ready: Launches) -> None:
         """Start launches, and keep their kernels loaded from now on: the driver loads a kernel when it first runs."""

@@ -1,6 +1,10 @@
-"""Measurements for the tests of the tuning database."""
+"""Measurements for the tests of the tuning database, and a process that stores some."""
 
 from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
 
 from tilewright.tuning_db import Measurement, Status, Store
 
@@ -46,3 +50,10 @@ with Store.open(path) as store:
             configuration='{"n": %d}' % n, generator="1", status=Status.OK, seconds=1.0 + n, samples=(1.0 + n,)))
         print(n, flush=True)
 """
+
+
+def writer(place: Path | str, name: str, count: int) -> subprocess.Popen[str]:
+    """A process that stores `count` measurements of a family, and says each number once it is stored."""
+    return subprocess.Popen(
+        [sys.executable, "-c", WRITER, str(place), name, str(count)], stdout=subprocess.PIPE, text=True
+    )

@@ -8,8 +8,6 @@ import os
 import shutil
 import signal
 import sqlite3
-import subprocess
-import sys
 import tempfile
 import threading
 import time
@@ -18,7 +16,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
-from database_cases import WRITER, measured, winning
+from database_cases import measured, winning, writer
 from sqlalchemy import Connection, event
 
 from tilewright.errors import DatabaseError
@@ -219,15 +217,9 @@ def test_a_lock_that_stays_is_a_clear_error(tmp_path: Path, monkeypatch: pytest.
 # --- several processes, and killed ones ---------------------------------------------------------------------------
 
 
-def _writer(path: Path, name: str, count: int) -> subprocess.Popen[str]:
-    return subprocess.Popen(
-        [sys.executable, "-c", WRITER, str(path), name, str(count)], stdout=subprocess.PIPE, text=True
-    )
-
-
 def test_processes_that_write_at_once_all_finish(tmp_path: Path) -> None:
     path = tmp_path / "tuning.sqlite"
-    writers = [_writer(path, f"writer{n}", 40) for n in range(3)]
+    writers = [writer(path, f"writer{n}", 40) for n in range(3)]
     for w in writers:
         w.communicate(timeout=120)
         assert w.returncode == 0
@@ -241,14 +233,14 @@ def test_a_killed_process_loses_nothing_it_was_told_is_stored(tmp_path: Path) ->
     path = tmp_path / "tuning.sqlite"
     told = 0
     for attempt in range(5):
-        writer = _writer(path, f"attempt{attempt}", 100_000)
-        assert writer.stdout is not None
-        assert writer.stdout.readline() == "0\n"
+        process = writer(path, f"attempt{attempt}", 100_000)
+        assert process.stdout is not None
+        assert process.stdout.readline() == "0\n"
         time.sleep(0.03 * attempt)
-        writer.send_signal(signal.SIGKILL)
-        told += 1 + len(writer.stdout.read().split())
-        writer.stdout.close()
-        writer.wait()
+        process.send_signal(signal.SIGKILL)
+        told += 1 + len(process.stdout.read().split())
+        process.stdout.close()
+        process.wait()
     with Store.open(path) as s:
         stored = s.stats().measurements
         assert s.verify() == ()

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import subprocess
-import sys
 import threading
 import time
 from collections.abc import Iterator
@@ -12,7 +10,7 @@ from pathlib import Path
 
 import postgres_server
 import pytest
-from database_cases import WRITER, at, measured, winning
+from database_cases import at, measured, winning, writer
 from sqlalchemy import create_engine
 from test_tuning_db_recorded import SPACE
 
@@ -88,12 +86,8 @@ def test_an_empty_database_is_not_filled_by_reading(url: str) -> None:
         Store.open(url, read_only=True)
 
 
-def _writer(url: str, name: str, count: int) -> subprocess.Popen[str]:
-    return subprocess.Popen([sys.executable, "-c", WRITER, url, name, str(count)], stdout=subprocess.PIPE, text=True)
-
-
 def test_processes_that_open_and_write_at_once_all_finish(url: str) -> None:
-    writers = [_writer(url, f"writer{n}", 40) for n in range(4)]
+    writers = [writer(url, f"writer{n}", 40) for n in range(4)]
     for w in writers:
         w.communicate(timeout=120)
         assert w.returncode == 0
@@ -105,14 +99,14 @@ def test_processes_that_open_and_write_at_once_all_finish(url: str) -> None:
 def test_a_killed_writer_loses_nothing_it_was_told_is_stored(url: str) -> None:
     told = 0
     for attempt in range(3):
-        writer = _writer(url, f"attempt{attempt}", 100_000)
-        assert writer.stdout is not None
-        assert writer.stdout.readline() == "0\n"
+        process = writer(url, f"attempt{attempt}", 100_000)
+        assert process.stdout is not None
+        assert process.stdout.readline() == "0\n"
         time.sleep(0.05 * attempt)
-        writer.kill()
-        told += 1 + len(writer.stdout.read().split())
-        writer.stdout.close()
-        writer.wait()
+        process.kill()
+        told += 1 + len(process.stdout.read().split())
+        process.stdout.close()
+        process.wait()
     with Store.open(url) as store:
         assert told <= store.stats().measurements <= told + 3
         assert store.verify() == ()
